@@ -1,0 +1,35 @@
+"""mlxbench: a research workbench for MLX in Jupyter.
+
+``%load_ext mlxbench_kernel`` gives any IPython kernel the ``%mlx_dist`` magics; the Python
+interface behind them is `Cluster`. Exports are loaded on first use, so that ranks import
+no widget library.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "BenchError": "errors",
+    "CellError": "errors",
+    "CellTimeout": "errors",
+    "Cluster": "cluster",
+    "ClusterError": "errors",
+    "UsageError": "errors",
+    "load_ipython_extension": "kernel.extension",
+    "unload_ipython_extension": "kernel.extension",
+}
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,10 @@
+"""The unified pool of a host, and what one process holds of it.
+
+`sample` is cheap (well under a millisecond) and may be called from any thread. What differs
+between systems is in `linux` (with `cgroup`) and `macos`.
+"""
+
+from mlxbench_kernel.memory.samples import MemorySample, sample
+from mlxbench_kernel.memory.units import format_bytes
+
+__all__ = ["MemorySample", "format_bytes", "sample"]

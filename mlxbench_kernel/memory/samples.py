@@ -1,0 +1,85 @@
+"""One look at MLX's counters, the process's footprint and the pool that it draws from."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+
+@dataclass(frozen=True)
+class MemorySample:
+    """Memory of one rank at one moment; every number is in bytes.
+
+    MLX's counters and the footprint can differ by a factor (ml-explore/mlx #3896: 46 GB
+    against 110 GB), so both are here.
+
+    Attributes
+    ----------
+    active, cache, peak
+        What MLX's allocator has handed out, keeps for reuse, and had handed out at most.
+    footprint
+        What the operating system charges this process (see `linux.footprint` and
+        `macos.footprint`). On CUDA that is memory of the host, not of the GPU.
+    total, available
+        The pool: the host's memory, within the control group's limit where there is one, or
+        the GPU's where it has memory of its own. Available is what can be had without
+        pushing out anything that would have to come back.
+    limit
+        Working set that Metal recommends at most for the GPU; None where there is no such cap.
+    """
+
+    active: int
+    cache: int
+    peak: int
+    footprint: int
+    total: int
+    available: int
+    limit: int | None
+
+
+def sample() -> MemorySample:
+    """Read the memory of this process and its pool now; evaluates nothing, from any thread.
+
+    Raises
+    ------
+    OSError
+        The system did not answer.
+    """
+    import mlx.core as mx
+
+    if sys.platform == "darwin":
+        from mlxbench_kernel.memory import macos as system
+    else:
+        from mlxbench_kernel.memory import linux as system
+    gpu = _gpu()
+    # CUDA's GPU has a pool of its own, Metal's shares the host's (`mx.device_info`).
+    own_pool = "free_memory" in gpu
+    total, available = (gpu["total_memory"], gpu["free_memory"]) if own_pool else system.pool()
+    return MemorySample(
+        active=mx.get_active_memory(),
+        cache=mx.get_cache_memory(),
+        peak=mx.get_peak_memory(),
+        footprint=system.footprint(),
+        total=total,
+        available=available,
+        limit=gpu.get("max_recommended_working_set_size"),
+    )
+
+
+def _gpu() -> dict[str, Any]:
+    """`mx.device_info` of the GPU that is used by default, now; empty where there is none."""
+    import mlx.core as mx
+
+    if not _has_gpu():
+        return {}
+    default = mx.default_device()  # a user may have made it the CPU: arrays stay in one pool
+    return dict(mx.device_info(default if default.type == mx.gpu else mx.Device(mx.gpu, 0)))
+
+
+@cache
+def _has_gpu() -> bool:
+    import mlx.core as mx
+
+    return bool(mx.is_available(mx.gpu))

@@ -1,0 +1,55 @@
+"""What tests on real ranks share: recorded output, and the processes there are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psutil
+
+
+class Recorded:
+    """Output of a cell, as text by rank."""
+
+    def __init__(self) -> None:
+        self.messages: list[tuple[int, str, dict[str, Any]]] = []
+
+    def message(self, rank: int, kind: str, content: dict[str, Any]) -> None:
+        self.messages.append((rank, kind, content))
+
+    def page(self, rank: int, data: dict[str, Any]) -> None:
+        self.messages.append((rank, "page", {"data": data}))
+
+    def done(self, rank: int) -> None:
+        self.messages.append((rank, "done", {}))
+
+    def refresh(self, status: str) -> None:
+        self.status = status
+
+    def finish(self) -> None:
+        pass
+
+    def text(self, rank: int) -> str:
+        parts = []
+        for r, kind, content in self.messages:
+            if r == rank and kind == "stream":
+                parts.append(content["text"])
+            elif r == rank and kind == "execute_result":
+                parts.append(content["data"]["text/plain"])
+        return "".join(parts)
+
+
+def processes() -> set[int]:
+    """Living processes that were started for ranks, by this test run."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        if lives(process.pid):
+            found.add(process.pid)
+    return found
+
+
+def lives(pid: int) -> bool:
+    """Whether a process runs; one that only its parent has still to notice does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,136 @@
+"""What macOS says about memory, in the formats of Apple's headers; none of it ran on a Mac.
+
+Sources: apple-oss-distributions/xnu, ``bsd/sys/resource.h``, ``osfmk/mach/vm_statistics.h`` and
+``osfmk/mach/host_info.h``, read 2026-11-23.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mlxbench_kernel.memory import macos
+
+GB = 10**9
+
+# The five calls as macOS declares them, with the structs of its headers, as a library that can
+# be built on any system. The answers are those of a Mac with 128 GiB and 16 KiB pages.
+LIBSYSTEM = r"""
+#include <errno.h>
+#include <stdint.h>
+#include <string.h>
+#include <unistd.h>
+
+typedef uint32_t natural_t;
+struct rusage_info_v4 {
+  uint8_t ri_uuid[16];
+  uint64_t ri_user_time, ri_system_time, ri_pkg_idle_wkups, ri_interrupt_wkups, ri_pageins,
+      ri_wired_size, ri_resident_size, ri_phys_footprint, ri_proc_start_abstime,
+      ri_proc_exit_abstime, ri_child_user_time, ri_child_system_time, ri_child_pkg_idle_wkups,
+      ri_child_interrupt_wkups, ri_child_pageins, ri_child_elapsed_abstime, ri_diskio_bytesread,
+      ri_diskio_byteswritten, ri_cpu_time_qos_default, ri_cpu_time_qos_maintenance,
+      ri_cpu_time_qos_background, ri_cpu_time_qos_utility, ri_cpu_time_qos_legacy,
+      ri_cpu_time_qos_user_initiated, ri_cpu_time_qos_user_interactive, ri_billed_system_time,
+      ri_serviced_system_time, ri_logical_writes, ri_lifetime_max_phys_footprint,
+      ri_instructions, ri_cycles, ri_billed_energy, ri_serviced_energy,
+      ri_interval_max_phys_footprint, ri_runnable_time;
+};
+struct vm_statistics64 {
+  natural_t free_count, active_count, inactive_count, wire_count;
+  uint64_t zero_fill_count, reactivations, pageins, pageouts, faults, cow_faults, lookups, hits,
+      purges;
+  natural_t purgeable_count, speculative_count;
+  uint64_t decompressions, compressions, swapins, swapouts;
+  natural_t compressor_page_count, throttled_count, external_page_count, internal_page_count;
+  uint64_t total_uncompressed_pages_in_compressor;
+} __attribute__((aligned(8)));
+
+int proc_pid_rusage(int pid, int flavor, void *buffer) {
+  if (pid != getpid() || flavor != 4) { errno = EINVAL; return -1; }
+  struct rusage_info_v4 info;
+  memset(&info, 0x55, sizeof info);
+  info.ri_phys_footprint = 110000000000;
+  memcpy(buffer, &info, sizeof info);
+  return 0;
+}
+
+int sysctlbyname(const char *name, void *value, size_t *size, void *new_value, size_t new_size) {
+  if (strcmp(name, "hw.memsize") != 0 || *size != 8 || new_value || new_size) {
+    errno = ENOENT;
+    return -1;
+  }
+  *(uint64_t *)value = 137438953472;
+  return 0;
+}
+
+static int rights;
+natural_t mach_host_self(void) { return 0xf0000001u + rights++; }
+
+int host_page_size(natural_t host, uintptr_t *size) {
+  if (host != 0xf0000001u) return 4;
+  *size = 16384;
+  return 0;
+}
+
+int host_statistics64(natural_t host, int flavor, void *info, natural_t *count) {
+  if (host != 0xf0000001u || flavor != 4 || *count != sizeof(struct vm_statistics64) / 4) return 4;
+  struct vm_statistics64 all;
+  memset(&all, 0x55, sizeof all);
+  all.free_count = 100000;
+  all.speculative_count = 40000;
+  all.external_page_count = 300000;
+  all.purgeable_count = 7000;
+  memcpy(info, &all, sizeof all);
+  return 0;
+}
+"""
+
+
+@pytest.fixture
+def mac(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    cached = (macos._system, macos._host, macos._page_size, macos._total)
+    for function in cached:
+        function.cache_clear()
+    source = tmp_path / "libsystem.c"
+    source.write_text(LIBSYSTEM)
+    library = tmp_path / "libSystem.B.dylib"
+    compiler = shutil.which("cc")
+    assert compiler is not None
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
+    monkeypatch.setattr(macos, "SYSTEM", str(library))
+    yield library
+    for function in cached:
+        function.cache_clear()
+
+
+def test_every_field_is_where_the_headers_have_it(mac: Path) -> None:
+    assert macos.footprint() == 110 * GB
+    # Read-ahead pages are in both counts: 100 000 - 40 000 + 300 000 + 7 000 pages.
+    assert macos.pool() == (137_438_953_472, 367_000 * 16_384)
+    assert macos.pool() == macos.pool(), "the host's port is taken once"
+
+
+def test_a_call_that_fails_says_so(mac: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(macos, "RUSAGE_INFO_V4", 99)
+    with pytest.raises(OSError, match="proc_pid_rusage"):
+        macos.footprint()
+    monkeypatch.setattr(macos, "HOST_VM_INFO64", 99)
+    with pytest.raises(OSError, match="host_statistics64 with status 4"):
+        macos.pool()
+
+
+def test_the_structs_have_the_sizes_that_macos_expects() -> None:
+    assert macos.RUSAGE.size == 296
+    assert macos.VM_STATISTICS.size == 38 * 4, "HOST_VM_INFO64_REV1_COUNT is 38 words"
+
+
+def test_footprint_is_not_the_resident_size() -> None:
+    fields = [0] * 35
+    fields[6], fields[7] = 46 * GB, 110 * GB  # ri_resident_size, ri_phys_footprint
+    assert macos.parse_rusage(struct.pack("<16s35Q", os.urandom(16), *fields)) == 110 * GB
