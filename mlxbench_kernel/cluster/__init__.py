@@ -1,0 +1,15 @@
+"""Starts, holds and ends the ranks: hostfile, launchers, rendezvous, cells, data.
+
+`Cluster` is what a notebook holds; it is built on ipyparallel's own controller, engines and
+client, and on MLX's backends.
+"""
+
+from mlxbench_kernel.cluster.cells import CellOutputSink, CellResult
+from mlxbench_kernel.cluster.cluster import Cluster
+from mlxbench_kernel.cluster.hostfile import BACKENDS, Host, Hostfile
+from mlxbench_kernel.cluster.state import ClusterInfo, RankInfo
+
+__all__ = [
+    "BACKENDS", "CellOutputSink", "CellResult", "Cluster", "ClusterInfo", "Host", "Hostfile",
+    "RankInfo",
+]  # fmt: skip

@@ -1,0 +1,240 @@
+"""Brings ranks up: plan, start, agree on addresses, try the paths, join the group."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import wait
+from pathlib import Path
+from typing import Any
+
+from mlxbench_kernel import native
+from mlxbench_kernel.cluster import hosts as remote
+from mlxbench_kernel.cluster import reach, rendezvous, state
+from mlxbench_kernel.cluster.client import BenchClient
+from mlxbench_kernel.cluster.hostfile import BACKENDS, Host, Hostfile
+from mlxbench_kernel.cluster.machinery import Machinery, Progress, local_plan
+from mlxbench_kernel.cluster.report import HostReport
+from mlxbench_kernel.cluster.state import ClusterInfo, Options, RankInfo
+from mlxbench_kernel.errors import ClusterError, UsageError
+from mlxbench_kernel.rank import ports, startup
+
+PATH_SECONDS = 5.0
+
+
+class BringUp:
+    """One attempt to bring ranks up; either all of them are there, or nothing is left.
+
+    Parameters
+    ----------
+    options
+        What the user asked for.
+    progress
+        Called with the fraction done and a text.
+    """
+
+    def __init__(self, options: Options, progress: Progress | None) -> None:
+        self._options = options
+        self._progress = progress or (lambda done, text: None)
+        self._deadline = time.monotonic() + options.timeout
+        self._notes: list[str] = []
+
+    def run(self) -> tuple[ClusterInfo, Machinery, BenchClient]:
+        """Do it.
+
+        Raises
+        ------
+        UsageError, ClusterError
+            See `Cluster.up`.
+        """
+        hostfile = self._hostfile()
+        wanted = (self._options.backend, hostfile.backend)
+        named = next((name for name in wanted if name not in ("", "any")), "")
+        if named and hostfile.path:
+            hostfile.check(named)  # before anything is asked of hosts
+        self._progress(0.0, "looking at the hosts")
+        reports = remote.probe(hostfile.hosts, self._options.python, timeout=10.0)
+        backend = rendezvous.choose(
+            self._options.backend,
+            hostfile.backend,
+            hostfile.hosts,
+            [reports[host.ssh].backends for host in hostfile.hosts],
+            [reports[host.ssh].gpus for host in hostfile.hosts],
+        )
+        hostfile.check(backend)
+        if not native.ready():
+            self._progress(0.05, "compiling the native module, once (about 10 s)")
+            native.load()
+        home = state.new_home()
+        machinery: Machinery | None = None
+        client: BenchClient | None = None
+        try:
+            self._progress(0.1, "starting the controller and the ranks")
+            machinery = self._machinery(home, hostfile, backend, reports)
+            machinery.launch()
+            client = machinery.connect(self._left())
+            _check_controller(machinery, reports)
+            size = len(hostfile.hosts)
+            machinery.wait_for_ranks(
+                client,
+                self._deadline,
+                lambda there: self._progress(0.2 + 0.6 * there / size, f"{there} of {size} ranks"),
+            )
+            self._progress(0.85, f"joining the group ({backend})")
+            info = self._join(home, hostfile.hosts, backend, client)
+        except BaseException:
+            from mlxbench_kernel.cluster.cluster import end
+
+            if machinery is not None:
+                end(home, machinery, client, range(len(hostfile.hosts)))
+            shutil.rmtree(home, ignore_errors=True)
+            raise
+        self._progress(1.0, "up")
+        return info, machinery, client
+
+    def _hostfile(self) -> Hostfile:
+        options = self._options
+        if options.n is not None and options.n < 1:
+            raise UsageError(f"-n {options.n}: give the number of ranks, 1 or more")
+        if options.backend not in ("", "any", *BACKENDS):
+            raise UsageError(f"unknown backend {options.backend!r}: any, {', '.join(BACKENDS)}")
+        if options.hostfile is None:
+            return Hostfile.local(2 if options.n is None else options.n)
+        hostfile = Hostfile.read(options.hostfile)
+        count = len(hostfile.hosts)
+        if options.n is not None and options.n > count:
+            raise UsageError(
+                f"-n {options.n} but {options.hostfile} has {count} hosts; name a host twice in "
+                "it for two ranks there"
+            )
+        if options.n is not None and options.n < count:
+            rdma = options.n
+            chosen = tuple(
+                Host(host.ssh, host.ips, host.rdma[:rdma]) for host in hostfile.hosts[: options.n]
+            )
+            hostfile = Hostfile(chosen, hostfile.backend, hostfile.envs, hostfile.path)
+        return hostfile
+
+    def _machinery(
+        self,
+        home: Path,
+        hostfile: Hostfile,
+        backend: str,
+        reports: Mapping[str, HostReport],
+    ) -> Machinery:
+        options = self._options
+        environment = {**hostfile.envs, **options.env}
+        listen = remote.our_address(reports)
+        plans = []
+        for rank, host in enumerate(hostfile.hosts):
+            if host.is_local:
+                plan = local_plan(home, rank, options.python)
+                if listen:
+                    plan["connection"] = ""
+            else:
+                plan = remote.plan(reports[host.ssh], home.name, rank)
+            plan["environment"] = dict(environment)
+            plans.append(plan)
+        self._notes += remote.prepare(reports, plans, os.getcwd())
+        mpirun = None
+        if backend == "mpi" and len(hostfile.hosts) > 1:
+            mpirun = rendezvous.mpirun(hostfile.hosts, list(environment))
+        return Machinery.create(home, plans, mpirun=mpirun, keep=options.keep, listen=listen)
+
+    def _join(
+        self, home: Path, hosts: Sequence[Host], backend: str, client: BenchClient
+    ) -> ClusterInfo:
+        size = len(hosts)
+        ips = rendezvous.reservations(backend, hosts)
+        addresses = self._on_ranks(client, hosts, ports.reserve, [(own,) for own in ips])
+        wanted = rendezvous.targets(backend, addresses)
+        failed = self._on_ranks(
+            client, hosts, ports.unreachable, [(paths, PATH_SECONDS) for paths in wanted]
+        )
+        for rank, unreachable in enumerate(failed):
+            for address, why in unreachable.items():
+                target = next(r for r, own in enumerate(addresses) if address in own)
+                raise ClusterError(
+                    f"rank {rank} on {hosts[rank].ssh} cannot reach rank {target} on "
+                    f"{hosts[target].ssh} at {address} ({why}): look at the cable, the address "
+                    "in the hostfile and the firewall there; %mlx_dist doctor --hostfile F tries "
+                    "every path"
+                )
+        self._on_ranks(client, hosts, startup.prepare, [() for _ in hosts])
+        # All ranks let go before one starts: it might connect to a reservation that is still open.
+        self._on_ranks(client, hosts, ports.release, [() for _ in hosts])
+        seed = self._options.seed
+        seed = random.SystemRandom().randrange(2**32) if seed is None else seed
+        settings = rendezvous.settings(backend, hosts, addresses)
+        name = rendezvous.init_name(backend)
+        identities = self._on_ranks(
+            client,
+            hosts,
+            startup.join,
+            [(r, size, name, s.variables, s.files, seed) for r, s in enumerate(settings)],
+        )
+        self._note_native(hosts, identities)
+        ranks = tuple(
+            RankInfo(rank, who["host"], who["pid"], who["device"], who["mlx"])
+            for rank, who in enumerate(identities)
+        )
+        info = ClusterInfo(
+            home.name, size, backend if size > 1 else "one rank", seed, os.getcwd(), self._options,
+            os.getpid(), state.process_started(), ranks, tuple(self._notes),
+        )  # fmt: skip
+        info.save()
+        return info
+
+    def _note_native(self, hosts: Sequence[Host], identities: Sequence[dict[str, Any]]) -> None:
+        reasons = {host.ssh: who["native"] for host, who in zip(hosts, identities, strict=True)}
+        for host, reason in reasons.items():
+            if reason:
+                self._notes.append(f"{host}: works without the native module ({reason})")
+
+    def _on_ranks(
+        self,
+        client: BenchClient,
+        hosts: Sequence[Host],
+        function: Callable[..., Any],
+        arguments: Sequence[tuple[Any, ...]],
+    ) -> list[Any]:
+        """Call a function on all ranks at once, each with its own arguments."""
+        calls = [client[rank].apply_async(function, *args) for rank, args in enumerate(arguments)]
+        pending = dict(enumerate(calls))
+        while pending:
+            for rank, call in list(pending.items()):
+                if call.done():
+                    del pending[rank]
+                    error = call.exception()
+                    if error is not None:
+                        text = getattr(error, "evalue", str(error))
+                        raise ClusterError(f"rank {rank} on {hosts[rank].ssh}: {text}")
+            if pending and time.monotonic() > self._deadline:
+                rank = min(pending)
+                raise ClusterError(
+                    f"rank {rank} on {hosts[rank].ssh} did not finish {function.__name__} within "
+                    f"{self._options.timeout:g} s (--timeout)"
+                )
+            wait(list(pending.values()), timeout=0.05)
+        return [call.get() for call in calls]
+
+    def _left(self) -> float:
+        return max(self._deadline - time.monotonic(), 1.0)
+
+
+def _check_controller(machinery: Machinery, reports: Mapping[str, HostReport]) -> None:
+    """See that every host reaches the controller, else its ranks would be waited for in vain."""
+    remote = [report for report in reports.values() if not report.local]
+    if not remote:
+        return
+    address = machinery.address()
+    failed = reach.unreachable(remote, [[address]] * len(remote), PATH_SECONDS)
+    for report, unreachable in zip(remote, failed, strict=True):
+        if unreachable:
+            raise ClusterError(
+                f"{report.ssh} cannot reach this machine at {address} "
+                f"({unreachable[address]}): let Python through this machine's firewall"
+            )

@@ -1,0 +1,117 @@
+"""The ipyparallel client, with cell output routed as it arrives and control calls.
+
+ipyparallel gathers a cell's output itself: it keeps the whole text of every stream and
+copies it at each message, which a million lines turn into hours. Messages of cells that
+were started here go to their listener instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import TimeoutError as FutureTimeout
+from functools import partial
+from typing import Any
+
+import ipyparallel
+from ipyparallel.client.client import MessageFuture, unpack_message
+
+from mlxbench_kernel.rank.control import REQUEST
+
+Listener = Callable[[int, dict[str, Any]], None]
+DISPLAYED = frozenset(
+    {"stream", "display_data", "update_display_data", "execute_result", "clear_output", "error"}
+)
+
+
+class BenchClient(ipyparallel.Client):  # type: ignore[misc]
+    """Client of one cluster; engine ids are ranks."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.__dict__["_listeners"] = {}
+        super().__init__(*args, **kwargs)
+
+    @unpack_message  # type: ignore[untyped-decorator]
+    def _dispatch_iopub(self, message: dict[str, Any]) -> None:
+        kind = message["header"]["msg_type"]
+        found = self._listeners.get(message["parent_header"].get("msg_id"))
+        if found is not None and kind in DISPLAYED:
+            rank, listener = found
+            listener(rank, message)
+        else:
+            super()._dispatch_iopub.__wrapped__(self, message)
+
+    def start_cell(self, code: str, rank: int, listener: Listener) -> MessageFuture:
+        """Send a cell to one rank.
+
+        Parameters
+        ----------
+        code
+            Source of the cell.
+        rank
+            Where it runs.
+        listener
+            Called with the rank and each message that is to be displayed, on the client's
+            IO thread; also for output that comes after the cell has ended.
+
+        Returns
+        -------
+        MessageFuture
+            Done when the cell has ended; its ``output`` is done when all output arrived.
+        """
+        identity = self._build_targets(rank)[0][0]
+        return self.send_execute_request(
+            self._mux_stream,  # a bare socket would swallow the events that its stream waits for
+            code,
+            silent=False,
+            ident=identity,
+            message_future_hook=partial(self._listen, rank, listener),
+        )
+
+    def _listen(self, rank: int, listener: Listener, future: MessageFuture) -> None:
+        self._listeners[future.msg_id] = (rank, listener)
+
+    def forget_cells(self) -> None:
+        """Stop listening to the cells started so far."""
+        self._listeners.clear()
+
+    def call(
+        self, name: str, ranks: Sequence[int], timeout: float, **arguments: Any
+    ) -> dict[int, Any]:
+        """Ask ranks on the control channel, which answers also while a cell blocks.
+
+        Parameters
+        ----------
+        name, arguments
+            One of `mlxbench_kernel.rank.control.CALLS` and what it takes.
+        ranks
+            Whom to ask, all at once.
+        timeout
+            Seconds to wait for all of them together.
+
+        Returns
+        -------
+        dict
+            Answers by rank; ranks that did not answer in time, or are gone, are left out.
+        """
+        living = set(self.ids)
+        content = {"call": name, "arguments": arguments}
+        futures = {
+            rank: self._send(
+                self._control_stream,
+                REQUEST,
+                content=content,
+                ident=self._build_targets(rank)[0][0],
+            )
+            for rank in ranks
+            if rank in living
+        }
+        answers = {}
+        for rank, future in futures.items():
+            try:
+                reply = future.result(timeout=timeout)["content"]
+            except FutureTimeout:
+                timeout = 0.0
+                continue
+            if reply.get("status") == "ok":
+                answers[rank] = reply["result"]
+        return answers

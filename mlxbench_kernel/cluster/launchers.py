@@ -1,0 +1,194 @@
+"""ipyparallel launchers for ranks: local processes, processes over ssh, and mpirun.
+
+Each gives rank r the engine id r and its own environment, and starts all ranks at once
+(ipyparallel waits between them, and starts those over ssh one after the other).
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import PurePosixPath
+from typing import Any
+
+from ipyparallel.cluster.launcher import (
+    LocalControllerLauncher,
+    LocalEngineLauncher,
+    LocalEngineSetLauncher,
+    MPIEngineSetLauncher,
+    SSHEngineLauncher,
+)
+from traitlets import Dict, List, Unicode
+
+from mlxbench_kernel.cluster import ssh
+
+RANK_MODULE = "mlxbench_kernel.rank"
+LEAVE_SECONDS = 5.0
+
+
+class ControllerLauncher(LocalControllerLauncher):  # type: ignore[misc]
+    """Starts `mlxbench_kernel.cluster.controller`."""
+
+    controller_cmd = List([sys.executable, "-m", "mlxbench_kernel.cluster.controller"])
+
+
+class SSHRankLauncher(SSHEngineLauncher):  # type: ignore[misc]
+    """One rank over ssh, in a single connection.
+
+    The host was looked at before (`hosts.probe`), so ipyparallel's own questions are left
+    out. The connection information, keys included, goes over standard input.
+    """
+
+    command = List(Unicode())
+    _ssh_sender: Any = None
+    _output: str | None = None
+
+    @property
+    def program(self) -> list[str]:
+        return list(self.command)
+
+    @property
+    def program_args(self) -> list[str]:
+        return []
+
+    def start(self) -> None:
+        sender = self.ssh_sender
+        self.pid = sender.cmd_start(
+            self.program, env=self.get_env(), output_file=self.remote_output_file
+        )
+        self.notify_start({"host": self.location, "pid": self.pid})
+        self._start_waiting()
+
+    @property
+    def ssh_sender(self) -> Any:
+        if self._ssh_sender is None:
+            from ipyparallel.cluster.shellcmd import ShellCommandSend
+
+            self._ssh_sender = ShellCommandSend(
+                ["ssh", *ssh.OPTIONS, "--"],
+                [self.location],
+                shlex.quote(self.remote_python),
+                initialize=False,
+                log=self.log,
+            )
+            self._ssh_sender.shell_info = ("posix", "sh")
+        return self._ssh_sender
+
+    async def stop(self) -> None:
+        # The rank was asked to leave before: what is left is to hear that over ssh.
+        self._wait_thread.join(LEAVE_SECONDS)
+        if self._wait_thread.is_alive():
+            await super().stop()
+
+    def get_output(self, remove: bool = False) -> str:
+        if remove:  # the rank removes its folder itself
+            return self._output or ""
+        if self._output is None:
+            code = f"print(open({self.remote_output_file!r}).read())"
+            try:
+                self._output = self.ssh_sender.check_output_python_code(code)
+            except Exception as error:
+                self._output = f"(no log from {self.location}: {error})"
+        return self._output
+
+
+class _Kept:
+    """Makes a launcher again from what ipyparallel kept of it."""
+
+    @staticmethod
+    def from_dict(kept: dict[str, Any], **kwargs: Any) -> LocalEngineLauncher:
+        launcher = SSHRankLauncher if "ssh_cmd" in kept else LocalEngineLauncher
+        return launcher.from_dict(kept, **kwargs)
+
+
+class RankSetLauncher(LocalEngineSetLauncher):  # type: ignore[misc]
+    """Starts one engine per rank, here or over ssh, as `ranks` says."""
+
+    launcher_class = _Kept
+    ranks = List(Dict(), help="For each rank: ssh, python, folder, work_dir, environment.")
+
+    def start(self, n: int) -> list[Any]:
+        self.n = n
+        for rank, plan in enumerate(self.ranks):
+            self.launchers[str(rank)] = self._launcher(rank, plan)
+        launchers = list(self.launchers.values())
+        with ThreadPoolExecutor(max(len(launchers), 1)) as pool:
+            # `loop` is taken from the current thread: ask for it in this one.
+            for launcher in launchers:
+                launcher.loop = self.loop
+                launcher.on_stop(self._notice_engine_stopped)
+            list(pool.map(lambda launcher: launcher.start(), launchers))
+        self.notify_start([launcher.pid for launcher in launchers])
+        return launchers
+
+    def _launcher(self, rank: int, plan: dict[str, Any]) -> LocalEngineLauncher:
+        common = {
+            "parent": self,
+            "log": self.log,
+            "cluster_id": self.cluster_id,
+            "identifier": str(rank),
+            "environment": {**self.environment, **plan["environment"]},
+        }
+        arguments = rank_arguments(plan, rank)
+        if not plan["ssh"]:
+            return LocalEngineLauncher(
+                **common,
+                profile_dir=self.profile_dir,
+                work_dir=plan["work_dir"],
+                engine_cmd=[plan["python"], "-m", RANK_MODULE],
+                engine_args=arguments,
+                output_file=str(PurePosixPath(plan["folder"]) / "rank.log"),
+            )
+        launcher = SSHRankLauncher(
+            **common,
+            remote_python=plan["python"],
+            command=[plan["python"], "-m", RANK_MODULE, *arguments],
+            remote_output_file=str(PurePosixPath(plan["folder"]) / "rank.log"),
+        )
+        launcher.hostname = plan["ssh"]
+        launcher.remote_profile_dir = plan["folder"]
+        return launcher
+
+
+class MPIRankSetLauncher(MPIEngineSetLauncher):  # type: ignore[misc]
+    """Starts all ranks with one mpirun; each takes its engine id from MPI."""
+
+    command = List(Unicode(), help="mpirun with its options.")
+
+    def find_args(self) -> list[str]:
+        # ipyparallel would add --mpi, for which the rank needs mpi4py.
+        return [*self.command, *self.engine_cmd, *self.engine_args]
+
+
+def rank_arguments(plan: dict[str, Any], rank: int | None) -> list[str]:
+    """Command line of a rank.
+
+    Parameters
+    ----------
+    plan
+        Its plan, see `Machinery.create`.
+    rank
+        Its rank; None under mpirun, where MPI says it.
+    """
+    arguments = [
+        f"--RankEngine.scratch={plan['folder']}",
+        f"--profile-dir={plan['folder']}",
+        f"--work-dir={plan['work_dir']}",
+        "--RankEngine.auto_create=True",
+        "--RankEngine.timeout=30",
+        f"--RankEngine.max_heartbeat_misses={HEARTBEAT_MISSES}",
+    ]
+    if plan["connection"]:
+        arguments.append(f"--RankEngine.url_file={plan['connection']}")
+    if rank is not None:
+        arguments.append(f"--RankEngine.id={rank}")
+    return arguments
+
+
+# The controller beats every 0.2 s and a rank looks every 0.7 s (ipyparallel adds 0.5 s): a
+# rank without a controller leaves after 10 s, and a pause of the network shorter than that
+# costs nothing.
+HEARTBEAT_MS = 200
+HEARTBEAT_MISSES = 14
+CONTROLLER_MISSES = 50

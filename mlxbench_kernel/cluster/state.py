@@ -1,0 +1,165 @@
+"""What is known of a cluster and its ranks, and the folder that keeps it on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+from jupyter_core.paths import jupyter_runtime_dir
+
+from mlxbench_kernel.cluster.controller import alive
+from mlxbench_kernel.memory import MemorySample
+
+
+@dataclass(frozen=True)
+class RankInfo:
+    """One rank, as the table of ranks shows it.
+
+    Attributes
+    ----------
+    rank, host, pid
+        Its number, the name of its host, its process there.
+    device, mlx
+        MLX's default device with its name, and MLX's version.
+    memory
+        The last sample, None when the rank did not answer.
+    state
+        "idle", "gone", "silent", or what it is doing: "busy 12 s · line 3: mx.eval(loss)".
+    """
+
+    rank: int
+    host: str
+    pid: int
+    device: str
+    mlx: str
+    memory: MemorySample | None = None
+    state: str = "idle"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a cluster was asked for: the arguments of `Cluster.up`, kept for a restart."""
+
+    n: int | None = None
+    hostfile: str | None = None
+    backend: str = ""
+    env: dict[str, str] = field(default_factory=dict)
+    python: str | None = None
+    timeout: float = 60.0
+    keep: bool = False
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class ClusterInfo:
+    """A cluster that runs on this machine, as its folder describes it.
+
+    Attributes
+    ----------
+    id, size, backend, seed
+        Its name, the number of ranks, their backend and random seed.
+    folder
+        The notebook's folder, where the ranks started.
+    options
+        How it was asked for.
+    owner, owner_started
+        Process id of the notebook's kernel, and when that was started (Unix time).
+    ranks
+        Identity of each rank: host, pid, device, MLX version.
+    notes
+        What a person should know: modules copied, no native module.
+    """
+
+    id: str
+    size: int
+    backend: str
+    seed: int
+    folder: str
+    options: Options
+    owner: int
+    owner_started: float
+    ranks: tuple[RankInfo, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def owner_alive(self) -> bool:
+        """Whether the kernel that holds it still runs."""
+        return alive(self.owner, self.owner_started)
+
+    @property
+    def home(self) -> Path:
+        """Folder with the cluster's connection files and logs; only its user may read it."""
+        return clusters_folder() / self.id
+
+    def save(self) -> None:
+        """Write the description to the cluster's folder."""
+        path = self.home / "cluster.json"
+        path.touch(mode=0o600)
+        path.write_text(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def load(cls, home: Path) -> ClusterInfo:
+        """Read the description from a cluster's folder.
+
+        Raises
+        ------
+        OSError, ValueError
+            There is none, or it is not complete.
+        """
+        data = json.loads((home / "cluster.json").read_text())
+        data["options"] = Options(**data["options"])
+        data["ranks"] = tuple(RankInfo(**{**rank, "memory": None}) for rank in data["ranks"])
+        data["notes"] = tuple(data["notes"])
+        return cls(**data)
+
+
+def clusters_folder() -> Path:
+    """Folder with one private folder per cluster of this user."""
+    return Path(jupyter_runtime_dir()) / "mlxbench"
+
+
+def new_home() -> Path:
+    """Make the folder of a new cluster (mode 0700); its name is the cluster's id."""
+    while True:
+        home = clusters_folder() / f"mlx-{secrets.token_hex(3)}"
+        try:
+            home.mkdir(mode=0o700, parents=True)
+        except FileExistsError:
+            continue
+        return home
+
+
+def running() -> Iterator[ClusterInfo]:
+    """The clusters of this user on this machine whose controller lives.
+
+    Folders of dead ones are removed.
+    """
+    for home in sorted(clusters_folder().glob("mlx-*")):
+        try:
+            info = ClusterInfo.load(home)
+        except (OSError, ValueError, TypeError):
+            continue  # is starting, or is not ours
+        if _controller_lives(home):
+            yield info
+        else:
+            shutil.rmtree(home, ignore_errors=True)
+
+
+def _controller_lives(home: Path) -> bool:
+    try:
+        pid = int((home / "pid" / "controller").read_text())
+    except (OSError, ValueError):
+        return False
+    return bool(psutil.pid_exists(pid))
+
+
+def process_started(pid: int | None = None) -> float:
+    """When a process (this one by default) was started, Unix time."""
+    return float(psutil.Process(pid or os.getpid()).create_time())

@@ -1,0 +1,176 @@
+"""Values that move between the notebook and the ranks: arrays as raw buffers, bit for bit.
+
+A value is taken apart into its arrays and the rest. The arrays travel as NumPy views of
+MLX's own memory, without a copy on the sending side; what NumPy has no type for (bfloat16)
+travels as unsigned integers of the same width. The rest is pickled.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+
+def take_apart(value: Any) -> tuple[bytes, list[np.ndarray[Any, Any]]]:
+    """Split a value into pickled structure and arrays.
+
+    Parameters
+    ----------
+    value
+        Anything that pickles, with `mlx.core.array` (every dtype) and NumPy arrays at any place
+        in it. MLX arrays are evaluated.
+
+    Returns
+    -------
+    structure
+        Pickled; holds a mark where an array was.
+    arrays
+        C-contiguous NumPy arrays that share memory with the value's where it was contiguous.
+
+    Raises
+    ------
+    TypeError
+        A part cannot be pickled; the message says which.
+    """
+    buffer = io.BytesIO()
+    pickler = _Pickler(buffer)
+    try:
+        pickler.dump(value)
+    except Exception as error:
+        path, part, reason = _culprit(value, error)
+        raise TypeError(f"{path or 'it'} is a {type(part).__name__}: {reason}") from None
+    return buffer.getvalue(), pickler.arrays
+
+
+def put_together(structure: bytes, arrays: list[np.ndarray[Any, Any]]) -> Any:
+    """Undo `take_apart`; MLX arrays come back with the dtype they had."""
+    return _Unpickler(structure, arrays).load()
+
+
+class _Pickler(pickle.Pickler):
+    """Leaves the arrays out: marks them by their index and MLX's name of the type, or ""."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, protocol=5)
+        self.arrays: list[np.ndarray[Any, Any]] = []
+        self._marks: dict[int, tuple[Any, tuple[int, str]]] = {}
+
+    def persistent_id(self, part: Any) -> tuple[int, str] | None:
+        is_mlx = isinstance(part, mx.array)
+        # Subclasses, as masked arrays, hold more than their numbers; they pickle themselves.
+        if not is_mlx and (type(part) is not np.ndarray or not _is_buffer(part)):
+            return None
+        if id(part) not in self._marks:
+            mark = (len(self.arrays), str(part.dtype).removeprefix("mlx.core.") if is_mlx else "")
+            whole = _view(part) if is_mlx else np.ascontiguousarray(part).reshape(part.shape)
+            self.arrays.append(whole)
+            self._marks[id(part)] = part, mark  # held, so that no other array gets its id
+        return self._marks[id(part)][1]
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, structure: bytes, arrays: list[np.ndarray[Any, Any]]) -> None:
+        super().__init__(io.BytesIO(structure))
+        self._arrays = arrays
+        self._done: dict[int, Any] = {}
+
+    def persistent_load(self, mark: tuple[int, str]) -> Any:
+        index, dtype = mark
+        if index not in self._done:
+            self._done[index] = _restore(self._arrays[index], dtype)
+        return self._done[index]
+
+
+def _is_buffer(array: np.ndarray[Any, Any]) -> bool:
+    """Whether ipyparallel can send it as a buffer; not so datetime64, for one."""
+    try:
+        return not array.dtype.hasobject and array.data is not None
+    except ValueError:
+        return False
+
+
+def _restore(array: np.ndarray[Any, Any], dtype: str) -> Any:
+    if not dtype:
+        return array if array.flags.writeable else array.copy()
+    if dtype == "bfloat16":
+        return mx.array(array).view(mx.bfloat16)
+    return mx.array(array, dtype=mx.bool_ if dtype == "bool" else getattr(mx, dtype))
+
+
+def _culprit(value: Any, error: Exception) -> tuple[str, Any, Exception]:
+    """The innermost part that does not pickle: its path, itself, and why."""
+    path, part, reason = "", value, error
+    while True:
+        for step, item in _items(part):
+            try:
+                _Pickler(io.BytesIO()).dump(item)
+            except Exception as inner:
+                path, part, reason = path + step, item, inner
+                break
+        else:
+            return path, part, reason
+
+
+def _items(part: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(part, dict):
+        yield from ((f"[{key!r}]", item) for key, item in part.items())
+    elif isinstance(part, tuple) and hasattr(part, "_fields"):
+        yield from ((f".{name}", getattr(part, name)) for name in part._fields)
+    elif isinstance(part, (list, tuple)):
+        yield from ((f"[{index}]", item) for index, item in enumerate(part))
+
+
+def _view(array: mx.array) -> np.ndarray[Any, Any]:
+    array = mx.contiguous(array)
+    if array.dtype == mx.bfloat16:
+        array = array.view(mx.uint16)
+    return np.array(array, copy=False)
+
+
+def bind(structure: bytes, *arrays: np.ndarray[Any, Any]) -> None:
+    """On a rank: put pushed values into the namespace (``{name: value}``)."""
+    from IPython import get_ipython
+
+    get_ipython().user_ns.update(put_together(structure, list(arrays)))
+
+
+def fetch(names: list[str]) -> tuple[Any, ...]:
+    """On a rank: the named variables, taken apart, or the names that are missing.
+
+    Returns
+    -------
+    tuple
+        ``("missing", names)``, ``("refused", message)`` or ``("ok", structure, *arrays)``.
+    """
+    from IPython import get_ipython
+
+    namespace = get_ipython().user_ns
+    missing = [name for name in names if name not in namespace]
+    if missing:
+        return ("missing", missing)
+    try:
+        structure, arrays = take_apart({name: namespace[name] for name in names})
+    except TypeError as error:
+        return ("refused", str(error))
+    return ("ok", structure, *arrays)
+
+
+def fetch_result() -> tuple[Any, ...]:
+    """On a rank: ``repr`` of the last cell's value, then the value itself, taken apart.
+
+    The ``repr`` again where the value cannot be sent.
+    """
+    from IPython import get_ipython
+
+    value = get_ipython().last_execution_result.result
+    text = repr(value)
+    try:
+        structure, arrays = take_apart(value)
+    except TypeError:
+        structure, arrays = take_apart(text)
+    return (text, structure, *arrays)

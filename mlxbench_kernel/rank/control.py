@@ -1,0 +1,84 @@
+"""What a rank answers on the control channel, whatever its main thread is doing.
+
+The handlers run on ipykernel's control thread. One message type carries all calls:
+``mlxbench_request`` with ``{"call": name, "arguments": {...}}``; the reply's content is
+``{"status": "ok", "result": ...}`` or ``{"status": "error", "message": ...}``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.completer import provisionalcompleter, rectify_completions
+
+from mlxbench_kernel.rank.activity import Activity
+
+if TYPE_CHECKING:
+    from mlxbench_kernel.rank.engine import RankKernel
+
+REQUEST = "mlxbench_request"
+
+
+CALLS = frozenset({"sample", "interrupt", "leave", "complete"})
+
+
+class ControlHandlers:
+    """Answers of one rank to the calls named in `CALLS`.
+
+    Parameters
+    ----------
+    kernel
+        The kernel of the rank.
+    """
+
+    def __init__(self, kernel: RankKernel) -> None:
+        self._kernel = kernel
+        self._activity = Activity(kernel.shell)
+
+    def install(self) -> None:
+        """Put the handler into the kernel."""
+        self._kernel.control_handlers[REQUEST] = self._answer
+
+    def _answer(self, stream: Any, identity: Any, parent: dict[str, Any]) -> None:
+        request = parent["content"]
+        name = request["call"]
+        try:
+            if name not in CALLS:
+                raise ValueError(f"unknown call {name!r}")
+            result = getattr(self, name)(**request.get("arguments", {}))
+            content = {"status": "ok", "result": result}
+        except Exception as error:
+            content = {"status": "error", "message": f"{type(error).__name__}: {error}"}
+        self._kernel.session.send(
+            stream, "mlxbench_reply", content=content, parent=parent, ident=identity
+        )
+
+    def sample(self) -> dict[str, Any]:
+        """Memory now, and what the main thread is doing (see `Activity.now`)."""
+        from mlxbench_kernel import memory
+
+        return {"memory": dataclasses.asdict(memory.sample()), **self._activity.now()}
+
+    def interrupt(self) -> None:
+        """Raise KeyboardInterrupt in the running cell, if one is running."""
+        if self._activity.busy:
+            os.kill(os.getpid(), signal.SIGINT)
+            # An awaiting cell is cancelled in the signal handler, which does not wake the loop.
+            self._kernel.parent.loop.add_callback(lambda: None)
+
+    def leave(self) -> None:
+        """End this process, just after this reply has left."""
+        threading.Timer(0.1, self._kernel.parent.leave).start()
+
+    def complete(self, code: str, cursor: int) -> dict[str, Any]:
+        """Completions of `code` at `cursor` (characters) in this rank's namespace."""
+        with provisionalcompleter():
+            found = list(
+                rectify_completions(code, self._kernel.shell.Completer.completions(code, cursor))
+            )
+        start = found[0].start if found else cursor
+        return {"start": start, "matches": [completion.text for completion in found]}

@@ -1,0 +1,79 @@
+"""Ports of a rank: reserved by asking the system, and tried from the neighbours' side.
+
+``mx.distributed.init`` waits for its neighbours without a timeout, so every path it will
+need is tried before. A reservation is a listening socket; it is closed just before MLX
+binds the same port (MLX sets SO_REUSEADDR, ``mlx/distributed/utils.cpp``).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+
+_reserved: list[socket.socket] = []
+
+
+def reserve(ips: list[str]) -> list[str]:
+    """Listen on a free port of each address.
+
+    Parameters
+    ----------
+    ips
+        Addresses of this host, as in the hostfile.
+
+    Returns
+    -------
+    list of str
+        ``"ip:port"`` for each, in the same order.
+
+    Raises
+    ------
+    OSError
+        An address is not one of this host's.
+    """
+    release()
+    addresses = []
+    for ip in ips:
+        family = socket.AF_INET6 if ipaddress.ip_address(ip).version == 6 else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        _reserved.append(listener)
+        try:
+            listener.bind((ip, 0))
+        except OSError as error:
+            release()
+            raise OSError(f"{ip} is not an address of {socket.gethostname()} ({error})") from None
+        listener.listen(16)
+        port = listener.getsockname()[1]
+        addresses.append(f"[{ip}]:{port}" if family == socket.AF_INET6 else f"{ip}:{port}")
+    return addresses
+
+
+def unreachable(addresses: list[str], timeout: float) -> dict[str, str]:
+    """Try to connect to each address.
+
+    Parameters
+    ----------
+    addresses
+        ``"ip:port"`` of reservations on other ranks.
+    timeout
+        Seconds to wait for each.
+
+    Returns
+    -------
+    dict
+        The addresses that could not be reached, with the reason.
+    """
+    failed = {}
+    for address in addresses:
+        ip, port = address.rsplit(":", 1)
+        try:
+            socket.create_connection((ip.strip("[]"), int(port)), timeout=timeout).close()
+        except OSError as error:
+            failed[address] = str(error)
+    return failed
+
+
+def release() -> None:
+    """Give the reserved ports up."""
+    while _reserved:
+        _reserved.pop().close()
