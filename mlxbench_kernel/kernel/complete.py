@@ -1,0 +1,144 @@
+"""Completion: subcommands and options of the magics, and the names that live on the ranks.
+
+A matcher of IPython's Matcher API v2 (``IPython/core/completer.py``, IPython 9.18). ipykernel
+hands it the whole cell, terminal IPython too; a front-end that asks for a single line gets the
+magics' words, and in auto mode the ranks' names.
+"""
+
+from __future__ import annotations
+
+import builtins
+import keyword
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from IPython.core.completer import (
+    CompletionContext,
+    SimpleCompletion,
+    SimpleMatcherResult,
+    context_matcher,
+)
+
+from mlxbench_kernel.errors import BenchError
+from mlxbench_kernel.kernel import subcommands
+from mlxbench_kernel.kernel.command import Command
+from mlxbench_kernel.kernel.commands import RunCell
+from mlxbench_kernel.kernel.subcommands import SUBCOMMANDS
+
+if TYPE_CHECKING:
+    from mlxbench_kernel.kernel.magics import RanksMagics
+
+_LINE = re.compile(r"\s*(%{0,2})mlx_dist\s(.*)", re.DOTALL)
+_RANKS_CELL = re.compile(r"%%mlx_dist\b")
+
+
+class RanksMatcher:
+    """Completes lines of ``%mlx_dist``, and code that will run on the ranks.
+
+    Parameters
+    ----------
+    magics
+        The magics of the shell, which hold the cluster.
+    """
+
+    def __init__(self, magics: RanksMagics) -> None:
+        self._magics = magics
+
+    @context_matcher(identifier="mlxbench_kernel", priority=1000)  # type: ignore[untyped-decorator]
+    def match(self, context: CompletionContext) -> SimpleMatcherResult:
+        """IPython's entry; other matchers are silenced where this one knows the answer."""
+        line = _LINE.fullmatch(context.text_until_cursor)
+        if line is not None and (line[1] or context.cursor_line == 0):
+            # What follows the last blank, or the = of --option=value.
+            word = re.split(r"[\s=]", line[2])[-1]
+            found = self._words(line[1] == "%%", line[2][: len(line[2]) - len(word)], word)
+            return _result(word, sorted(each for each in found if each.startswith(word)))
+        return self._names_on_ranks(context)
+
+    def _words(self, cell: bool, before: str, word: str) -> Iterable[str]:
+        """What can stand at `word`, after `before`."""
+        words = before.replace("=", " ").split()
+        if cell:
+            command: type[Command] | None = RunCell
+        elif not words:
+            return [*SUBCOMMANDS, "help"]
+        else:
+            command = SUBCOMMANDS.get(words[0])
+        if command is None:
+            return []
+        parser = command.parser()
+        if words and parser.takes_value(words[-1]):
+            return self._values(words[-1], word)
+        if word.startswith("-"):
+            return parser.flags
+        if command is subcommands.Push:
+            return [each for each in self._magics.shell.user_ns if not each.startswith("_")]
+        if command is subcommands.Pull:
+            return self._variables_on_ranks(word)
+        if command is subcommands.Auto:
+            return ["on", "off"]
+        if command is subcommands.Attach:
+            from mlxbench_kernel.cluster import Cluster
+
+            return [each.id for each in Cluster.running()]
+        return parser.flags
+
+    def _values(self, flag: str, word: str) -> Iterable[str]:
+        """Values of an option."""
+        if flag == "--backend":
+            from mlxbench_kernel.cluster.hostfile import BACKENDS
+
+            return [*BACKENDS, "any"]
+        if flag == "--hostfile":
+            return _hostfiles(word)
+        if flag == "--ranks" and self._magics.cluster is not None:
+            return [str(rank) for rank in range(self._magics.cluster.size)]
+        return []  # IPython's own matchers know files
+
+    def _names_on_ranks(self, context: CompletionContext) -> SimpleMatcherResult:
+        lines = context.full_text.splitlines(keepends=True)
+        if context.cursor_line > 0 and _RANKS_CELL.match(lines[0]):
+            first = 1
+        elif self._magics.auto.sends(lines):
+            first = 0
+        else:
+            return _result("", [])
+        code = "".join(lines[first:])
+        cursor = sum(map(len, lines[first : context.cursor_line])) + context.cursor_position
+        start, matches = self._ask_ranks(code, cursor)
+        return _result(code[start:cursor], matches)
+
+    def _variables_on_ranks(self, word: str) -> list[str]:
+        _, matches = self._ask_ranks(word, len(word))
+        known = {*dir(builtins), *keyword.kwlist}
+        return [each for each in matches if each.isidentifier() and each not in known]
+
+    def _ask_ranks(self, code: str, cursor: int) -> tuple[int, list[str]]:
+        if self._magics.cluster is None:
+            return cursor, []
+        try:
+            return self._magics.cluster.complete(code, cursor)
+        except BenchError:
+            return cursor, []  # a message here would land in the middle of the user's typing
+
+
+def _hostfiles(word: str) -> list[str]:
+    """JSON files and folders whose path begins with `word`."""
+    folder = word.rpartition("/")[0] + "/" if "/" in word else ""
+    try:
+        entries = sorted(Path(folder or ".").expanduser().iterdir())
+    except OSError:
+        return []
+    folders = [f"{folder}{each.name}/" for each in entries if each.is_dir()]
+    return [f"{folder}{each.name}" for each in entries if each.suffix == ".json"] + folders
+
+
+def _result(fragment: str, matches: Iterable[str]) -> SimpleMatcherResult:
+    return {
+        "completions": [SimpleCompletion(text=each, type="") for each in matches],
+        "matched_fragment": fragment,
+        "suppress": True,
+        "ordered": True,
+    }

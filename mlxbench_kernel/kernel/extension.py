@@ -1,0 +1,52 @@
+"""Puts mlxbench into an IPython shell, and takes it out again."""
+
+from __future__ import annotations
+
+import atexit
+from typing import TYPE_CHECKING
+
+from mlxbench_kernel.kernel.complete import RanksMatcher
+from mlxbench_kernel.kernel.magics import RanksMagics
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+_MAGICS: dict[InteractiveShell, RanksMagics] = {}
+
+
+def load_ipython_extension(shell: InteractiveShell) -> None:
+    """``%load_ext mlxbench_kernel``: add the magics, auto mode and completion to a shell.
+
+    Ranks that were running when the extension was unloaded are held again, with all their
+    variables.
+    """
+    magics = _MAGICS.get(shell)
+    if magics is None:
+        magics = _MAGICS[shell] = RanksMagics(shell)
+    shell.register_magics(magics)
+    magics.auto.install()
+    shell.Completer.custom_matchers.append(RanksMatcher(magics).match)
+
+
+def unload_ipython_extension(shell: InteractiveShell) -> None:
+    """``%unload_ext mlxbench_kernel``: take out what `load_ipython_extension` added.
+
+    Running ranks go on, as this is half of ``%reload_ext``, until the extension is loaded again
+    or the notebook's kernel ends.
+    """
+    magics = _MAGICS.get(shell)
+    if magics is None:
+        return
+    magics.auto.remove()
+    for kind, names in magics.magics.items():
+        for name in names:
+            shell.magics_manager.magics[kind].pop(name, None)
+    shell.magics_manager.registry.pop(type(magics).__name__, None)
+    shell.Completer.custom_matchers[:] = [
+        each
+        for each in shell.Completer.custom_matchers
+        if not isinstance(getattr(each, "__self__", None), RanksMatcher)
+    ]
+    if magics.cluster is None:
+        atexit.unregister(magics.leave)
+        del _MAGICS[shell]

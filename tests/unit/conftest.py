@@ -1,0 +1,28 @@
+"""An IPython shell with the extension, whose clusters are fake."""
+
+import pytest
+from fake_cluster import FakeCluster, magics
+from IPython.core.interactiveshell import InteractiveShell
+
+
+@pytest.fixture
+def shell(monkeypatch, tmp_path):
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    monkeypatch.setattr("mlxbench_kernel.cluster.Cluster", FakeCluster)
+    monkeypatch.setattr(FakeCluster, "clusters", [])
+    monkeypatch.setattr(FakeCluster, "broken", False)
+    InteractiveShell.clear_instance()
+    shell = InteractiveShell.instance()
+    shell.extension_manager.load_extension("mlxbench_kernel")
+    yield shell
+    magics(shell).cluster = None
+    shell.extension_manager.unload_extension("mlxbench_kernel")
+    shell.history_manager.end_session()
+    InteractiveShell.clear_instance()
+
+
+@pytest.fixture
+def up(shell):
+    """The cluster, after ``%mlx_dist up -n 2``."""
+    shell.run_line_magic("mlx_dist", "up -n 2")
+    return magics(shell).cluster
