@@ -128,15 +128,20 @@ class BringUp:
         options = self._options
         environment = {**hostfile.envs, **options.env}
         listen = remote.our_address(reports)
+        own_gpus = rendezvous.gpus(
+            backend,
+            hostfile.hosts,
+            [_visible_gpus(environment, host) for host in hostfile.hosts],
+        )
         plans = []
-        for rank, host in enumerate(hostfile.hosts):
+        for rank, (host, gpu) in enumerate(zip(hostfile.hosts, own_gpus, strict=True)):
             if host.is_local:
                 plan = local_plan(home, rank, options.python)
                 if listen:
                     plan["connection"] = ""
             else:
                 plan = remote.plan(reports[host.ssh], home.name, rank)
-            plan["environment"] = dict(environment)
+            plan["environment"] = {**environment, **gpu}
             plans.append(plan)
         self._notes += remote.prepare(reports, plans, os.getcwd())
         mpirun = None
@@ -223,6 +228,13 @@ class BringUp:
 
     def _left(self) -> float:
         return max(self._deadline - time.monotonic(), 1.0)
+
+
+def _visible_gpus(environment: Mapping[str, str], host: Host) -> str:
+    """``CUDA_VISIBLE_DEVICES`` as the ranks of a host would find it, "" where it is not set."""
+    inherited = os.environ if host.is_local else {}
+    name = "CUDA_VISIBLE_DEVICES"
+    return environment.get(name, inherited.get(name, ""))
 
 
 def _check_controller(machinery: Machinery, reports: Mapping[str, HostReport]) -> None:

@@ -25,7 +25,7 @@ class RankSettings:
     Attributes
     ----------
     variables
-        Environment variables.
+        Environment variables that MLX reads in ``init``.
     files
         JSON content by the name of the variable that holds the path of the file.
     """
@@ -93,18 +93,34 @@ def settings(
 
 def _nccl(hosts: Sequence[Host], meeting: str) -> list[RankSettings]:
     ip, port = meeting.rsplit(":", 1)
+    common = {"MLX_WORLD_SIZE": str(len(hosts)), "NCCL_HOST_IP": ip, "NCCL_PORT": port}
+    return [RankSettings({**common, "MLX_RANK": str(rank)}) for rank in range(len(hosts))]
+
+
+def gpus(backend: str, hosts: Sequence[Host], visible: Sequence[str]) -> list[dict[str, str]]:
+    """The variable that gives each rank of nccl a GPU of its own.
+
+    It has to be there when the process starts: CUDA reads it once, as MLX is imported. A rank
+    that saw all GPUs would compute on the first one and let NCCL use another, and its first
+    collective would never end.
+
+    Parameters
+    ----------
+    backend, hosts
+        One host per rank.
+    visible
+        For each rank the GPUs that its host may use, as in ``CUDA_VISIBLE_DEVICES``; "" for all.
+    """
+    if backend != "nccl":
+        return [{} for _ in hosts]
     on_host: Counter[str] = Counter()
     result = []
-    for rank, host in enumerate(hosts):
-        variables = {
-            "MLX_RANK": str(rank),
-            "MLX_WORLD_SIZE": str(len(hosts)),
-            "NCCL_HOST_IP": ip,
-            "NCCL_PORT": port,
-            "CUDA_VISIBLE_DEVICES": str(on_host[host.ssh]),
-        }
+    for host, text in zip(hosts, visible, strict=True):
+        place = on_host[host.ssh]
+        devices = [device.strip() for device in text.split(",") if device.strip()]
+        own = devices[place] if place < len(devices) else str(place)
+        result.append({"CUDA_VISIBLE_DEVICES": own})
         on_host[host.ssh] += 1
-        result.append(RankSettings(variables))
     return result
 
 

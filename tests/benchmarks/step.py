@@ -29,7 +29,7 @@ import numpy as np
 from measure import Comparison, Report, arguments, by_turns
 from reference import free_addresses
 
-from mlxbench_kernel.cluster import Cluster
+from mlxbench_kernel.cluster import Cluster, Hostfile, rendezvous
 
 TARGET = 1.01
 RANKS = 2
@@ -45,7 +45,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 
-group = mx.distributed.init(strict=True, backend="ring")
+group = mx.distributed.init(strict=True, backend="{backend}")
 rank, size = group.rank(), group.size()
 """
 
@@ -102,9 +102,9 @@ def telemetry(cluster: Cluster) -> Iterator[None]:
         thread.join()
 
 
-def under_workbench(code: str, file: Path) -> float:
+def under_workbench(code: str, file: Path, backend: str) -> float:
     """Seconds of a step in a cell."""
-    cluster = Cluster.up(RANKS, backend="ring")
+    cluster = Cluster.up(RANKS, backend=backend)
     try:
         with telemetry(cluster):
             result = cluster.execute(code)
@@ -115,27 +115,28 @@ def under_workbench(code: str, file: Path) -> float:
     return median_step(file)
 
 
-def under_launch(script: Path, file: Path) -> float:
+def under_launch(script: Path, file: Path, backend: str) -> float:
     """Seconds of a step in a script that ``mlx.launch`` started."""
     launch = str(Path(sys.executable).with_name("mlx.launch"))
-    command = [launch, "-n", str(RANKS), "--backend", "ring", "--python", sys.executable]
+    command = [launch, "-n", str(RANKS), "--backend", backend, "--python", sys.executable]
     done = subprocess.run([*command, str(script)], capture_output=True, text=True)
     if done.returncode or not file.exists():
         sys.exit(f"step.py: {' '.join(command)} failed:\n{done.stdout}{done.stderr}")
     return median_step(file)
 
 
-def without_launcher(script: Path, file: Path) -> float:
+def without_launcher(script: Path, file: Path, backend: str) -> float:
     """Seconds of a step in a script that runs in two processes and nothing else."""
-    hostfile = script.with_name("hosts.json")
-    hostfile.write_text(json.dumps(free_addresses(RANKS)))
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script)],
-            env={**os.environ, "MLX_RANK": str(rank), "MLX_HOSTFILE": str(hostfile)},
-        )
-        for rank in range(RANKS)
-    ]
+    hosts = Hostfile.local(RANKS).hosts
+    own_gpus = rendezvous.gpus(backend, hosts, [""] * RANKS)
+    ranks = []
+    for rank, given in enumerate(rendezvous.settings(backend, hosts, free_addresses(RANKS))):
+        environment = {**os.environ, **given.variables, **own_gpus[rank]}
+        for name, content in given.files.items():
+            path = script.with_name(f"{name}-{rank}.json")
+            path.write_text(json.dumps(content))
+            environment[name] = str(path)
+        ranks.append(subprocess.Popen([sys.executable, str(script)], env=environment))
     statuses = [rank.wait() for rank in ranks]
     if any(statuses):
         sys.exit("step.py: a rank without a launcher failed, see above")
@@ -146,7 +147,9 @@ def main() -> None:
     """Measure the step on both sides."""
     parser = arguments(__doc__, pairs=9)
     parser.add_argument("--steps", type=int, default=300, help="steps in each run (300)")
+    parser.add_argument("--backend", choices=("ring", "nccl"), default="ring", help="(ring)")
     options = parser.parse_args()
+    backend = options.backend
     if options.steps <= DROPPED:
         parser.error(f"--steps {options.steps}: the first {DROPPED} do not count, give more")
     report = Report(options.check)
@@ -155,15 +158,16 @@ def main() -> None:
         ours, theirs = (Path(folder) / f"{side}.json" for side in ("ours", "theirs"))
         cells = training_code()
         cell = cells + LOOP.format(steps=options.steps, file=str(ours))
-        script.write_text(NAMES + cells + LOOP.format(steps=options.steps, file=str(theirs)))
+        names = NAMES.format(backend=backend)
+        script.write_text(names + cells + LOOP.format(steps=options.steps, file=str(theirs)))
         workbench, *references = by_turns(
-            lambda: under_workbench(cell, ours),
-            lambda: under_launch(script, theirs),
-            lambda: without_launcher(script, theirs),
+            lambda: under_workbench(cell, ours, backend),
+            lambda: under_launch(script, theirs, backend),
+            lambda: without_launcher(script, theirs, backend),
             pairs=options.pairs,
         )
     for name, seconds in zip(("mlx.launch", "bare processes"), references, strict=True):
-        case = f"training step on {RANKS} ranks"
+        case = f"training step on {RANKS} ranks, {backend}"
         report.add(Comparison(case, name, workbench, seconds, TARGET))
     report.leave()
 

@@ -80,8 +80,21 @@ def test_jaccl_is_told_what_mlx_launch_tells_it(mlx_launch, backend):
 def test_nccl_is_told_what_mlx_launch_tells_it(mlx_launch):
     gpus = [{"ssh": name, "ips": [ip]} for name, ip in (("a", "10.0.0.1"), ("b", "10.0.0.2"))]
     hostfile, theirs = mlx_launch("nccl", [gpu for gpu in gpus for _ in range(2)], repeat=2)
-    assert ours("nccl", hostfile, [[f"10.0.0.1:{PORT}"], [], [], []]) == theirs
-    assert [variables["CUDA_VISIBLE_DEVICES"] for variables, _ in theirs] == ["0", "1", "0", "1"]
+    told = ours("nccl", hostfile, [[f"10.0.0.1:{PORT}"], [], [], []])
+    from_the_start = rendezvous.gpus("nccl", hostfile.hosts, [""] * 4)
+    both = [
+        ({**variables, **gpu}, files)
+        for (variables, files), gpu in zip(told, from_the_start, strict=True)
+    ]
+    assert both == theirs
+    assert [gpu["CUDA_VISIBLE_DEVICES"] for gpu in from_the_start] == ["0", "1", "0", "1"]
+
+
+def test_ranks_of_nccl_share_out_the_gpus_that_may_be_used():
+    hosts = Hostfile.local(2).hosts
+    own = {"CUDA_VISIBLE_DEVICES": "GPU-5b"}, {"CUDA_VISIBLE_DEVICES": "3"}
+    assert rendezvous.gpus("nccl", hosts, ["GPU-5b,3"] * 2) == list(own)
+    assert rendezvous.gpus("ring", hosts, ["2,3"] * 2) == [{}, {}]
 
 
 def test_one_rank_alone_is_told_nothing():
