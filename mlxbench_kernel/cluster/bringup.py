@@ -23,6 +23,7 @@ from mlxbench_kernel.errors import ClusterError, UsageError
 from mlxbench_kernel.rank import ports, startup
 
 PATH_SECONDS = 5.0
+LISTEN_SECONDS = 1.0
 
 
 class BringUp:
@@ -180,6 +181,7 @@ class BringUp:
             hosts,
             startup.join,
             [(r, size, name, s.variables, s.files, seed) for r, s in enumerate(settings)],
+            before_last=lambda: _wait_for_listeners(client, backend, addresses),
         )
         self._note_native(hosts, identities)
         ranks = tuple(
@@ -205,9 +207,17 @@ class BringUp:
         hosts: Sequence[Host],
         function: Callable[..., Any],
         arguments: Sequence[tuple[Any, ...]],
+        before_last: Callable[[], None] = lambda: None,
     ) -> list[Any]:
-        """Call a function on all ranks at once, each with its own arguments."""
-        calls = [client[rank].apply_async(function, *args) for rank, args in enumerate(arguments)]
+        """Call a function on all ranks at once, each with its own arguments.
+
+        The last rank is called after `before_last` has returned.
+        """
+        calls = []
+        for rank, own in enumerate(arguments):
+            if rank == len(arguments) - 1:
+                before_last()
+            calls.append(client[rank].apply_async(function, *own))
         pending = dict(enumerate(calls))
         while pending:
             for rank, call in list(pending.items()):
@@ -228,6 +238,27 @@ class BringUp:
 
     def _left(self) -> float:
         return max(self._deadline - time.monotonic(), 1.0)
+
+
+def _wait_for_listeners(
+    client: BenchClient, backend: str, addresses: Sequence[Sequence[str]]
+) -> None:
+    """In a ring, wait until all ranks but the last one listen.
+
+    The last one connects first, and MLX tries again only after a second
+    (``mlx/distributed/ring/ring.cpp`` and ``utils.cpp``). A rank without the native module
+    does not answer while it listens; then nothing is waited for.
+    """
+    if backend != "ring":
+        return
+    # Of several addresses MLX listens on one after the other.
+    waiting = {rank: own[0] for rank, own in enumerate(addresses[:-1])}
+    deadline = time.monotonic() + LISTEN_SECONDS
+    while waiting and time.monotonic() < deadline:
+        for rank in list(waiting):
+            answer = client.call("listening", [rank], LISTEN_SECONDS / 4, address=waiting[rank])
+            if answer.get(rank, True):
+                del waiting[rank]
 
 
 def _visible_gpus(environment: Mapping[str, str], host: Host) -> str:

@@ -70,6 +70,21 @@ class BenchClient(ipyparallel.Client):  # type: ignore[misc]
     def _listen(self, rank: int, listener: Listener, future: MessageFuture) -> None:
         self._listeners[future.msg_id] = (rank, listener)
 
+    def unregister(self, rank: int) -> None:
+        """Tell the controller that the process of a rank has ended, as its nanny would.
+
+        From any thread; the controller, and then `ids`, would miss the rank's heartbeat only
+        after seconds.
+        """
+
+        def send() -> None:
+            self.session.send(self._query_stream, "unregistration_request", content={"id": rank})
+
+        try:
+            self._io_loop.add_callback(send)
+        except RuntimeError:  # this client was closed meanwhile
+            pass
+
     def forget_cells(self) -> None:
         """Stop listening to the cells started so far."""
         self._listeners.clear()

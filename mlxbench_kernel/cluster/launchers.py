@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 from typing import Any
@@ -31,6 +32,19 @@ class ControllerLauncher(LocalControllerLauncher):  # type: ignore[misc]
     """Starts `mlxbench_kernel.cluster.controller`."""
 
     controller_cmd = List([sys.executable, "-m", "mlxbench_kernel.cluster.controller"])
+
+
+class LocalRankLauncher(LocalEngineLauncher):  # type: ignore[misc]
+    """One rank on this machine, whose end its set is told at once.
+
+    It has no nanny, the second process that ipyparallel starts beside each engine and that
+    takes as long to come up. What a nanny is for is done here without: its host is this
+    machine, so that `signal` reaches the process, and its end is waited for anyway.
+    """
+
+    def _wait(self) -> None:
+        super()._wait()
+        self.parent.tell_ended(int(self.identifier))
 
 
 class SSHRankLauncher(SSHEngineLauncher):  # type: ignore[misc]
@@ -98,7 +112,7 @@ class _Kept:
 
     @staticmethod
     def from_dict(kept: dict[str, Any], **kwargs: Any) -> LocalEngineLauncher:
-        launcher = SSHRankLauncher if "ssh_cmd" in kept else LocalEngineLauncher
+        launcher = SSHRankLauncher if "ssh_cmd" in kept else LocalRankLauncher
         return launcher.from_dict(kept, **kwargs)
 
 
@@ -107,6 +121,12 @@ class RankSetLauncher(LocalEngineSetLauncher):  # type: ignore[misc]
 
     launcher_class = _Kept
     ranks = List(Dict(), help="For each rank: ssh, python, folder, work_dir, environment.")
+    on_end: Callable[[int], None] | None = None
+
+    def tell_ended(self, rank: int) -> None:
+        """A local process has ended; called in a thread of its own."""
+        if self.on_end is not None:
+            self.on_end(rank)
 
     def start(self, n: int) -> list[Any]:
         self.n = n
@@ -132,12 +152,12 @@ class RankSetLauncher(LocalEngineSetLauncher):  # type: ignore[misc]
         }
         arguments = rank_arguments(plan, rank)
         if not plan["ssh"]:
-            return LocalEngineLauncher(
+            return LocalRankLauncher(
                 **common,
                 profile_dir=self.profile_dir,
                 work_dir=plan["work_dir"],
                 engine_cmd=[plan["python"], "-m", RANK_MODULE],
-                engine_args=arguments,
+                engine_args=[*arguments, "--RankEngine.enable_nanny=False"],
                 output_file=str(PurePosixPath(plan["folder"]) / "rank.log"),
             )
         launcher = SSHRankLauncher(

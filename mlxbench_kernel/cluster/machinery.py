@@ -137,7 +137,10 @@ class Machinery(ipyparallel.Cluster):  # type: ignore[misc]
         except (TimeoutError, RuntimeError):
             tail = "\n".join(self.controller.get_output().strip().splitlines()[-10:])
             raise ClusterError(f"the ipyparallel controller did not start:\n{tail}") from None
-        return BenchClient(info["client"], profile_dir=self.profile_dir, timeout=timeout)
+        client = BenchClient(info["client"], profile_dir=self.profile_dir, timeout=timeout)
+        if isinstance(self.engine_set, launchers.RankSetLauncher):
+            self.engine_set.on_end = client.unregister
+        return client
 
     def address(self) -> str:
         """``"ip:port"`` at which ranks register with the controller."""

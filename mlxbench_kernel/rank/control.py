@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 REQUEST = "mlxbench_request"
 
 
-CALLS = frozenset({"sample", "interrupt", "leave", "complete"})
+CALLS = frozenset({"sample", "interrupt", "leave", "complete", "listening"})
 
 
 class ControlHandlers:
@@ -69,6 +69,12 @@ class ControlHandlers:
             os.kill(os.getpid(), signal.SIGINT)
             # An awaiting cell is cancelled in the signal handler, which does not wake the loop.
             self._kernel.parent.loop.add_callback(lambda: None)
+
+    def listening(self, address: str) -> bool:
+        """Whether MLX listens on this address, waiting for a neighbour (`ports.listening`)."""
+        from mlxbench_kernel.rank import ports
+
+        return ports.listening(address)
 
     def leave(self) -> None:
         """End this process, just after this reply has left."""

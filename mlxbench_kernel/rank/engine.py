@@ -1,19 +1,22 @@
 """The ipyparallel engine that a rank lives in, with what ipyparallel's own lacks.
 
-Four differences, each for a reason measured on ipyparallel 9.2 and ipykernel 7.4:
+Five differences, each for a reason measured on ipyparallel 9.2 and ipykernel 7.4:
 
 - top-level ``await`` works (ipykernel 7 asks for a shell channel thread, which engines
   do not have, and the cell hangs for ever);
 - our control handlers answer on the control thread, also while a cell blocks;
 - the controller's heartbeat is watched on the control thread: ipyparallel watches it on
   the thread that runs cells, so a rank inside a collective would outlive its cluster;
-- under ``mpirun`` the engine id is the MPI rank, without needing mpi4py.
+- under ``mpirun`` the engine id is the MPI rank, without needing mpi4py;
+- debugpy is left out: importing it is a fifth of a rank's start, and no front-end reaches it.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
+import sys
 import threading
 import time
 from pathlib import Path
@@ -142,5 +145,15 @@ class RankEngine(IPEngine):  # type: ignore[misc]
         os._exit(status)
 
 
+def _without_debugger() -> None:
+    """Let ipykernel find no debugpy, which a cell may still import."""
+    sys.modules["debugpy"] = None  # type: ignore[assignment]  # makes an import of it fail
+    try:
+        importlib.import_module("ipykernel.debugger")
+    finally:
+        del sys.modules["debugpy"]
+
+
+_without_debugger()
 # IPEngine has no setting for its kernel's class; it takes the name from its module.
 ipyparallel.engine.app.Kernel = RankKernel

@@ -73,6 +73,17 @@ def unreachable(addresses: list[str], timeout: float) -> dict[str, str]:
     return failed
 
 
+def listening(address: str) -> bool:
+    """Whether this process listens on the port of an address (``"ip:port"``)."""
+    import psutil
+
+    port = int(address.rsplit(":", 1)[1])
+    return any(
+        connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+        for connection in psutil.Process().net_connections("tcp")
+    )
+
+
 def release() -> None:
     """Give the reserved ports up."""
     while _reserved:
