@@ -92,12 +92,12 @@ class FakeCluster:
         self.calls.append(("logs", ranks, lines))
         return {rank: f"the log of rank {rank}\n" for rank in ranks}
 
-    def push(self, values, ranks=None):
+    def push(self, values, ranks=None, progress=None):
         self.calls.append(("push", ranks))
         for rank in ranks:
             self.names[rank].update(values)
 
-    def pull(self, names, ranks=None):
+    def pull(self, names, ranks=None, progress=None):
         self.calls.append(("pull", ranks))
         for name in names:
             lacking = [rank for rank in ranks if name not in self.names[rank]]

@@ -10,12 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlxbench_kernel.cluster import state, transfer
+from mlxbench_kernel.cluster import state
 from mlxbench_kernel.cluster.bringup import BringUp
 from mlxbench_kernel.cluster.cells import CellOutputSink, CellResult, CellRun
 from mlxbench_kernel.cluster.client import BenchClient
 from mlxbench_kernel.cluster.machinery import Machinery, Progress
 from mlxbench_kernel.cluster.state import ClusterInfo, Options, RankInfo
+from mlxbench_kernel.cluster.transfer import Transfer
 from mlxbench_kernel.errors import ClusterError, UsageError
 from mlxbench_kernel.memory import MemorySample
 
@@ -196,7 +197,7 @@ class Cluster:
             By rank; None where the cell ended with no expression, its text where the value
             cannot be sent.
         """
-        return transfer.results(self.client, self.choose(ranks))
+        return self._transfer(ranks).results()
 
     def interrupt(self, ranks: Iterable[int] | None = None) -> None:
         """Raise KeyboardInterrupt in the cells that ranks are running."""
@@ -243,22 +244,37 @@ class Cluster:
 
     # -- data ----------------------------------------------------------------
 
-    def push(self, values: Mapping[str, Any], ranks: Iterable[int] | None = None) -> None:
-        """Put values into the namespaces of ranks; see `transfer.push`."""
-        chosen = self.choose(ranks)
-        self._require(chosen)
-        transfer.push(self.client, values, chosen)
+    def push(
+        self,
+        values: Mapping[str, Any],
+        ranks: Iterable[int] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Put values into the namespaces of ranks; see `Transfer.push`."""
+        self._transfer(ranks, progress).push(values)
 
     def pull(
-        self, names: str | Sequence[str], ranks: Iterable[int] | None = None
+        self,
+        names: str | Sequence[str],
+        ranks: Iterable[int] | None = None,
+        progress: Progress | None = None,
     ) -> dict[int, Any]:
-        """Fetch variables from ranks; see `transfer.pull`."""
+        """Fetch variables from ranks; see `Transfer.pull`.
+
+        Returns
+        -------
+        dict
+            For each rank the value, or for several names a dict of values by name.
+        """
+        transfer = self._transfer(ranks, progress)
+        if isinstance(names, str):
+            return {rank: values[names] for rank, values in transfer.pull([names]).items()}
+        return transfer.pull(names)
+
+    def _transfer(self, ranks: Iterable[int] | None, progress: Progress | None = None) -> Transfer:
         chosen = self.choose(ranks)
         self._require(chosen)
-        if isinstance(names, str):
-            found = transfer.pull(self.client, [names], chosen)
-            return {rank: values[names] for rank, values in found.items()}
-        return transfer.pull(self.client, list(names), chosen)
+        return Transfer(self.client, chosen, self.doing, progress)
 
     # -- life ----------------------------------------------------------------
 

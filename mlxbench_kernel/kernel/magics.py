@@ -163,7 +163,7 @@ class RanksMagics(Magics):
         from mlxbench_kernel.cluster import Cluster
         from mlxbench_kernel.widgets import ProgressBar
 
-        with ProgressBar("starting ranks") as progress:
+        with ProgressBar() as progress:
             self.cluster = Cluster.up(
                 command.n,
                 hostfile=command.hostfile,
@@ -188,7 +188,7 @@ class RanksMagics(Magics):
         from mlxbench_kernel.widgets import ProgressBar
 
         try:
-            with ProgressBar("starting ranks") as progress:
+            with ProgressBar() as progress:
                 cluster.restart(progress)
         except BaseException:
             self._forget()  # the old ranks are gone and there are no new ones
@@ -250,12 +250,18 @@ class RanksMagics(Magics):
                     f"%mlx_dist push: there is no variable {name!r} in this notebook{hint}; "
                     f"type %mlx_dist push {near or 'NAMES'}"
                 )
-        self._running().push({name: here[name] for name in command.names}, ranks)
+        from mlxbench_kernel.widgets import ProgressBar
+
+        with ProgressBar() as progress:
+            self._running().push({name: here[name] for name in command.names}, ranks, progress)
         print(f"{', '.join(command.names)} → {ranks_text(ranks)}")
 
     def _pull(self, command: subcommands.Pull) -> None:
         ranks = self._ranks(command.ranks)
-        arrived = self._running().pull(command.names, ranks)
+        from mlxbench_kernel.widgets import ProgressBar
+
+        with ProgressBar() as progress:
+            arrived = self._running().pull(command.names, ranks, progress)
         for name in command.names:
             by_rank = {rank: arrived[rank][name] for rank in ranks}
             value = by_rank[ranks[0]] if len(ranks) == 1 else by_rank

@@ -1,4 +1,4 @@
-"""The compiled module: ``mx.distributed.init`` without the GIL.
+"""The compiled module: ``mx.distributed.init`` without the GIL, and memory to receive into.
 
 It is compiled on the machine against the installed MLX, by ``make`` or on first use, and
 kept per MLX, nanobind and Python version. Without a compiler everything still works; a
@@ -27,8 +27,9 @@ def load() -> ModuleType | None:
     Returns
     -------
     module or None
-        With ``init(backend: str) -> mx.distributed.Group``. None where it cannot be had;
-        nothing is raised, and `reason` says why.
+        With ``init(backend: str) -> mx.distributed.Group`` and
+        ``blank(shape: Sequence[int], dtype: mx.Dtype) -> mx.array``. None where it cannot be
+        had; nothing is raised, and `reason` says why.
     """
     global _decided
     with _deciding:

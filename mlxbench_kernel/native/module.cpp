@@ -1,11 +1,44 @@
 // What MLX's Python interface does not offer, compiled on this machine against the installed MLX.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
+#include "mlx/allocator.h"
+#include "mlx/array.h"
 #include "mlx/distributed/distributed.h"
 
 namespace nb = nanobind;
+namespace mx = mlx::core;
 namespace dist = mlx::core::distributed;
+
+// Linux gives out memory by small pages, at a cost of its own for each, unless it is asked for
+// huge ones. Of no use elsewhere, and ignored where the system has them switched off.
+static void ask_for_huge_pages(void* data, size_t size) {
+#ifdef __linux__
+  auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  auto begin = (reinterpret_cast<size_t>(data) + page - 1) / page * page;
+  auto end = (reinterpret_cast<size_t>(data) + size) / page * page;
+  if (begin < end) {
+    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+  }
+#endif
+}
+
+// mx.zeros would write all of it once, only for it to be written again.
+static mx::array blank(const std::vector<int>& shape, mx::Dtype dtype) {
+  size_t size = mx::size_of(dtype);
+  for (int extent : shape) {
+    size *= static_cast<size_t>(extent);
+  }
+  auto data = mx::allocator::malloc(size);
+  ask_for_huge_pages(data.buffer().raw_ptr(), size);
+  return mx::array(std::move(data), mx::Shape(shape.begin(), shape.end()), dtype);
+}
 
 NB_MODULE(mlxbench_native, m) {
   // Registers the types (Group, array) that this module shares with MLX's own.
@@ -25,4 +58,11 @@ NB_MODULE(mlxbench_native, m) {
       },
       nb::arg("backend"),
       "mx.distributed.init(strict=True, backend=backend), without holding the GIL.");
+
+  m.def(
+      "blank",
+      &blank,
+      nb::arg("shape"),
+      nb::arg("dtype"),
+      "An evaluated array whose memory holds anything, to be written through a NumPy view.");
 }

@@ -9,14 +9,32 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
 
-def take_apart(value: Any) -> tuple[bytes, list[np.ndarray[Any, Any]]]:
+class Parts(NamedTuple):
+    """A value taken apart.
+
+    Attributes
+    ----------
+    structure
+        Pickled; holds a mark where an array was.
+    arrays
+        C-contiguous NumPy arrays that share memory with the value's where it was contiguous.
+    dtypes
+        For each of them MLX's name of the dtype, "" for a NumPy array.
+    """
+
+    structure: bytes
+    arrays: list[np.ndarray[Any, Any]]
+    dtypes: list[str]
+
+
+def take_apart(value: Any) -> Parts:
     """Split a value into pickled structure and arrays.
 
     Parameters
@@ -24,13 +42,6 @@ def take_apart(value: Any) -> tuple[bytes, list[np.ndarray[Any, Any]]]:
     value
         Anything that pickles, with `mlx.core.array` (every dtype) and NumPy arrays at any place
         in it. MLX arrays are evaluated.
-
-    Returns
-    -------
-    structure
-        Pickled; holds a mark where an array was.
-    arrays
-        C-contiguous NumPy arrays that share memory with the value's where it was contiguous.
 
     Raises
     ------
@@ -44,11 +55,18 @@ def take_apart(value: Any) -> tuple[bytes, list[np.ndarray[Any, Any]]]:
     except Exception as error:
         path, part, reason = _culprit(value, error)
         raise TypeError(f"{path or 'it'} is a {type(part).__name__}: {reason}") from None
-    return buffer.getvalue(), pickler.arrays
+    return Parts(buffer.getvalue(), pickler.arrays, pickler.dtypes)
 
 
-def put_together(structure: bytes, arrays: list[np.ndarray[Any, Any]]) -> Any:
-    """Undo `take_apart`; MLX arrays come back with the dtype they had."""
+def put_together(structure: bytes, arrays: Sequence[Any]) -> Any:
+    """Undo `take_apart`; MLX arrays come back with the dtype they had.
+
+    Parameters
+    ----------
+    structure, arrays
+        As from `take_apart`; MLX arrays may stand where MLX memory was received into
+        (`pieces.Landing`).
+    """
     return _Unpickler(structure, arrays).load()
 
 
@@ -58,6 +76,7 @@ class _Pickler(pickle.Pickler):
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, protocol=5)
         self.arrays: list[np.ndarray[Any, Any]] = []
+        self.dtypes: list[str] = []
         self._marks: dict[int, tuple[Any, tuple[int, str]]] = {}
 
     def persistent_id(self, part: Any) -> tuple[int, str] | None:
@@ -66,15 +85,17 @@ class _Pickler(pickle.Pickler):
         if not is_mlx and (type(part) is not np.ndarray or not _is_buffer(part)):
             return None
         if id(part) not in self._marks:
-            mark = (len(self.arrays), str(part.dtype).removeprefix("mlx.core.") if is_mlx else "")
+            dtype = str(part.dtype).removeprefix("mlx.core.") if is_mlx else ""
             whole = _view(part) if is_mlx else np.ascontiguousarray(part).reshape(part.shape)
+            mark = (len(self.arrays), dtype)
             self.arrays.append(whole)
+            self.dtypes.append(dtype)
             self._marks[id(part)] = part, mark  # held, so that no other array gets its id
         return self._marks[id(part)][1]
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, structure: bytes, arrays: list[np.ndarray[Any, Any]]) -> None:
+    def __init__(self, structure: bytes, arrays: Sequence[Any]) -> None:
         super().__init__(io.BytesIO(structure))
         self._arrays = arrays
         self._done: dict[int, Any] = {}
@@ -94,12 +115,18 @@ def _is_buffer(array: np.ndarray[Any, Any]) -> bool:
         return False
 
 
-def _restore(array: np.ndarray[Any, Any], dtype: str) -> Any:
+def _restore(array: Any, dtype: str) -> Any:
     if not dtype:
         return array if array.flags.writeable else array.copy()
-    if dtype == "bfloat16":
-        return mx.array(array).view(mx.bfloat16)
-    return mx.array(array, dtype=mx.bool_ if dtype == "bool" else getattr(mx, dtype))
+    if not isinstance(array, mx.array):
+        array = mx.array(array, dtype=mlx_dtype(array.dtype))
+    return array.view(mx.bfloat16) if dtype == "bfloat16" else array
+
+
+def mlx_dtype(dtype: np.dtype[Any]) -> mx.Dtype:
+    """MLX's dtype of the same name."""
+    found: mx.Dtype = getattr(mx, "bool_" if dtype.name == "bool" else dtype.name)
+    return found
 
 
 def _culprit(value: Any, error: Exception) -> tuple[str, Any, Exception]:
@@ -130,47 +157,3 @@ def _view(array: mx.array) -> np.ndarray[Any, Any]:
     if array.dtype == mx.bfloat16:
         array = array.view(mx.uint16)
     return np.array(array, copy=False)
-
-
-def bind(structure: bytes, *arrays: np.ndarray[Any, Any]) -> None:
-    """On a rank: put pushed values into the namespace (``{name: value}``)."""
-    from IPython import get_ipython
-
-    get_ipython().user_ns.update(put_together(structure, list(arrays)))
-
-
-def fetch(names: list[str]) -> tuple[Any, ...]:
-    """On a rank: the named variables, taken apart, or the names that are missing.
-
-    Returns
-    -------
-    tuple
-        ``("missing", names)``, ``("refused", message)`` or ``("ok", structure, *arrays)``.
-    """
-    from IPython import get_ipython
-
-    namespace = get_ipython().user_ns
-    missing = [name for name in names if name not in namespace]
-    if missing:
-        return ("missing", missing)
-    try:
-        structure, arrays = take_apart({name: namespace[name] for name in names})
-    except TypeError as error:
-        return ("refused", str(error))
-    return ("ok", structure, *arrays)
-
-
-def fetch_result() -> tuple[Any, ...]:
-    """On a rank: ``repr`` of the last cell's value, then the value itself, taken apart.
-
-    The ``repr`` again where the value cannot be sent.
-    """
-    from IPython import get_ipython
-
-    value = get_ipython().last_execution_result.result
-    text = repr(value)
-    try:
-        structure, arrays = take_apart(value)
-    except TypeError:
-        structure, arrays = take_apart(text)
-    return (text, structure, *arrays)

@@ -10,37 +10,33 @@ from typing import Any, Self
 class ProgressBar:
     """Progress of one piece of work; the bar disappears at its end.
 
-    Used as a context manager, and called with the fraction done (0 to 1) and a text. It never
-    goes back, and may be called from any thread.
-
-    Parameters
-    ----------
-    text
-        What is being done, until the first call.
+    Used as a context manager, and called with the fraction done (0 to 1) and a text. It appears
+    at the first call, so that work which is over at once shows none. It never goes back, and may
+    be called from any thread.
     """
 
-    def __init__(self, text: str) -> None:
-        self._text = text
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._bar: Any = None
 
     def __enter__(self) -> Self:
-        from tqdm.auto import tqdm
-
-        self._bar = tqdm(
-            total=100,
-            desc=self._text,
-            bar_format="{desc} {percentage:3.0f}%|{bar}|",
-            leave=False,
-        )
         return self
 
     def __call__(self, done: float, text: str) -> None:
         """Show that the fraction `done` (0 to 1) is done, and `text` is under way."""
         with self._lock:
+            if self._bar is None:
+                self._bar = self._appear(text)
             self._bar.n = max(self._bar.n, round(100 * min(max(done, 0.0), 1.0)))
             self._bar.set_description_str(text, refresh=False)
             self._bar.refresh()
+
+    @staticmethod
+    def _appear(text: str) -> Any:
+        from tqdm.auto import tqdm
+
+        form = "{desc} {percentage:3.0f}%|{bar}|"
+        return tqdm(total=100, desc=text, bar_format=form, leave=False)
 
     def __exit__(
         self,
@@ -48,4 +44,5 @@ class ProgressBar:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()

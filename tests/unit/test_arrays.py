@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from ipyparallel.serialize import pack_apply_message, unpack_apply_message
 
+from mlxbench_kernel import native
+from mlxbench_kernel.rank import pieces
 from mlxbench_kernel.rank.arrays import put_together, take_apart
 
 DTYPES = (
@@ -32,7 +34,7 @@ def on_the_cpu():
 
 def travel(value):
     """Send `value` as `push` and `pull` do: in ipyparallel's messages, where it becomes bytes."""
-    structure, arrays = take_apart(value)
+    structure, arrays, _ = take_apart(value)
     assert all(type(array) is np.ndarray and array.flags.c_contiguous for array in arrays)
     parts = pack_apply_message(put_together, (structure, *arrays), {})
     received = [bytes(part) for part in parts]
@@ -151,7 +153,7 @@ def test_what_is_the_same_array_here_is_the_same_there():
     weight = mx.ones(3)
     tied = travel({"embedding": weight, "head": [weight]})
     assert tied["head"][0] is tied["embedding"]
-    assert len(take_apart([weight, weight])[1]) == 1
+    assert len(take_apart([weight, weight]).arrays) == 1
 
 
 def test_what_arrives_can_be_written_to():
@@ -192,13 +194,13 @@ def test_nothing_is_copied_on_the_sending_side():
     array = mx.arange(1000, dtype=mx.float32)
     numbers = np.arange(1000)
     mx.eval(array)
-    _, (first, second) = take_apart([array, numbers])
+    _, (first, second), _ = take_apart([array, numbers])
     assert np.shares_memory(first, np.array(array, copy=False))
     assert np.shares_memory(second, numbers)
 
 
 def test_the_structure_holds_no_numbers_of_the_arrays():
-    structure, arrays = take_apart({"x": mx.zeros(100_000), "y": [np.zeros(100_000)]})
+    structure, arrays, _ = take_apart({"x": mx.zeros(100_000), "y": [np.zeros(100_000)]})
     assert len(structure) < 1000
     assert [array.nbytes for array in arrays] == [400_000, 800_000]
 
@@ -228,3 +230,22 @@ def test_what_cannot_be_sent_is_refused_with_its_place():
             with pytest.raises(TypeError, match=rf"^{place} is a {kind}: ") as caught:
                 take_apart(value)
             assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("compiled", [True, False])
+def test_pieces_land_in_the_memory_of_the_array(dtype, compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr(native, "load", lambda: None)
+    monkeypatch.setattr(pieces, "PIECE", 16)
+    value = {
+        "w": random_array(dtype, (5, 7)),
+        "n": np.arange(24.0).reshape(4, 6),
+        "one": mx.ones(1),
+    }
+    parts = take_apart(value)
+    sent = pieces.Sent.of(parts)
+    landed = {index: pieces.Landing(form) for index, form in sent.forms.items()}
+    for index, offset in pieces.places(sent.forms):
+        landed[index].put(offset, pieces.piece(parts.arrays[index], offset))
+    assert len(sent.small) == 1 and same(sent.put_together(landed), value)

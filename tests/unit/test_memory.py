@@ -6,7 +6,6 @@ import dataclasses
 import subprocess
 import sys
 import threading
-import time
 from typing import Any
 
 import mlx.core as mx
@@ -50,19 +49,12 @@ def test_looking_evaluates_nothing() -> None:
     assert memory.sample().active - before.active >= 256 * MB
 
 
-def test_any_thread_can_ask_at_little_cost() -> None:
-    seconds: list[float] = []
-
-    def ask() -> None:
-        for _ in range(50):
-            start = time.perf_counter()
-            memory.sample()
-            seconds.append(time.perf_counter() - start)
-
-    thread = threading.Thread(target=ask)
+def test_any_thread_can_ask() -> None:
+    samples: list[memory.MemorySample] = []
+    thread = threading.Thread(target=lambda: samples.append(memory.sample()))
     thread.start()
     thread.join()
-    assert sorted(seconds)[25] < 1e-3
+    assert samples[0].total == memory.sample().total
 
 
 def test_a_sample_travels_as_plain_numbers() -> None:

@@ -97,7 +97,8 @@ def test_the_marker_says_where_a_cell_runs():
 
 
 def test_the_progress_bar_shows_percent_and_text_and_goes(capsys):
-    with ProgressBar("starting ranks") as progress:
+    with ProgressBar() as progress:
+        progress(0.0, "starting ranks")
         progress(0.4, "engines are registered")
         progress(0.2, "late news")  # never back
         progress(7.0, "joining")  # never beyond the end
@@ -110,9 +111,20 @@ def test_the_progress_bar_shows_percent_and_text_and_goes(capsys):
 
 
 def test_the_progress_bar_goes_also_when_the_work_fails(capsys):
-    with pytest.raises(RuntimeError), ProgressBar("starting ranks"):
-        raise RuntimeError
+    def work():
+        with ProgressBar() as progress:
+            progress(0.5, "starting ranks")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        work()
     assert capsys.readouterr().err.rsplit("\r", 1)[-1].strip() == ""
+
+
+def test_work_that_is_over_at_once_shows_no_bar(capsys):
+    with ProgressBar():
+        pass
+    assert capsys.readouterr().err == ""
 
 
 def test_drawing_needs_no_ipyparallel():
