@@ -7,7 +7,7 @@ from html import escape
 
 # A translucent grey is visible on white and on black; no background is set.
 _LINE = "1px solid var(--jp-border-color2, rgba(128, 128, 128, 0.4))"
-_CELL = "text-align: left; padding: 2px 12px 2px 0; color: inherit; white-space: nowrap"
+_CELL = "text-align: left; padding: 2px 12px 2px 0; color: inherit; vertical-align: top"
 
 
 class Table:
@@ -41,11 +41,15 @@ class Table:
 
     def _repr_html_(self) -> str:
         head = "".join(
-            f'<th scope="col" style="{_CELL}; border-bottom: {_LINE}">{escape(name)}</th>'
-            for name in self.header
+            f'<th scope="col" style="{style}; border-bottom: {_LINE}">{escape(name)}</th>'
+            for style, name in zip(self._styles(), self.header, strict=True)
         )
         cells = [
-            "".join(f'<td style="{_CELL}">{escape(cell)}</td>' for cell in row) for row in self.rows
+            "".join(
+                f'<td style="{style}">{escape(cell)}</td>'
+                for style, cell in zip(self._styles(), row, strict=True)
+            )
+            for row in self.rows
         ]
         body = "".join(f"<tr>{row}</tr>" for row in cells)
         caption = (
@@ -58,3 +62,8 @@ class Table:
             '<table class="mlxbench" style="border-collapse: collapse; margin: 0; color: inherit">'
             f"{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         )
+
+    def _styles(self) -> list[str]:
+        """Of the columns: only the last one, which may hold a line of code, is broken."""
+        *others, last = (_CELL,) * len(self.header)
+        return [*(f"{each}; white-space: nowrap" for each in others), f"{last}; min-width: 12em"]

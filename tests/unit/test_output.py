@@ -46,11 +46,33 @@ def test_what_all_ranks_say_stands_once_and_what_differs_per_rank():
         say(output, rank, "loading", f"shard {min(rank, 2)}", "ready")
     assert shown(output) == [
         "[0-3] loading",
-        "[2-3] shard 2",
         "[0]   shard 0",
         "[1]   shard 1",
+        "[2-3] shard 2",
         "[0-3] ready",
     ]
+
+
+def test_ranks_stand_in_their_order_whoever_came_first():
+    output = CellOutput(range(3), 3)
+    say(output, 2, "2: one", "2: two")
+    output.stream(1, "stdout", "1: unfinished")
+    say(output, 0, "0: one")
+    output.result(0, {"text/plain": "value"})
+    assert shown(output) == [
+        "[2]   2: one",
+        "[0]   0: one",
+        "[1]   1: unfinished",
+        "[2]   2: two",
+        "[0]   value",
+    ]
+
+
+def test_help_that_differs_in_addresses_alone_stands_once():
+    output = CellOutput([0, 1], 2)
+    for rank, address in enumerate(("0x7f59f153df10", "0x7fc860129f10")):
+        output.page(rank, {"text/plain": f"String form: <nb_func object at {address}>"})
+    assert shown(output) == ["[0-1] String form: <nb_func object at 0x…>"]
 
 
 @pytest.mark.parametrize("pieces", ["whole", "lines"])
@@ -285,7 +307,7 @@ def test_a_display_changes_in_place_for_the_rank_that_updates_it():
     output.update(2, {"text/plain": "50 %"}, {}, handle)
     assert shown(output) == ["[0-1] 0 %", "[2]   50 %", "[0-2] training"]
     output.update(0, {"text/plain": "50 %"}, {}, handle)
-    assert shown(output) == ["[1]   0 %", "[0,2] 50 %", "[0-2] training"]
+    assert shown(output) == ["[0,2] 50 %", "[1]   0 %", "[0-2] training"]
     output.update(1, {"text/plain": "50 %"}, {}, handle)
     assert shown(output) == ["[0-2] 50 %", "[0-2] training"]
 

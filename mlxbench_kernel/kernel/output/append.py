@@ -10,7 +10,7 @@ from collections.abc import Callable
 from mlxbench_kernel.kernel.output import ansi
 from mlxbench_kernel.kernel.output.blocks import Style, gray
 from mlxbench_kernel.kernel.output.model import CellOutput
-from mlxbench_kernel.kernel.output.nodes import Node
+from mlxbench_kernel.kernel.output.nodes import Node, in_rank_order
 from mlxbench_kernel.kernel.output.presenter import Presenter, Publish
 
 PATIENCE = 0.3  # seconds for which a line waits for other ranks to say the same
@@ -104,7 +104,7 @@ class Append(Presenter):
         unfinished: list[str] = []
         merge = self.output.merge
         waiting = False
-        for node in merge.nodes.items:
+        for node in in_rank_order(merge.nodes.items):
             if node.key is None and not final:
                 unfinished.append(self._style.render(node, node.mask))
                 continue

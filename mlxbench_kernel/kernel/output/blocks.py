@@ -8,7 +8,7 @@ from typing import Any
 
 from mlxbench_kernel.kernel.output import ansi
 from mlxbench_kernel.kernel.output.model import CellOutput
-from mlxbench_kernel.kernel.output.nodes import Node
+from mlxbench_kernel.kernel.output.nodes import Node, in_rank_order
 from mlxbench_kernel.kernel.output.ranks import format_ranks, label, ranks_in
 
 BLOCK_LINES = 250
@@ -159,6 +159,7 @@ def _items(output: CellOutput, final: bool) -> Iterator[str | Block]:
 
 
 def _rendered(items: list[Node], style: Style) -> Iterator[str | Block]:
+    items = list(in_rank_order(items))
     position = 0
     while position < len(items):
         node = items[position]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 import time
 from collections import deque
@@ -17,6 +18,7 @@ from mlxbench_kernel.kernel.output.screen import ROWS, Screen, shorten
 
 TEXT_LIMIT = 100_000  # characters of a text bundle that are kept
 STREAMS = ("stdout", "stderr")
+_ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
 
 
 class _Stream:
@@ -169,9 +171,13 @@ class CellOutput:
             self._bundle(rank, "result", data, metadata)
 
     def page(self, rank: int, data: dict[str, Any]) -> None:
-        """What ``?`` would put into the pager: data of a reply's ``page`` payload."""
+        """What ``?`` would put into the pager: data of a reply's ``page`` payload.
+
+        Addresses in memory, in which alone the ranks' answers would differ, are left out.
+        """
+        without = {kind: _ADDRESS.sub("0x…", str(text)) for kind, text in data.items()}
         with self.lock:
-            self._bundle(rank, "display", data, None)
+            self._bundle(rank, "display", without, None)
 
     def clear(self, rank: int, wait: bool = False) -> None:
         """Remove what the rank has put out; with `wait`, when it puts out something else."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -193,3 +193,24 @@ class NodeList:
         self._unlist(node)
         self.weight -= node.weight
         node.mask = 0
+
+
+def in_rank_order(nodes: Iterable[Node]) -> Iterator[Node]:
+    """The nodes, with those next to each other that have no rank in common sorted by rank.
+
+    They came in the order in which the ranks happened to be scheduled, which says nothing;
+    what each rank said stays in its order.
+    """
+    group: list[Node] = []
+    taken = 0
+    for node in nodes:
+        if node.mask & taken:
+            yield from sorted(group, key=_lowest_rank)
+            group, taken = [], 0
+        group.append(node)
+        taken |= node.mask
+    yield from sorted(group, key=_lowest_rank)
+
+
+def _lowest_rank(node: Node) -> int:
+    return node.mask & -node.mask
