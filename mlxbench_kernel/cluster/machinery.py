@@ -16,7 +16,7 @@ from traitlets import Dict, List, Unicode
 
 from mlxbench_kernel.cluster import launchers
 from mlxbench_kernel.cluster.client import BenchClient
-from mlxbench_kernel.cluster.state import process_started
+from mlxbench_kernel.cluster.state import note_controller, process_started
 from mlxbench_kernel.errors import ClusterError
 
 Progress = Callable[[float, str], None]
@@ -110,8 +110,7 @@ class Machinery(ipyparallel.Cluster):  # type: ignore[misc]
     def launch(self) -> None:
         """Start the controller and all ranks; returns before they are up."""
         self.start_controller_sync()
-        (Path(self.profile_dir) / "pid").mkdir(exist_ok=True)
-        (Path(self.profile_dir) / "pid" / "controller").write_text(str(self.controller.pid))
+        note_controller(Path(self.profile_dir), self.controller.pid)
         if self.mpirun is None:
             self.start_engines_sync(len(self.plans), ranks=self.plans)
             return

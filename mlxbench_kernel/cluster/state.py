@@ -152,12 +152,17 @@ def running() -> Iterator[ClusterInfo]:
             shutil.rmtree(home, ignore_errors=True)
 
 
+def note_controller(home: Path, pid: int) -> None:
+    """Keep in a cluster's folder which process its controller is."""
+    (home / "controller").write_text(f"{pid} {process_started(pid)}")
+
+
 def _controller_lives(home: Path) -> bool:
     try:
-        pid = int((home / "pid" / "controller").read_text())
+        pid, started = (home / "controller").read_text().split()
     except (OSError, ValueError):
         return False
-    return bool(psutil.pid_exists(pid))
+    return alive(int(pid), float(started))  # after a restart another process may have the number
 
 
 def process_started(pid: int | None = None) -> float:

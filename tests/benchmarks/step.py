@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -117,8 +118,17 @@ def under_workbench(code: str, file: Path, backend: str) -> float:
 
 def under_launch(script: Path, file: Path, backend: str) -> float:
     """Seconds of a step in a script that ``mlx.launch`` started."""
-    launch = str(Path(sys.executable).with_name("mlx.launch"))
-    command = [launch, "-n", str(RANKS), "--backend", backend, "--python", sys.executable]
+    beside = str(Path(sys.executable).parent)
+    launch = shutil.which("mlx.launch", path=os.pathsep.join([beside, os.environ["PATH"]]))
+    command = [
+        launch or "mlx.launch",
+        "-n",
+        str(RANKS),
+        "--backend",
+        backend,
+        "--python",
+        sys.executable,
+    ]
     done = subprocess.run([*command, str(script)], capture_output=True, text=True)
     if done.returncode or not file.exists():
         sys.exit(f"step.py: {' '.join(command)} failed:\n{done.stdout}{done.stderr}")
