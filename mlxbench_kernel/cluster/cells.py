@@ -84,7 +84,7 @@ class CellRun:
         self.result = CellResult()
         self._ended: set[int] = set()
         client.forget_cells()
-        self._replies = {rank: client.start_cell(code, rank, self._message) for rank in ranks}
+        self._replies = client.start_cells(code, ranks, self._message)
 
     def _message(self, rank: int, message: dict[str, Any]) -> None:
         kind, content = message["header"]["msg_type"], message["content"]

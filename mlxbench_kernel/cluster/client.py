@@ -8,6 +8,7 @@ were started here go to their listener instead.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from functools import partial
 from typing import Any
@@ -40,14 +41,19 @@ class BenchClient(ipyparallel.Client):  # type: ignore[misc]
         else:
             super()._dispatch_iopub.__wrapped__(self, message)
 
-    def start_cell(self, code: str, rank: int, listener: Listener) -> MessageFuture:
-        """Send a cell to one rank.
+    def start_cells(
+        self, code: str, ranks: Sequence[int], listener: Listener
+    ) -> dict[int, MessageFuture]:
+        """Send a cell to ranks.
+
+        All of it happens on the IO thread, to which the GIL would otherwise go and come back
+        once for each rank.
 
         Parameters
         ----------
         code
             Source of the cell.
-        rank
+        ranks
             Where it runs.
         listener
             Called with the rank and each message that is to be displayed, on the client's
@@ -55,17 +61,31 @@ class BenchClient(ipyparallel.Client):  # type: ignore[misc]
 
         Returns
         -------
-        MessageFuture
-            Done when the cell has ended; its ``output`` is done when all output arrived.
+        dict of MessageFuture
+            By rank; done when the cell has ended, its ``output`` when all output arrived.
         """
-        identity = self._build_targets(rank)[0][0]
-        return self.send_execute_request(
-            self._mux_stream,  # a bare socket would swallow the events that its stream waits for
-            code,
-            silent=False,
-            ident=identity,
-            message_future_hook=partial(self._listen, rank, listener),
-        )
+        identities = {rank: self._build_targets(rank)[0][0] for rank in ranks}
+        started: Future[dict[int, MessageFuture]] = Future()
+
+        def start() -> None:
+            try:
+                started.set_result(
+                    {
+                        rank: self.send_execute_request(
+                            self._mux_stream,  # a bare socket would swallow its stream's events
+                            code,
+                            silent=False,
+                            ident=identity,
+                            message_future_hook=partial(self._listen, rank, listener),
+                        )
+                        for rank, identity in identities.items()
+                    }
+                )
+            except Exception as error:
+                started.set_exception(error)
+
+        self._io_loop.add_callback(start)
+        return started.result()
 
     def _listen(self, rank: int, listener: Listener, future: MessageFuture) -> None:
         self._listeners[future.msg_id] = (rank, listener)

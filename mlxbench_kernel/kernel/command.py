@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, Self
 
 from mlxbench_kernel.kernel.arguments import HelpWanted, Parser, ranks
@@ -43,6 +44,7 @@ class Command:
         return cls(**values)
 
     @classmethod
+    @cache
     def parser(cls) -> Parser:
         """The reader of this command's line."""
         description = f"{cls.summary} {cls.detail}".rstrip()
