@@ -42,6 +42,7 @@ class FakeCluster:
     clusters: ClassVar[list[ClusterInfo]] = []
     broken = False
     raises = None
+    left: ClassVar[list[str]] = []
 
     def __init__(self, size=2, options=None, **changes):
         self.info = cluster_info(size, options, **changes)
@@ -87,6 +88,7 @@ class FakeCluster:
 
     def down(self):
         self.calls.append(("down",))
+        return self.left
 
     def logs(self, ranks=None, lines=40):
         self.calls.append(("logs", ranks, lines))

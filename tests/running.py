@@ -12,6 +12,7 @@ class Recorded:
 
     def __init__(self) -> None:
         self.messages: list[tuple[int, str, dict[str, Any]]] = []
+        self.statuses: list[str] = []
 
     def message(self, rank: int, kind: str, content: dict[str, Any]) -> None:
         self.messages.append((rank, kind, content))
@@ -23,7 +24,7 @@ class Recorded:
         self.messages.append((rank, "done", {}))
 
     def refresh(self, status: str) -> None:
-        self.status = status
+        self.statuses.append(status)
 
     def finish(self) -> None:
         pass

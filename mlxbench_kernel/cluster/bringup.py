@@ -6,7 +6,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ class BringUp:
         self._progress = progress or (lambda done, text: None)
         self._deadline = time.monotonic() + options.timeout
         self._notes: list[str] = []
+        self._plans: list[dict[str, Any]] = []
 
     def run(self) -> tuple[ClusterInfo, Machinery, BenchClient]:
         """Do it.
@@ -91,7 +92,9 @@ class BringUp:
 
             if machinery is not None:
                 end(home, machinery, client, range(len(hostfile.hosts)))
-            shutil.rmtree(home, ignore_errors=True)
+            else:
+                remote.clean(self._plans)
+                shutil.rmtree(home, ignore_errors=True)
             raise
         self._progress(1.0, "up")
         return info, machinery, client
@@ -134,7 +137,7 @@ class BringUp:
             hostfile.hosts,
             [_visible_gpus(environment, host) for host in hostfile.hosts],
         )
-        plans = []
+        plans = self._plans
         for rank, (host, gpu) in enumerate(zip(hostfile.hosts, own_gpus, strict=True)):
             if host.is_local:
                 plan = local_plan(home, rank, options.python)
@@ -147,7 +150,9 @@ class BringUp:
         self._notes += remote.prepare(reports, plans, os.getcwd())
         mpirun = None
         if backend == "mpi" and len(hostfile.hosts) > 1:
-            mpirun = rendezvous.mpirun(hostfile.hosts, list(environment))
+            _check_mpi(reports.values())
+            names = [*plans[0]["environment"], *(["IPP_CONNECTION_INFO"] if listen else [])]
+            mpirun = rendezvous.mpirun(hostfile.hosts, names)
         return Machinery.create(home, plans, mpirun=mpirun, keep=options.keep, listen=listen)
 
     def _join(
@@ -238,6 +243,16 @@ class BringUp:
 
     def _left(self) -> float:
         return max(self._deadline - time.monotonic(), 1.0)
+
+
+def _check_mpi(reports: Collection[HostReport]) -> None:
+    """See that one command line starts every rank, which is all that mpirun has."""
+    if len({(report.local, report.executable, report.home) for report in reports}) > 1:
+        raise UsageError(
+            "backend mpi starts all ranks with one command line: all hosts need the same path of "
+            "Python and of the home folder, and with others this machine is named as ssh reaches "
+            "it, not 127.0.0.1; --backend ring needs none of that"
+        )
 
 
 def _wait_for_listeners(

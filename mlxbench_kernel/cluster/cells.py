@@ -154,8 +154,13 @@ class CellRun:
 
     def _who(self) -> str:
         busy = self.busy
-        doing = self._doing(busy)
-        return ", ".join(f"rank {rank} is {doing.get(rank, 'silent')}" for rank in busy)
+        states = {
+            rank: "gone"
+            for rank, reply in self._replies.items()
+            if reply.done() and not self._came_back(reply)
+        }
+        states |= self._doing(busy)
+        return ", ".join(f"rank {rank} is {state}" for rank, state in states.items())
 
     def _settle(self) -> None:
         """Tell the output which ranks have ended."""

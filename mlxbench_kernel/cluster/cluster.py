@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlxbench_kernel.cluster import state
+from mlxbench_kernel.cluster import hosts, state
 from mlxbench_kernel.cluster.bringup import BringUp
 from mlxbench_kernel.cluster.cells import CellOutputSink, CellResult, CellRun
 from mlxbench_kernel.cluster.client import BenchClient
@@ -285,22 +285,34 @@ class Cluster:
         fresh = BringUp(options, progress).run()
         self.info, self._machinery, self.client = fresh
 
-    def down(self) -> None:
-        """End all ranks; no process and no file is left."""
-        end(self.info.home, self._machinery, self.client, range(self.size))
+    def down(self) -> list[str]:
+        """End all ranks; no process and no file is left.
+
+        Returns
+        -------
+        list of str
+            A line for each host where that could not be done.
+        """
+        return end(self.info.home, self._machinery, self.client, range(self.size))
 
 
-def end(home: Path, machinery: Machinery, client: BenchClient | None, ranks: Iterable[int]) -> None:
-    """Stop a cluster, also one that is only half up, and remove its folder."""
-    if client is not None:
-        client.call("leave", list(ranks), timeout=1.0)
-        deadline = time.monotonic() + ANSWER_SECONDS
-        while client.ids and machinery.engines_running() and time.monotonic() < deadline:
-            time.sleep(0.02)  # the ends of other processes are no event of this one
-    machinery.stop()
-    if client is not None:
-        client.close(linger=0)
-    shutil.rmtree(home, ignore_errors=True)
+def end(
+    home: Path, machinery: Machinery, client: BenchClient | None, ranks: Iterable[int]
+) -> list[str]:
+    """Stop a cluster, also one that is only half up, and remove its folder; see `Cluster.down`."""
+    try:
+        if client is not None:
+            client.call("leave", list(ranks), timeout=1.0)
+            deadline = time.monotonic() + ANSWER_SECONDS
+            while client.ids and machinery.engines_running() and time.monotonic() < deadline:
+                time.sleep(0.02)  # the ends of other processes are no event of this one
+        left = hosts.clean(machinery.plans)
+        machinery.stop()
+    finally:
+        if client is not None:
+            client.close(linger=0)
+        shutil.rmtree(home, ignore_errors=True)
+    return left
 
 
 def _doing(sample: Mapping[str, Any]) -> str:

@@ -223,6 +223,8 @@ def _host(entry: Any, index: int) -> Host:
         try:
             # A number would be taken for an address too.
             ipaddress.ip_address(ip.removesuffix(f":{_port(ip)}") if isinstance(ip, str) else "")
+            if _port(ip) and not 0 < int(_port(ip)) < 2**16:
+                raise _Wrong(f"{where} ({ssh}): {ip!r} has no port from 1 to 65535")
         except ValueError:
             raise _Wrong(f"{where} ({ssh}): {ip!r} is not an IP address") from None
     if not isinstance(rdma, list) or not all(_is_rdma(device) for device in rdma):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,8 +16,9 @@ from mlxbench_kernel.cluster.hostfile import Host
 from mlxbench_kernel.cluster.report import HostReport, unfit
 from mlxbench_kernel.errors import ClusterError
 
-__all__ = ["HostReport", "look", "our_address", "plan", "prepare", "probe"]
+__all__ = ["HostReport", "clean", "look", "our_address", "plan", "prepare", "probe"]
 
+CLEAN_SECONDS = 15.0
 COPY_SECONDS = 60.0
 REACH_SECONDS = 3.0
 
@@ -91,13 +91,11 @@ def look(
     ]
     for index, answer in ssh.run_each(calls, timeout):
         call = calls[index]
-        for line in answer.stdout.splitlines():  # a login shell may have said more
-            if line.startswith(probe_script.MARK):
-                said = json.loads(line.removeprefix(probe_script.MARK))
-                yield call.host, _report(call.host, call.local, said)
-                break
-        else:
+        said = ssh.said(answer.stdout, probe_script.MARK)
+        if said is None:
             yield call.host, ssh.explain(call, answer)
+        else:
+            yield call.host, _report(call.host, call.local, said)
 
 
 def _report(name: str, local: bool, said: dict[str, Any]) -> HostReport:
@@ -222,3 +220,49 @@ def prepare(
     if not found.files:
         return []
     return [f"copied to {call.host}: {found}" for call in calls]
+
+
+# What belongs to a cluster has its folder there on the command line.
+_CLEAN = """
+import os, shutil, sys
+import psutil
+home = sys.argv[1]
+left = [
+    process
+    for process in psutil.process_iter(["cmdline"])
+    if any(home + "/" in part for part in process.info["cmdline"] or ())
+]
+for process in left:
+    try:
+        process.kill()
+    except psutil.NoSuchProcess:
+        pass
+psutil.wait_procs(left, timeout=5)
+shutil.rmtree(home, ignore_errors=True)
+"""
+
+
+def clean(plans: Sequence[dict[str, Any]]) -> list[str]:
+    """End what is left of ranks on other hosts, and remove their folders there.
+
+    Parameters
+    ----------
+    plans
+        One per rank, see `Machinery.create`.
+
+    Returns
+    -------
+    list of str
+        A line for each host where that could not be done.
+    """
+    remote = {plan["ssh"]: plan for plan in plans if plan["ssh"]}
+    calls = [
+        ssh.Call(name, False, plan["python"], _CLEAN, (os.path.dirname(plan["folder"]),))
+        for name, plan in remote.items()
+    ]
+    return [
+        f"{ssh.explain(call, answer)} Its ranks leave by themselves after 10 s, and the folder "
+        f"{call.arguments[0]} stays there."
+        for call, answer in zip(calls, ssh.run(calls, CLEAN_SECONDS), strict=True)
+        if answer.code != 0
+    ]

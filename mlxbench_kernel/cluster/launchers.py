@@ -6,7 +6,6 @@ Each gives rank r the engine id r and its own environment, and starts all ranks 
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,14 +17,12 @@ from ipyparallel.cluster.launcher import (
     LocalEngineLauncher,
     LocalEngineSetLauncher,
     MPIEngineSetLauncher,
-    SSHEngineLauncher,
 )
 from traitlets import Dict, List, Unicode
 
-from mlxbench_kernel.cluster import ssh
+from mlxbench_kernel.cluster.ssh_rank import SSHRankLauncher
 
 RANK_MODULE = "mlxbench_kernel.rank"
-LEAVE_SECONDS = 5.0
 
 
 class ControllerLauncher(LocalControllerLauncher):  # type: ignore[misc]
@@ -45,66 +42,6 @@ class LocalRankLauncher(LocalEngineLauncher):  # type: ignore[misc]
     def _wait(self) -> None:
         super()._wait()
         self.parent.tell_ended(int(self.identifier))
-
-
-class SSHRankLauncher(SSHEngineLauncher):  # type: ignore[misc]
-    """One rank over ssh, in a single connection.
-
-    The host was looked at before (`hosts.probe`), so ipyparallel's own questions are left
-    out. The connection information, keys included, goes over standard input.
-    """
-
-    command = List(Unicode())
-    _ssh_sender: Any = None
-    _output: str | None = None
-
-    @property
-    def program(self) -> list[str]:
-        return list(self.command)
-
-    @property
-    def program_args(self) -> list[str]:
-        return []
-
-    def start(self) -> None:
-        sender = self.ssh_sender
-        self.pid = sender.cmd_start(
-            self.program, env=self.get_env(), output_file=self.remote_output_file
-        )
-        self.notify_start({"host": self.location, "pid": self.pid})
-        self._start_waiting()
-
-    @property
-    def ssh_sender(self) -> Any:
-        if self._ssh_sender is None:
-            from ipyparallel.cluster.shellcmd import ShellCommandSend
-
-            self._ssh_sender = ShellCommandSend(
-                ["ssh", *ssh.OPTIONS, "--"],
-                [self.location],
-                shlex.quote(self.remote_python),
-                initialize=False,
-                log=self.log,
-            )
-            self._ssh_sender.shell_info = ("posix", "sh")
-        return self._ssh_sender
-
-    async def stop(self) -> None:
-        # The rank was asked to leave before: what is left is to hear that over ssh.
-        self._wait_thread.join(LEAVE_SECONDS)
-        if self._wait_thread.is_alive():
-            await super().stop()
-
-    def get_output(self, remove: bool = False) -> str:
-        if remove:  # the rank removes its folder itself
-            return self._output or ""
-        if self._output is None:
-            code = f"print(open({self.remote_output_file!r}).read())"
-            try:
-                self._output = self.ssh_sender.check_output_python_code(code)
-            except Exception as error:
-                self._output = f"(no log from {self.location}: {error})"
-        return self._output
 
 
 class _Kept:
@@ -127,6 +64,12 @@ class RankSetLauncher(LocalEngineSetLauncher):  # type: ignore[misc]
         """A local process has ended; called in a thread of its own."""
         if self.on_end is not None:
             self.on_end(rank)
+
+    def _notice_engine_stopped(self, data: dict[str, Any]) -> None:
+        # Kept before ipyparallel takes the launcher out: somebody may be asking for it now.
+        launcher = self.launchers[data["identifier"]]
+        self.outputs[data["identifier"]] = launcher.get_output()
+        super()._notice_engine_stopped(data)
 
     def start(self, n: int) -> list[Any]:
         self.n = n

@@ -135,7 +135,10 @@ class Machinery(ipyparallel.Cluster):  # type: ignore[misc]
             info = self._synchronize(self.controller.get_connection_info, timeout)
         except (TimeoutError, RuntimeError):
             tail = "\n".join(self.controller.get_output().strip().splitlines()[-10:])
-            raise ClusterError(f"the ipyparallel controller did not start:\n{tail}") from None
+            raise ClusterError(
+                f"the ipyparallel controller did not start in time; --timeout S "
+                f"allows more\n{tail}".rstrip()
+            ) from None
         client = BenchClient(info["client"], profile_dir=self.profile_dir, timeout=timeout)
         if isinstance(self.engine_set, launchers.RankSetLauncher):
             self.engine_set.on_end = client.unregister
@@ -239,7 +242,8 @@ def _log() -> logging.Logger:
 
 def _runs(launcher: Any) -> bool:
     """Whether the process of a launcher, which its waiting thread waits for, still runs."""
-    return bool(launcher._wait_thread.is_alive())
+    thread = launcher._wait_thread
+    return thread is not None and bool(thread.is_alive())
 
 
 def local_plan(home: Path, rank: int, python: str | None) -> dict[str, Any]:

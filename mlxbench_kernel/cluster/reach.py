@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import IO, Any
+from typing import IO
 
 from mlxbench_kernel.cluster import ssh
 from mlxbench_kernel.cluster.report import HostReport
@@ -73,7 +72,7 @@ def unreachable(
     result = []
     answers = ssh.run(calls, timeout + 2 * ssh.CONNECT_SECONDS)
     for call, answer in zip(calls, answers, strict=True):
-        failed = _said(answer.stdout)
+        failed = ssh.said(answer.stdout, MARK)
         if failed is None:  # the host itself is gone
             failed = dict.fromkeys(call.arguments[1:], str(ssh.explain(call, answer)))
         result.append(failed)
@@ -155,15 +154,7 @@ def listen_here(stack: contextlib.ExitStack, ip: str) -> str:
 def _first_line(stream: IO[bytes]) -> list[str] | None:
     """What a listener said first, None where it ended without."""
     for line in stream:
-        said = _said(line.decode(errors="replace"))
+        said = ssh.said(line.decode(errors="replace"), MARK)
         if said is not None:
             return list(said)
-    return None
-
-
-def _said(text: str) -> Any:
-    """What follows the mark in an answer; a login shell may have said more."""
-    for line in text.splitlines():
-        if line.startswith(MARK):
-            return json.loads(line.removeprefix(MARK))
     return None

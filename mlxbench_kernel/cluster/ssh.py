@@ -6,6 +6,7 @@ host that would want a password or a yes is reported as one that does.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -15,21 +16,26 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import Any
 
 CONNECT_SECONDS = 5
+OLD = "mlxbench-old-python:"
 TIMED_OUT = "timed out"  # as ssh says too
 LONGEST_SECONDS = 120  # then the host itself ends what nobody waits for any more
 # What a user's configuration may ask for a host and no command can live with.
 OPTIONS = (
     "-T", "-o", "BatchMode=yes", "-o", "RemoteCommand=none", "-o", "ClearAllForwardings=yes",
+    # A cable that is pulled is noticed after 9 s, and no ssh waits for it for ever.
+    "-o", "ServerAliveInterval=3", "-o", "ServerAliveCountMax=3",
 )  # fmt: skip
 
 # The source comes first on standard input, then its data. The current folder is taken off the
 # path: on a host it is the user's home, and a json.py there would be imported.
 _START = (
-    f"import signal, sys; signal.alarm({LONGEST_SECONDS}); n = int(sys.argv.pop(1)); "
+    "import sys; sys.version_info >= (3, 11) or sys.exit('OLD' + sys.version.split()[0]); "
+    f"import signal; signal.alarm({LONGEST_SECONDS}); n = int(sys.argv.pop(1)); "
     "sys.path[:] = [p for p in sys.path if p]; exec(sys.stdin.buffer.read(n).decode())"
-)
+).replace("OLD", OLD)
 
 
 @dataclass(frozen=True)
@@ -133,7 +139,7 @@ def run_each(calls: Sequence[Call], timeout: float) -> Iterator[tuple[int, Answe
     with ThreadPoolExecutor(max(len(calls), 1)) as pool:
         try:
             pending = {
-                pool.submit(_finish, process, calls[index], deadline): index
+                pool.submit(finish, process, calls[index], deadline): index
                 for index, process in running.items()
             }
             for index, answer in enumerate(started):
@@ -161,7 +167,8 @@ def start(call: Call) -> subprocess.Popen[bytes] | Answer:
         return Answer(None, "", f"{error.filename}: {error.strerror}")
 
 
-def _finish(process: subprocess.Popen[bytes], call: Call, deadline: float) -> Answer:
+def finish(process: subprocess.Popen[bytes], call: Call, deadline: float) -> Answer:
+    """Wait for a started call until `deadline` (`time.monotonic`); then it is killed."""
     try:
         sent = call.source.encode() + call.data
         out, err = process.communicate(sent, max(deadline - time.monotonic(), 0.0))
@@ -170,6 +177,14 @@ def _finish(process: subprocess.Popen[bytes], call: Call, deadline: float) -> An
         close(process)
         return Answer(None, "", TIMED_OUT)
     return Answer(process.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
+
+
+def said(text: str, mark: str) -> Any:
+    """The JSON that follows the mark in an answer, None without; a login shell may say more."""
+    for line in text.splitlines():
+        if line.startswith(mark):
+            return json.loads(line.removeprefix(mark))
+    return None
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
@@ -203,6 +218,9 @@ def explain(call: Call, answer: Answer) -> Failure:
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     silent = f"signal {-code}" if code is not None and code < 0 else "no reason given"
     tail = lines[-1] if lines else silent
+    if old := re.search(OLD + r"(\S+)", stderr):
+        cause = f"has Python {old[1]} at {python}, and mlxbench needs 3.11 or newer"
+        return Failure(name, cause, "--python PATH names another one there")
     if code in (126, 127) or (code not in (0, 255) and _names_no_program(python, tail)):
         cause = f"has no Python at {python}"
         return Failure(name, cause, "--python PATH names the one to use there")

@@ -225,8 +225,8 @@ class RanksMagics(Magics):
             return
         cluster = self.cluster
         self._forget()
-        cluster.down()
-        print(f"{ranks_text(range(cluster.size))} ended")
+        left = cluster.down()
+        print("\n".join([f"{ranks_text(range(cluster.size))} ended", *left]))
 
     def _log(self, command: subcommands.Log) -> None:
         cluster = self._running()

@@ -137,7 +137,7 @@ class RankEngine(IPEngine):  # type: ignore[misc]
             except psutil.NoSuchProcess:
                 pass
         if self.scratch:
-            own = Path(self.scratch)
+            own = Path(self.scratch).with_name(f"rank-{self.id}")  # mpirun names one for all
             shutil.rmtree(own, ignore_errors=True)
             modules = own.parent / "modules"  # copied here for the ranks of this host
             if modules.exists() and not list(own.parent.glob("rank-*")):

@@ -41,12 +41,16 @@ def test_modules_lie_on_every_host_and_the_user_reads_what_was_copied(
     assert plans[1]["environment"] == {}
     assert plans[3]["environment"] == {"PYTHONPATH": f"{run}/modules:/opt/mine"}
 
+    assert hosts.clean([plan for plan in plans if plan["ssh"] != "127.0.0.1"]) == []
+    assert not run.exists()
+
 
 def test_without_modules_nothing_is_said(sshd: machines.Sshd, tmp_path: Path) -> None:
     reports = hosts.probe([Host("mac-a")], None, 20.0)
     plans = [hosts.plan(reports["mac-a"], "mlx-2", 0)]
     assert hosts.prepare(reports, plans, str(tmp_path)) == []
     assert Path(plans[0]["folder"]).is_dir()
+    assert hosts.clean(plans) == []
 
 
 def test_a_host_that_is_lost_meanwhile_is_named(sshd: machines.Sshd, project: Path) -> None:
