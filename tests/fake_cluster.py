@@ -85,6 +85,7 @@ class FakeCluster:
 
     def interrupt(self, ranks=None):
         self.calls.append(("interrupt", ranks))
+        return {"interrupted": ranks}
 
     def down(self):
         self.calls.append(("down",))

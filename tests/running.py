@@ -27,7 +27,7 @@ class Recorded:
         self.statuses.append(status)
 
     def finish(self) -> None:
-        pass
+        self.finished = self.text(0)
 
     def text(self, rank: int) -> str:
         parts = []

@@ -87,6 +87,7 @@ class BringUp:
             )
             self._progress(0.85, f"joining the group ({backend})")
             info = self._join(home, hostfile.hosts, backend, client)
+            self._progress(1.0, "up")
         except BaseException:
             from mlxbench_kernel.cluster.cluster import end
 
@@ -96,7 +97,6 @@ class BringUp:
                 remote.clean(self._plans)
                 shutil.rmtree(home, ignore_errors=True)
             raise
-        self._progress(1.0, "up")
         return info, machinery, client
 
     def _hostfile(self) -> Hostfile:

@@ -83,6 +83,8 @@ class CellRun:
         self._started = time.monotonic()
         self.result = CellResult()
         self._ended: set[int] = set()
+        self._over = False
+        self._showing_late = False
         client.forget_cells()
         self._replies = client.start_cells(code, ranks, self._message)
 
@@ -92,6 +94,15 @@ class CellRun:
             self.result.errors[rank] = content
         if self._output is not None:
             self._output.message(rank, kind, content)
+            if self._over and not self._showing_late:
+                self._showing_late = True
+                self._client.later(REDRAW_SECONDS, self._show_late)
+
+    def _show_late(self) -> None:
+        """Show what came after the cell had ended: from a thread that it started, for one."""
+        self._showing_late = False
+        if self._output is not None:
+            self._output.finish()
 
     @property
     def busy(self) -> list[int]:
@@ -189,6 +200,7 @@ class CellRun:
         self._settle()
         if self._output is not None:
             self._output.finish()
+        self._over = True
 
     @staticmethod
     def _came_back(reply: Any) -> bool:

@@ -105,6 +105,10 @@ class BenchClient(ipyparallel.Client):  # type: ignore[misc]
         except RuntimeError:  # this client was closed meanwhile
             pass
 
+    def later(self, seconds: float, function: Callable[[], None]) -> None:
+        """Call a function on the client's IO thread, on which this has to be called too."""
+        self._io_loop.call_later(seconds, function)
+
     def forget_cells(self) -> None:
         """Stop listening to the cells started so far."""
         self._listeners.clear()

@@ -18,9 +18,11 @@ from mlxbench_kernel.cluster.machinery import Machinery, Progress
 from mlxbench_kernel.cluster.state import ClusterInfo, Options, RankInfo
 from mlxbench_kernel.cluster.transfer import Transfer
 from mlxbench_kernel.errors import ClusterError, UsageError
+from mlxbench_kernel.interrupts import held
 from mlxbench_kernel.memory import MemorySample
 
 ANSWER_SECONDS = 2.0
+SETTLE_SECONDS = 1.0  # that an interrupted cell may take to end
 
 
 class Cluster:
@@ -180,12 +182,20 @@ class Cluster:
         return chosen
 
     def _require(self, ranks: Sequence[int]) -> None:
+        self._require_controller()
         gone = sorted(set(ranks) - set(self.client.ids))
         if gone:
             who = self.info.ranks[gone[0]]
             raise ClusterError(
                 f"rank {gone[0]} on {who.host} is gone (process {who.pid}): %mlx_dist restart "
                 "starts all ranks anew, %mlx_dist log shows its last words"
+            )
+
+    def _require_controller(self) -> None:
+        if not self._machinery.controller_running():
+            raise ClusterError(
+                f"the controller of cluster {self.id} is gone, and without it the ranks leave by "
+                "themselves: %mlx_dist restart starts all anew"
             )
 
     def results(self, ranks: Iterable[int] | None = None) -> dict[int, Any]:
@@ -199,14 +209,39 @@ class Cluster:
         """
         return self._transfer(ranks).results()
 
-    def interrupt(self, ranks: Iterable[int] | None = None) -> None:
-        """Raise KeyboardInterrupt in the cells that ranks are running."""
-        self.client.call("interrupt", self.choose(ranks), timeout=ANSWER_SECONDS)
+    def interrupt(self, ranks: Iterable[int] | None = None) -> dict[str, list[int]]:
+        """Raise KeyboardInterrupt in the cells that ranks are running.
+
+        Returns
+        -------
+        dict
+            What became of it, with the ranks: "interrupted", "was idle", or what they still do.
+        """
+        chosen = self.choose(ranks)
+        was_busy = self.client.call("interrupt", chosen, timeout=ANSWER_SECONDS)
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while True:
+            states = self.doing(chosen)
+            late = [rank for rank in was_busy if was_busy[rank] and states[rank] != "idle"]
+            if not late or time.monotonic() > deadline:
+                break
+            time.sleep(0.05)  # the end of a cell that others wait for is no event here
+        found: dict[str, list[int]] = {}
+        for rank, does in states.items():
+            if does == "idle":
+                said = "interrupted" if was_busy.get(rank) else "was idle"
+            elif rank in late:
+                said = f"{does}; inside MLX it stops only when that ends (%mlx_dist restart)"
+            else:
+                said = does
+            found.setdefault(said, []).append(rank)
+        return found
 
     # -- looking -------------------------------------------------------------
 
     def status(self) -> list[RankInfo]:
         """All ranks with their memory and what they are doing, also while a cell runs."""
+        self._require_controller()
         samples = self.client.call("sample", range(self.size), timeout=ANSWER_SECONDS)
         living = set(self.client.ids)
         ranks = []
@@ -222,6 +257,7 @@ class Cluster:
 
     def doing(self, ranks: Sequence[int]) -> dict[int, str]:
         """What ranks are doing; those that do not answer are "silent", or "gone"."""
+        self._require_controller()
         samples = self.client.call("sample", ranks, timeout=ANSWER_SECONDS)
         living = set(self.client.ids)
         missing = {rank: "silent" if rank in living else "gone" for rank in ranks}
@@ -299,7 +335,17 @@ class Cluster:
 def end(
     home: Path, machinery: Machinery, client: BenchClient | None, ranks: Iterable[int]
 ) -> list[str]:
-    """Stop a cluster, also one that is only half up, and remove its folder; see `Cluster.down`."""
+    """Stop a cluster, also one that is only half up, and remove its folder; see `Cluster.down`.
+
+    A Ctrl-C meanwhile is raised afterwards.
+    """
+    with held():
+        return _end(home, machinery, client, ranks)
+
+
+def _end(
+    home: Path, machinery: Machinery, client: BenchClient | None, ranks: Iterable[int]
+) -> list[str]:
     try:
         if client is not None:
             client.call("leave", list(ranks), timeout=1.0)

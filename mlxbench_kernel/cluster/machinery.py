@@ -210,6 +210,10 @@ class Machinery(ipyparallel.Cluster):  # type: ignore[misc]
         """Name of the host of `rank`, as the hostfile has it."""
         return self.plans[rank]["ssh"] or "this machine"
 
+    def controller_running(self) -> bool:
+        """Whether the controller's process is still there."""
+        return self.controller is not None and _runs(self.controller)
+
     def engines_running(self) -> bool:
         """Whether a process of a rank, or mpirun, is still there."""
         return any(map(_runs, self._launchers().values()))

@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,8 @@ from jupyter_core.paths import jupyter_runtime_dir
 
 from mlxbench_kernel.cluster.controller import alive
 from mlxbench_kernel.memory import MemorySample
+
+STARTING_SECONDS = 600.0  # after which a folder without a description was left by a start
 
 
 @dataclass(frozen=True)
@@ -145,11 +148,21 @@ def running() -> Iterator[ClusterInfo]:
         try:
             info = ClusterInfo.load(home)
         except (OSError, ValueError, TypeError):
-            continue  # is starting, or is not ours
+            if not _controller_lives(home) and _age(home) > STARTING_SECONDS:
+                shutil.rmtree(home, ignore_errors=True)
+            continue  # is starting
         if _controller_lives(home):
             yield info
         else:
             shutil.rmtree(home, ignore_errors=True)
+
+
+def _age(home: Path) -> float:
+    """Seconds since the folder was last changed."""
+    try:
+        return time.time() - home.stat().st_mtime
+    except OSError:  # it was just removed
+        return 0.0
 
 
 def note_controller(home: Path, pid: int) -> None:

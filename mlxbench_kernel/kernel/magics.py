@@ -11,6 +11,7 @@ from IPython.core.magic import Magics, cell_magic, line_cell_magic, magics_class
 from IPython.display import display
 
 from mlxbench_kernel.errors import BenchError, UsageError
+from mlxbench_kernel.interrupts import held
 from mlxbench_kernel.kernel import commands, subcommands
 from mlxbench_kernel.kernel.arguments import nearest
 from mlxbench_kernel.kernel.auto import AutoMode
@@ -70,7 +71,10 @@ class RanksMagics(Magics):
         In every rank ``mx``, ``nn``, ``optim``, ``np``, ``rank``, ``size`` and ``group`` are
         there. Values of this notebook can stand in the line: ``--ranks {busy}``.
         """
-        command = commands.read_line(line) if cell is None else commands.read_cell(line)
+        with held():
+            import mlxbench_kernel.cluster  # noqa: F401  (what is imported later is there then)
+
+            command = commands.read_line(line) if cell is None else commands.read_cell(line)
         match command:
             case Help():
                 print(command.text)
@@ -141,6 +145,10 @@ class RanksMagics(Magics):
         self.auto.switch_off()
         self.cluster = None
 
+    def _forget_if_ended(self, cluster: Cluster) -> None:
+        if not cluster.info.home.exists():
+            self._forget()
+
     def _show(self, cluster: Cluster, states: bool = False) -> None:
         from mlxbench_kernel.widgets import RanksTable
 
@@ -149,6 +157,7 @@ class RanksMagics(Magics):
     def _run_cell(self, command: commands.RunCell, cell: str) -> None:
         cluster = self._running()
         ranks = self._ranks(command.ranks)
+        commands.check_cell(cell)
         from mlxbench_kernel.kernel.cells import run_cell
         from mlxbench_kernel.widgets import RanksMarker
 
@@ -191,14 +200,14 @@ class RanksMagics(Magics):
             with ProgressBar() as progress:
                 cluster.restart(progress)
         except BaseException:
-            self._forget()  # the old ranks are gone and there are no new ones
+            self._forget_if_ended(cluster)  # the old ranks are gone and there are no new ones
             raise
         self._show(cluster)
 
     def _interrupt(self, command: subcommands.Interrupt) -> None:
         ranks = self._ranks(command.ranks)
-        self._running().interrupt(ranks)
-        print(f"interrupted {ranks_text(ranks)}")
+        for state, where in self._running().interrupt(ranks).items():
+            print(f"{ranks_text(where)}: {state}")
 
     def _attach(self, command: subcommands.Attach) -> None:
         from mlxbench_kernel.cluster import Cluster
@@ -224,13 +233,19 @@ class RanksMagics(Magics):
             print("no ranks are running")
             return
         cluster = self.cluster
-        self._forget()
-        left = cluster.down()
+        try:
+            left = cluster.down()
+        finally:
+            self._forget_if_ended(cluster)
         print("\n".join([f"{ranks_text(range(cluster.size))} ended", *left]))
 
     def _log(self, command: subcommands.Log) -> None:
         cluster = self._running()
-        for rank, text in cluster.logs(self._ranks(command.ranks), command.n).items():
+        logs = cluster.logs(self._ranks(command.ranks), command.n)
+        if cluster.info.backend == "mpi":  # mpirun writes one log for all
+            print(f"── all ranks ──\n{next(iter(logs.values())).rstrip()}")
+            return
+        for rank, text in logs.items():
             print(f"── rank {rank} on {cluster.info.ranks[rank].host} ──\n{text.rstrip()}")
 
     def _doctor(self, command: subcommands.Doctor) -> None:
@@ -244,7 +259,9 @@ class RanksMagics(Magics):
         here: dict[str, Any] = self.shell.user_ns
         for name in command.names:
             if name not in here:
-                near = nearest(name, [each for each in here if not each.startswith("_")])
+                hidden = self.shell.user_ns_hidden
+                own = [each for each in here if each not in hidden and not each.startswith("_")]
+                near = nearest(name, own)
                 hint = f", the nearest is {near}" if near else ""
                 raise UsageError(
                     f"%mlx_dist push: there is no variable {name!r} in this notebook{hint}; "

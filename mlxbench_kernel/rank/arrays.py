@@ -108,9 +108,10 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _is_buffer(array: np.ndarray[Any, Any]) -> bool:
-    """Whether ipyparallel can send it as a buffer; not so datetime64, for one."""
+    """Whether ipyparallel sends it as it is; not so datetime64, nor another byte order."""
     try:
-        return not array.dtype.hasobject and array.data is not None
+        plain = array.dtype.isnative and not array.dtype.hasobject
+        return plain and array.data is not None
     except ValueError:
         return False
 

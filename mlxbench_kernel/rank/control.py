@@ -63,12 +63,14 @@ class ControlHandlers:
 
         return {"memory": dataclasses.asdict(memory.sample()), **self._activity.now()}
 
-    def interrupt(self) -> None:
-        """Raise KeyboardInterrupt in the running cell, if one is running."""
-        if self._activity.busy:
+    def interrupt(self) -> bool:
+        """Raise KeyboardInterrupt in the running cell; whether one is running."""
+        busy = self._activity.busy
+        if busy:
             os.kill(os.getpid(), signal.SIGINT)
             # An awaiting cell is cancelled in the signal handler, which does not wake the loop.
             self._kernel.parent.loop.add_callback(lambda: None)
+        return busy
 
     def listening(self, address: str) -> bool:
         """Whether MLX listens on this address, waiting for a neighbour (`ports.listening`)."""

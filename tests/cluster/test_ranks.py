@@ -75,8 +75,20 @@ def test_status_answers_while_a_rank_is_blocked_in_a_collective(ranks: Cluster) 
         while not (state := ranks.status()[0].state).startswith("busy"):
             assert time.monotonic() < deadline, state
         assert "line 2: mx.eval" in state
+        (still, idle) = ranks.interrupt()
+        assert "inside MLX it stops only when that ends" in still and idle == "was idle"
         ranks.client[1].execute("mx.eval(mx.distributed.all_sum(mx.ones(2), group=group))").get()
-        assert cell.result(timeout=20).errors == {}
+        # The interrupt was delivered as the collective ended.
+        assert cell.result(timeout=20).errors[0]["ename"] == "KeyboardInterrupt"
+
+
+def test_what_comes_after_the_end_of_a_cell_is_shown(ranks: Cluster, recorded: Recorded) -> None:
+    code = "import threading\nthreading.Timer(0.5, print, ['late']).start()\nprint('main')"
+    ranks.execute(code, output=recorded, timeout=20)
+    assert recorded.finished == "main\n"
+    deadline = time.monotonic() + 10
+    while recorded.finished != "main\nlate\n":
+        assert time.monotonic() < deadline
 
 
 def test_a_cell_that_waits_behind_a_failing_one_runs(ranks: Cluster, recorded: Recorded) -> None:
@@ -156,6 +168,24 @@ def test_a_killed_rank_is_named(recorded: Recorded) -> None:
         assert recorded.text(0) == "0"
         cluster.restart()
         assert [rank.state for rank in cluster.status()] == ["idle", "idle"]
+    finally:
+        cluster.down()
+
+
+def test_a_controller_that_is_killed_is_named(recorded: Recorded) -> None:
+    cluster = Cluster.up(2)
+    try:
+        pid = int((cluster.info.home / "controller").read_text().split()[0])
+        psutil.Process(pid).kill()
+        deadline = time.monotonic() + 5
+        while cluster._machinery.controller_running():
+            assert time.monotonic() < deadline
+        for ask in (cluster.status, lambda: cluster.execute("1"), lambda: cluster.pull("rank")):
+            with pytest.raises(ClusterError, match=r"controller of cluster .* is gone"):
+                ask()
+        cluster.restart()
+        cluster.execute("rank", output=recorded)
+        assert [recorded.text(rank) for rank in (0, 1)] == ["0", "1"]
     finally:
         cluster.down()
 

@@ -232,6 +232,10 @@ def test_what_cannot_be_sent_is_refused_with_its_place():
             assert "\n" not in str(caught.value)
 
 
+def test_another_byte_order_stays():
+    assert travel(np.arange(3, dtype=">i4")).dtype == np.dtype(">i4")
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("compiled", [True, False])
 def test_pieces_land_in_the_memory_of_the_array(dtype, compiled, monkeypatch):

@@ -104,13 +104,19 @@ def test_status_says_what_each_rank_does(shell, up, capsys):
     assert "busy 3 s · line 2: mx.eval(loss)" in capsys.readouterr().out
 
 
+def test_a_magic_of_this_notebook_inside_a_cell_for_ranks_is_refused(up, shell):
+    with pytest.raises(UsageError, match=r"%mlx_dist in line 2 .* a cell of its own"):
+        shell.run_cell_magic("mlx_dist", "", "y = 5\n%mlx_dist status\n")
+    assert not [call for call in up.calls if call[0] == "execute"]
+
+
 def test_restart_interrupt_and_log(shell, up, capsys):
     dist(shell, "restart")
     dist(shell, "interrupt --ranks 1")
     dist(shell, "log --ranks 0 -n 7")
     assert up.calls[1:] == [("restart",), ("interrupt", [1]), ("logs", [0], 7)]
     out = capsys.readouterr().out
-    assert "interrupted rank 1" in out
+    assert "rank 1: interrupted" in out
     assert "── rank 0 on studio ──\nthe log of rank 0\n" in out
 
 
