@@ -11,7 +11,6 @@ import json
 import subprocess
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from ipyparallel.cluster.launcher import SSHEngineLauncher
 from traitlets import List, Unicode
@@ -42,17 +41,16 @@ _WATCH = """
 import json, os, sys, time
 pid, log, most, seconds = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
 deadline = time.monotonic() + seconds
-while True:
+def gone():
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
-        ended = True
-        break
-    ended = time.monotonic() > deadline
-    if ended:
-        ended = False
-        break
+        return True
+    return False
+ended = gone()
+while not ended and time.monotonic() < deadline:
     time.sleep(0.2)
+    ended = gone()
 try:
     with open(log, errors="replace") as file:
         text = file.read()[-most:]
@@ -143,18 +141,3 @@ class SSHRankLauncher(SSHEngineLauncher):  # type: ignore[misc]
 
     def _call(self, source: str, arguments: Sequence[str], data: bytes = b"") -> ssh.Call:
         return ssh.Call(self.location, False, self.remote_python, source, tuple(arguments), data)
-
-    @property
-    def program(self) -> list[str]:
-        """What ipyparallel would start."""
-        return list(self.command)
-
-    @property
-    def program_args(self) -> list[str]:
-        """All of it is in `program`."""
-        return []
-
-    @property
-    def ssh_sender(self) -> Any:
-        """ipyparallel's own connection, which is not used here."""
-        raise NotImplementedError("ranks over ssh are reached through mlxbench_kernel.cluster.ssh")

@@ -13,13 +13,14 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.kernel.ranks import ranks_text
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
 _LOCAL = re.compile(r"%%local\s*(#.*)?$")
-_BENCH_MAGIC = re.compile(r"%%local\b|%{1,2}mlx_\w")
+_BENCH_MAGIC = re.compile(r"%%local\b|%{1,2}mlx_\w+")
 _LEAVING = re.compile(r"(exit|quit)\s*(\(\s*\))?\s*$")
 
 
@@ -44,6 +45,22 @@ def stays_here(lines: list[str]) -> bool:
     if _BENCH_MAGIC.match(first):
         return True
     return bool(_LEAVING.match(first)) and first_code_line(lines[index + 1 :]) is None
+
+
+def check_cell(cell: str) -> None:
+    """See that a cell for ranks holds no magic of this notebook.
+
+    Raises
+    ------
+    UsageError
+        It does; nothing of it has run.
+    """
+    for number, line in enumerate(cell.splitlines(), 1):
+        if found := _BENCH_MAGIC.match(line.lstrip()):
+            raise UsageError(
+                f"{found[0]} in line {number} of the cell runs in this notebook and not on ranks: "
+                "put it into a cell of its own; nothing has run"
+            )
 
 
 class AutoMode:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -83,22 +82,6 @@ def read_line(line: str) -> Command:
     if near:
         raise wrong(f"there is no subcommand {subcommand!r}, the nearest is {near}")
     raise wrong(f"there is no subcommand {subcommand!r}, only {', '.join(SUBCOMMANDS)}")
-
-
-def check_cell(cell: str) -> None:
-    """See that a cell for ranks holds no magic of this notebook.
-
-    Raises
-    ------
-    UsageError
-        It does; nothing of it has run.
-    """
-    for number, line in enumerate(cell.splitlines(), 1):
-        if found := re.match(r"\s*(%{1,2}mlx_\w+|%%local\b)", line):
-            raise UsageError(
-                f"{found[1]} in line {number} of the cell runs in this notebook and not on ranks: "
-                "put it into a cell of its own; nothing has run"
-            )
 
 
 def read_cell(line: str) -> RunCell | Help:

@@ -14,7 +14,7 @@ from mlxbench_kernel.errors import BenchError, UsageError
 from mlxbench_kernel.interrupts import held
 from mlxbench_kernel.kernel import commands, subcommands
 from mlxbench_kernel.kernel.arguments import nearest
-from mlxbench_kernel.kernel.auto import AutoMode
+from mlxbench_kernel.kernel.auto import AutoMode, check_cell
 from mlxbench_kernel.kernel.command import Help
 from mlxbench_kernel.kernel.ranks import RankSelection, ranks_text
 
@@ -157,7 +157,7 @@ class RanksMagics(Magics):
     def _run_cell(self, command: commands.RunCell, cell: str) -> None:
         cluster = self._running()
         ranks = self._ranks(command.ranks)
-        commands.check_cell(cell)
+        check_cell(cell)
         from mlxbench_kernel.kernel.cells import run_cell
         from mlxbench_kernel.widgets import RanksMarker
 
