@@ -28,5 +28,9 @@ class CellError(BenchError):
     """A cell raised on one or more ranks."""
 
 
+class CollectiveMismatch(CellError):
+    """Ranks called different collectives, or the same with other shapes or dtypes."""
+
+
 class CellTimeout(BenchError):
     """Waiting for a cell was given up; the ranks go on."""

@@ -6,8 +6,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import wait
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,14 @@ from mlxbench_kernel import native
 from mlxbench_kernel.cluster import hosts as remote
 from mlxbench_kernel.cluster import reach, rendezvous, state
 from mlxbench_kernel.cluster.client import BenchClient
+from mlxbench_kernel.cluster.forming import PATH_SECONDS, Forming
 from mlxbench_kernel.cluster.hostfile import BACKENDS, Host, Hostfile
 from mlxbench_kernel.cluster.machinery import Machinery, Progress, local_plan
 from mlxbench_kernel.cluster.report import HostReport
 from mlxbench_kernel.cluster.state import ClusterInfo, Options, RankInfo
 from mlxbench_kernel.errors import ClusterError, UsageError
-from mlxbench_kernel.rank import ports, startup
-
-PATH_SECONDS = 5.0
-LISTEN_SECONDS = 1.0
+from mlxbench_kernel.rank import startup
+from mlxbench_kernel.rank.requests import FREED_IN_PLACE
 
 
 class BringUp:
@@ -159,43 +157,23 @@ class BringUp:
         self, home: Path, hosts: Sequence[Host], backend: str, client: BenchClient
     ) -> ClusterInfo:
         size = len(hosts)
-        ips = rendezvous.reservations(backend, hosts)
-        addresses = self._on_ranks(client, hosts, ports.reserve, [(own,) for own in ips])
-        wanted = rendezvous.targets(backend, addresses)
-        failed = self._on_ranks(
-            client, hosts, ports.unreachable, [(paths, PATH_SECONDS) for paths in wanted]
-        )
-        for rank, unreachable in enumerate(failed):
-            for address, why in unreachable.items():
-                target = next(r for r, own in enumerate(addresses) if address in own)
-                raise ClusterError(
-                    f"rank {rank} on {hosts[rank].ssh} cannot reach rank {target} on "
-                    f"{hosts[target].ssh} at {address} ({why}): look at the cable, the address "
-                    "in the hostfile and the firewall there; %mlx_dist doctor --hostfile F tries "
-                    "every path"
-                )
-        self._on_ranks(client, hosts, startup.prepare, [() for _ in hosts])
-        # All ranks let go before one starts: it might connect to a reservation that is still open.
-        self._on_ranks(client, hosts, ports.release, [() for _ in hosts])
+        forming = Forming(client, hosts, backend, self._left())
+        places = forming.places()
         seed = self._options.seed
         seed = random.SystemRandom().randrange(2**32) if seed is None else seed
-        settings = rendezvous.settings(backend, hosts, addresses)
-        name = rendezvous.init_name(backend)
-        identities = self._on_ranks(
-            client,
-            hosts,
-            startup.join,
-            [(r, size, name, s.variables, s.files, seed) for r, s in enumerate(settings)],
-            before_last=lambda: _wait_for_listeners(client, backend, addresses),
-        )
+        identities = forming.join(places, [(startup.join, (seed,))] * size)
         self._note_native(hosts, identities)
+        renewable = rendezvous.init_name(backend) in FREED_IN_PLACE and not any(
+            who["native"] for who in identities
+        )
         ranks = tuple(
             RankInfo(rank, who["host"], who["pid"], who["device"], who["mlx"])
             for rank, who in enumerate(identities)
         )
         info = ClusterInfo(
             home.name, size, backend if size > 1 else "one rank", seed, os.getcwd(), self._options,
-            os.getpid(), state.process_started(), ranks, tuple(self._notes),
+            os.getpid(), state.process_started(), ranks, tuple(hosts), renewable,
+            tuple(self._notes),
         )  # fmt: skip
         info.save()
         return info
@@ -205,41 +183,6 @@ class BringUp:
         for host, reason in reasons.items():
             if reason:
                 self._notes.append(f"{host}: works without the native module ({reason})")
-
-    def _on_ranks(
-        self,
-        client: BenchClient,
-        hosts: Sequence[Host],
-        function: Callable[..., Any],
-        arguments: Sequence[tuple[Any, ...]],
-        before_last: Callable[[], None] = lambda: None,
-    ) -> list[Any]:
-        """Call a function on all ranks at once, each with its own arguments.
-
-        The last rank is called after `before_last` has returned.
-        """
-        calls = []
-        for rank, own in enumerate(arguments):
-            if rank == len(arguments) - 1:
-                before_last()
-            calls.append(client[rank].apply_async(function, *own))
-        pending = dict(enumerate(calls))
-        while pending:
-            for rank, call in list(pending.items()):
-                if call.done():
-                    del pending[rank]
-                    error = call.exception()
-                    if error is not None:
-                        text = getattr(error, "evalue", str(error))
-                        raise ClusterError(f"rank {rank} on {hosts[rank].ssh}: {text}")
-            if pending and time.monotonic() > self._deadline:
-                rank = min(pending)
-                raise ClusterError(
-                    f"rank {rank} on {hosts[rank].ssh} did not finish {function.__name__} within "
-                    f"{self._options.timeout:g} s (--timeout)"
-                )
-            wait(list(pending.values()), timeout=0.05)
-        return [call.get() for call in calls]
 
     def _left(self) -> float:
         return max(self._deadline - time.monotonic(), 1.0)
@@ -253,27 +196,6 @@ def _check_mpi(reports: Collection[HostReport]) -> None:
             "Python and of the home folder, and with others this machine is named as ssh reaches "
             "it, not 127.0.0.1; --backend ring needs none of that"
         )
-
-
-def _wait_for_listeners(
-    client: BenchClient, backend: str, addresses: Sequence[Sequence[str]]
-) -> None:
-    """In a ring, wait until all ranks but the last one listen.
-
-    The last one connects first, and MLX tries again only after a second
-    (``mlx/distributed/ring/ring.cpp`` and ``utils.cpp``). A rank without the native module
-    does not answer while it listens; then nothing is waited for.
-    """
-    if backend != "ring":
-        return
-    # Of several addresses MLX listens on one after the other.
-    waiting = {rank: own[0] for rank, own in enumerate(addresses[:-1])}
-    deadline = time.monotonic() + LISTEN_SECONDS
-    while waiting and time.monotonic() < deadline:
-        for rank in list(waiting):
-            answer = client.call("listening", [rank], LISTEN_SECONDS / 4, address=waiting[rank])
-            if answer.get(rank, True):
-                del waiting[rank]
 
 
 def _visible_gpus(environment: Mapping[str, str], host: Host) -> str:

@@ -9,12 +9,18 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from mlxbench_kernel.cluster.client import BenchClient
+from mlxbench_kernel.cluster.watch import GroupWatch
 from mlxbench_kernel.errors import CellTimeout, ClusterError
+from mlxbench_kernel.interrupts import held
+from mlxbench_kernel.rank.requests import LOST, META, RELEASED
 
 REDRAW_SECONDS = 0.1
-STRAGGLER_SECONDS = 3.0
+GRACE_SECONDS = 0.15  # after one rank has raised: the others mostly raise the same
+LOOK_SECONDS = 0.5
+STRAGGLER_SECONDS = 2.5
 OUTPUT_SECONDS = 2.0
-INTERRUPT_SECONDS = 1.0
+INTERRUPT_SECONDS = 0.3  # until ranks that wait in a collective are freed
+SETTLE_SECONDS = 0.6
 
 
 class CellOutputSink(Protocol):
@@ -46,10 +52,13 @@ class CellResult:
         From sending the cell to the last rank's end.
     errors
         For each rank that raised: ``ename``, ``evalue``, ``traceback`` (list of str).
+    freed
+        Ranks that were freed from a collective, which is no error of theirs.
     """
 
     seconds: float = 0.0
     errors: dict[int, dict[str, Any]] = field(default_factory=dict)
+    freed: list[int] = field(default_factory=list)
 
 
 class CellRun:
@@ -65,8 +74,12 @@ class CellRun:
         Where it runs.
     output
         Where its output goes; None shows nothing.
+    watch
+        Looks at the group meanwhile.
     doing
         Gives what ranks are doing, by rank.
+    about
+        What the ranks have to know of the cell.
     """
 
     def __init__(
@@ -75,22 +88,32 @@ class CellRun:
         code: str,
         ranks: Sequence[int],
         output: CellOutputSink | None,
+        watch: GroupWatch,
         doing: Callable[[Sequence[int]], dict[int, str]],
+        about: dict[str, Any],
     ) -> None:
         self._client = client
         self._output = output
+        self._watch = watch
         self._doing = doing
         self._started = time.monotonic()
         self.result = CellResult()
         self._ended: set[int] = set()
+        self._seen: set[int] = set()
+        self._secondary: dict[int, dict[str, Any]] = {}
+        self._failed: dict[int, float] = {}
         self._over = False
         self._showing_late = False
+        self._states: dict[int, str] = {}
         client.forget_cells()
-        self._replies = client.start_cells(code, ranks, self._message)
+        self._replies = client.start_cells(code, ranks, self._message, about)
 
     def _message(self, rank: int, message: dict[str, Any]) -> None:
         kind, content = message["header"]["msg_type"], message["content"]
         if kind == "error":
+            if _is_secondary(content):
+                self._secondary[rank] = content  # it follows from another rank's
+                return
             self.result.errors[rank] = content
         if self._output is not None:
             self._output.message(rank, kind, content)
@@ -121,28 +144,44 @@ class CellRun:
         ------
         CellTimeout
             Time is up; nothing was aborted, the message says who is doing what.
+        CollectiveMismatch
+            The ranks disagree on a collective.
         KeyboardInterrupt
             After the ranks were interrupted too.
         """
         try:
             self._wait(timeout)
         except KeyboardInterrupt:
-            self._client.call("interrupt", self.busy, timeout=INTERRUPT_SECONDS)
-            wait(self._replies.values(), timeout=INTERRUPT_SECONDS)
-            self._finish()
-            if self.busy:
-                raise CellTimeout(
-                    f"interrupted, but {self._who()}; the next cell waits for them "
-                    "(%mlx_dist status, %mlx_dist restart)"
-                ) from None
+            with held():
+                self._interrupt()
             raise
         self._finish()
+        if self._watch.mismatch is not None:
+            raise self._watch.mismatch
         return self.result
 
+    def _interrupt(self) -> None:
+        """Stop the cell everywhere; whoever waits in a collective is freed."""
+        self._client.call("interrupt", self.busy, timeout=INTERRUPT_SECONDS)
+        wait(self._replies.values(), timeout=INTERRUPT_SECONDS)
+        if self.busy:
+            states = self._watch.look(self.busy)
+            if any(state.startswith("waiting") for state in states.values()):
+                self._watch.free(list(self._replies), "interrupted")
+            wait(self._replies.values(), timeout=SETTLE_SECONDS)
+        self._finish()
+        if self.busy:
+            ranks = ",".join(map(str, self.busy))
+            raise CellTimeout(
+                f"interrupted, but {self._who()}: what MLX computes ends before it stops. The next "
+                f"cell waits for that; %mlx_dist restart --ranks {ranks} gives it up"
+            ) from None
+
     def _wait(self, timeout: float | None) -> None:
-        status, asked = "", self._started
+        status, asked, looked = "", self._started, self._started
         while busy := self.busy:
             self._settle()
+            self._see_failures(busy)
             now = time.monotonic()
             waited = now - self._started
             if timeout is not None and waited >= timeout:
@@ -151,17 +190,51 @@ class CellRun:
                     f"no end after {timeout:g} s: {self._who()}. Nothing was aborted: "
                     "%mlx_dist interrupt stops them, %mlx_dist status looks again"
                 )
-            if waited > STRAGGLER_SECONDS and now - asked > 1.0:
-                asked = now
-                status = f"{waited:.0f} s · {self._who()}" if self._is_uneven(busy) else ""
+            if now - looked > LOOK_SECONDS:
+                looked = now
+                states = self._watch.look(busy)
+                if waited > STRAGGLER_SECONDS and now - asked > 1.0:
+                    asked = now
+                    self._states = self._doing(busy) | states
+                    status = f"{waited:.0f} s · {self._who()}" if self._is_uneven(busy) else ""
             if self._output is not None:
                 self._output.refresh(status)
             left = REDRAW_SECONDS if timeout is None else min(REDRAW_SECONDS, timeout - waited)
             wait([self._replies[rank] for rank in busy], timeout=max(left, 0.0))
 
+    def fault(self) -> str:
+        """What went wrong with the cell, in words."""
+        for rank, reply in self._replies.items():
+            if reply.done() and not self._came_back(reply):
+                return self._failure(rank, gone=True)
+        if self._watch.mismatch is not None:
+            return "the ranks disagreed on a collective"
+        errors = [rank for rank in self.result.errors if rank not in self._secondary]
+        return self._failure(errors[0], gone=False) if errors else "the cell was interrupted"
+
+    def _see_failures(self, busy: list[int]) -> None:
+        """When the cell has failed on a rank, free those who would wait for it."""
+        for rank, reply in self._replies.items():
+            if rank in self._seen or not reply.done():
+                continue
+            gone = not self._came_back(reply)
+            if not (gone or isinstance(reply.result(), BaseException)):
+                self._seen.add(rank)
+                continue
+            since = self._failed.setdefault(rank, time.monotonic())
+            if gone or time.monotonic() - since > GRACE_SECONDS:
+                self._seen.add(rank)
+                self._watch.raised(rank, busy, self._failure(rank, gone))
+
+    def _failure(self, rank: int, gone: bool) -> str:
+        if gone:
+            return f"the process of rank {rank} is gone"
+        error = self.result.errors.get(rank) or self._secondary.get(rank)
+        return f"rank {rank} raised {error['ename']}" if error else f"rank {rank} has failed"
+
     def _is_uneven(self, busy: list[int]) -> bool:
         """Whether it says something to name the busy ranks: all alike is just a long cell."""
-        return len(set(self._doing(busy).values())) > 1 or len(busy) < len(self._replies)
+        return len(set(self._states.values())) > 1 or len(busy) < len(self._replies)
 
     def _who(self) -> str:
         busy = self.busy
@@ -170,8 +243,13 @@ class CellRun:
             for rank, reply in self._replies.items()
             if reply.done() and not self._came_back(reply)
         }
-        states |= self._doing(busy)
-        return ", ".join(f"rank {rank} is {state}" for rank, state in states.items())
+        waited_for = any(state.startswith("waiting") for state in self._states.values())
+        if waited_for:
+            ended = [r for r, reply in self._replies.items() if r not in states and r not in busy]
+            states |= dict.fromkeys(ended, "through with this cell, and will not come")
+        states |= self._states if self._states.keys() >= set(busy) else self._doing(busy)
+        said = [f"rank {rank} is {states[rank]}" for rank in sorted(states)]
+        return ", ".join(said) + (" (%mlx_dist interrupt frees them)" if waited_for else "")
 
     def _settle(self) -> None:
         """Tell the output which ranks have ended."""
@@ -195,18 +273,42 @@ class CellRun:
             answer = reply.result()
             if not self._came_back(reply):
                 self._message(rank, {"header": {"msg_type": "error"}, "content": _gone(rank)})
-            elif isinstance(answer, BaseException) and rank not in self.result.errors:
-                self._message(rank, {"header": {"msg_type": "error"}, "content": _unsaid(answer)})
+            elif isinstance(answer, BaseException):
+                if rank not in self.result.errors and rank not in self._secondary:
+                    said = {"header": {"msg_type": "error"}, "content": _unsaid(answer)}
+                    self._message(rank, said)
+            else:
+                self._watch.note(rank, answer._content.get(META))
+        self._look_at_the_end()
         self._settle()
         if self._output is not None:
             self._output.finish()
         self._over = True
+
+    def _look_at_the_end(self) -> None:
+        """Compare what the ranks have asked for, and tell errors from what follows from them."""
+        if self._watch.whole and not self._watch.freed and not self.busy:
+            self._watch.look([rank for rank in self.result.errors if rank in self._replies])
+            self._watch.compare()
+            self._watch.compare_pairs()
+        if self.result.errors or self._watch.freed:
+            self.result.freed = sorted(self._secondary)
+            return
+        for rank, content in self._secondary.items():  # nobody else says why
+            self.result.errors[rank] = content
+            if self._output is not None:
+                self._output.message(rank, "error", content)
 
     @staticmethod
     def _came_back(reply: Any) -> bool:
         return type(reply.result()).__name__ != "RemoteError" or (
             reply.result().ename != "EngineError"
         )
+
+
+def _is_secondary(error: dict[str, Any]) -> bool:
+    """Whether an error only says that a collective was broken off."""
+    return RELEASED in error["evalue"] or LOST in error["evalue"]
 
 
 def _unsaid(answer: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import ipyparallel
 from ipyparallel.client.client import MessageFuture, unpack_message
 
-from mlxbench_kernel.rank.control import REQUEST
+from mlxbench_kernel.rank.requests import META, REQUEST
 
 Listener = Callable[[int, dict[str, Any]], None]
 DISPLAYED = frozenset(
@@ -25,11 +25,37 @@ DISPLAYED = frozenset(
 
 
 class BenchClient(ipyparallel.Client):  # type: ignore[misc]
-    """Client of one cluster; engine ids are ranks."""
+    """Client of one cluster; rank r is engine r, until ranks were dropped.
+
+    Attributes
+    ----------
+    engines : list of int
+        The engine id of each rank, where ranks were dropped; else empty.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.__dict__["_listeners"] = {}
+        self.__dict__["engines"] = []
         super().__init__(*args, **kwargs)
+
+    def engine(self, rank: int) -> int:
+        """The engine id of a rank."""
+        return int(self.engines[rank]) if self.engines else rank
+
+    def on(self, rank: int) -> Any:
+        """ipyparallel's view of a rank."""
+        return self[self.engine(rank)]
+
+    def living(self) -> set[int]:
+        """The ranks whose processes are there, as far as the controller knows."""
+        ids = set(self.ids)
+        if not self.engines:
+            return ids
+        return {rank for rank, engine in enumerate(self.engines) if engine in ids}
+
+    def _identity(self, rank: int) -> bytes:
+        identity: bytes = self._build_targets(self.engine(rank))[0][0]
+        return identity
 
     @unpack_message  # type: ignore[untyped-decorator]
     def _dispatch_iopub(self, message: dict[str, Any]) -> None:
@@ -42,7 +68,7 @@ class BenchClient(ipyparallel.Client):  # type: ignore[misc]
             super()._dispatch_iopub.__wrapped__(self, message)
 
     def start_cells(
-        self, code: str, ranks: Sequence[int], listener: Listener
+        self, code: str, ranks: Sequence[int], listener: Listener, about: dict[str, Any]
     ) -> dict[int, MessageFuture]:
         """Send a cell to ranks.
 
@@ -58,13 +84,15 @@ class BenchClient(ipyparallel.Client):  # type: ignore[misc]
         listener
             Called with the rank and each message that is to be displayed, on the client's
             IO thread; also for output that comes after the cell has ended.
+        about
+            What the ranks have to know of the cell, see `mlxbench_kernel.rank.cells`.
 
         Returns
         -------
         dict of MessageFuture
             By rank; done when the cell has ended, its ``output`` when all output arrived.
         """
-        identities = {rank: self._build_targets(rank)[0][0] for rank in ranks}
+        identities = {rank: self._identity(rank) for rank in ranks}
         started: Future[dict[int, MessageFuture]] = Future()
 
         def start() -> None:
@@ -75,6 +103,7 @@ class BenchClient(ipyparallel.Client):  # type: ignore[misc]
                             self._mux_stream,  # a bare socket would swallow its stream's events
                             code,
                             silent=False,
+                            metadata={META: about},
                             ident=identity,
                             message_future_hook=partial(self._listen, rank, listener),
                         )
@@ -90,15 +119,15 @@ class BenchClient(ipyparallel.Client):  # type: ignore[misc]
     def _listen(self, rank: int, listener: Listener, future: MessageFuture) -> None:
         self._listeners[future.msg_id] = (rank, listener)
 
-    def unregister(self, rank: int) -> None:
-        """Tell the controller that the process of a rank has ended, as its nanny would.
+    def unregister(self, engine: int) -> None:
+        """Tell the controller that the process of an engine has ended, as its nanny would.
 
         From any thread; the controller, and then `ids`, would miss the rank's heartbeat only
         after seconds.
         """
 
         def send() -> None:
-            self.session.send(self._query_stream, "unregistration_request", content={"id": rank})
+            self.session.send(self._query_stream, "unregistration_request", content={"id": engine})
 
         try:
             self._io_loop.add_callback(send)
@@ -132,14 +161,14 @@ class BenchClient(ipyparallel.Client):  # type: ignore[misc]
         dict
             Answers by rank; ranks that did not answer in time, or are gone, are left out.
         """
-        living = set(self.ids)
+        living = self.living()
         content = {"call": name, "arguments": arguments}
         futures = {
             rank: self._send(
                 self._control_stream,
                 REQUEST,
                 content=content,
-                ident=self._build_targets(rank)[0][0],
+                ident=self._identity(rank),
             )
             for rank in ranks
             if rank in living

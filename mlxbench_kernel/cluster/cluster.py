@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from mlxbench_kernel.cluster import hosts, state
+from mlxbench_kernel.cluster.alone import check_alone
 from mlxbench_kernel.cluster.bringup import BringUp
 from mlxbench_kernel.cluster.cells import CellOutputSink, CellResult, CellRun
 from mlxbench_kernel.cluster.client import BenchClient
+from mlxbench_kernel.cluster.faults import Faults, Tell
 from mlxbench_kernel.cluster.machinery import Machinery, Progress
 from mlxbench_kernel.cluster.state import ClusterInfo, Options, RankInfo
 from mlxbench_kernel.cluster.transfer import Transfer
+from mlxbench_kernel.cluster.watch import GroupWatch
 from mlxbench_kernel.errors import ClusterError, UsageError
 from mlxbench_kernel.interrupts import held
 from mlxbench_kernel.memory import MemorySample
 
 ANSWER_SECONDS = 2.0
-SETTLE_SECONDS = 1.0  # that an interrupted cell may take to end
 
 
 class Cluster:
@@ -36,6 +38,7 @@ class Cluster:
         self.info = info
         self.client = client
         self._machinery = machinery
+        self._faults = Faults(self)
 
     @classmethod
     def up(
@@ -139,6 +142,9 @@ class Cluster:
         ranks: Iterable[int] | None = None,
         timeout: float | None = None,
         output: CellOutputSink | None = None,
+        name: str = "",
+        shift: int = 0,
+        tell: Tell = lambda text: None,
     ) -> CellResult:
         """Run a cell on ranks and wait for it.
 
@@ -152,6 +158,10 @@ class Cluster:
             Seconds to wait at most. Nothing is aborted then.
         output
             Where its output goes.
+        name, shift
+            What the user calls the cell, as ``Cell In[3]``, and what its line numbers lack.
+        tell
+            Is told in words what was done about a fault.
 
         Returns
         -------
@@ -161,15 +171,43 @@ class Cluster:
         Raises
         ------
         UsageError
-            A rank does not exist.
+            A rank does not exist, or the cell is for some ranks and calls a collective of all.
         ClusterError
             A rank is gone.
         CellTimeout
             Time is up; the message says who is doing what.
+        CollectiveMismatch
+            The ranks disagree on a collective.
         """
         chosen = self.choose(ranks)
+        everywhere = len(chosen) == self.size
+        if not everywhere:
+            check_alone(code, chosen, shift)
         self._require(chosen)
-        return CellRun(self.client, code, chosen, output, self.doing).wait(timeout)
+        self._faults.wait(tell)
+        watch = GroupWatch(self.client, chosen, self.size)
+        about: dict[str, Any] = {"ranks": [] if everywhere else chosen}
+        if name:
+            about |= {"name": name, "shift": shift}
+        run = CellRun(self.client, code, chosen, output, watch, self.doing, about)
+        good = False
+        try:
+            result = run.wait(timeout)
+            good = not result.errors
+            return result
+        finally:
+            if not good:
+                with held():
+                    self._see_to(run, watch, tell)
+
+    def _see_to(self, run: CellRun, watch: GroupWatch, tell: Tell) -> None:
+        """After a cell that did not end well: mend the group if it was damaged."""
+        if self.size > 1 and (watch.is_damaged() or not self._all_there()):
+            self._faults.reason = self._faults.reason or run.fault()
+            self._faults.mend(tell)
+
+    def _all_there(self) -> bool:
+        return len(self.client.living() & set(range(self.size))) == self.size
 
     def choose(self, ranks: Iterable[int] | None) -> list[int]:
         """The ranks, checked and in order; all of them for None."""
@@ -183,7 +221,7 @@ class Cluster:
 
     def _require(self, ranks: Sequence[int]) -> None:
         self._require_controller()
-        gone = sorted(set(ranks) - set(self.client.ids))
+        gone = sorted(set(ranks) - self.client.living())
         if gone:
             who = self.info.ranks[gone[0]]
             raise ClusterError(
@@ -209,8 +247,17 @@ class Cluster:
         """
         return self._transfer(ranks).results()
 
-    def interrupt(self, ranks: Iterable[int] | None = None) -> dict[str, list[int]]:
-        """Raise KeyboardInterrupt in the cells that ranks are running.
+    def interrupt(
+        self, ranks: Iterable[int] | None = None, tell: Tell = lambda text: None
+    ) -> dict[str, list[int]]:
+        """Raise KeyboardInterrupt in the cells that ranks are running; free blocked ones.
+
+        Parameters
+        ----------
+        ranks
+            Where; all by default.
+        tell
+            Is told in words when the group had to be made anew.
 
         Returns
         -------
@@ -219,19 +266,18 @@ class Cluster:
         """
         chosen = self.choose(ranks)
         was_busy = self.client.call("interrupt", chosen, timeout=ANSWER_SECONDS)
-        deadline = time.monotonic() + SETTLE_SECONDS
-        while True:
-            states = self.doing(chosen)
-            late = [rank for rank in was_busy if was_busy[rank] and states[rank] != "idle"]
-            if not late or time.monotonic() > deadline:
-                break
-            time.sleep(0.05)  # the end of a cell that others wait for is no event here
+        states = self._faults.free("interrupted", was_busy)
+        late = [rank for rank in was_busy if was_busy[rank] and states[rank] != "idle"]
+        self._faults.mend(tell)
         found: dict[str, list[int]] = {}
         for rank, does in states.items():
             if does == "idle":
                 said = "interrupted" if was_busy.get(rank) else "was idle"
             elif rank in late:
-                said = f"{does}; inside MLX it stops only when that ends (%mlx_dist restart)"
+                said = (
+                    f"{does}; what MLX computes ends before it stops (%mlx_dist restart --ranks "
+                    f"{rank} gives it up)"
+                )
             else:
                 said = does
             found.setdefault(said, []).append(rank)
@@ -243,7 +289,7 @@ class Cluster:
         """All ranks with their memory and what they are doing, also while a cell runs."""
         self._require_controller()
         samples = self.client.call("sample", range(self.size), timeout=ANSWER_SECONDS)
-        living = set(self.client.ids)
+        living = self.client.living()
         ranks = []
         for info in self.info.ranks:
             sample = samples.get(info.rank)
@@ -259,7 +305,7 @@ class Cluster:
         """What ranks are doing; those that do not answer are "silent", or "gone"."""
         self._require_controller()
         samples = self.client.call("sample", ranks, timeout=ANSWER_SECONDS)
-        living = set(self.client.ids)
+        living = self.client.living()
         missing = {rank: "silent" if rank in living else "gone" for rank in ranks}
         return missing | {rank: _doing(sample) for rank, sample in samples.items()}
 

@@ -11,11 +11,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 from jupyter_core.paths import jupyter_runtime_dir
 
 from mlxbench_kernel.cluster.controller import alive
+from mlxbench_kernel.cluster.hostfile import Host
 from mlxbench_kernel.memory import MemorySample
 
 STARTING_SECONDS = 600.0  # after which a folder without a description was left by a start
@@ -76,6 +78,10 @@ class ClusterInfo:
         Process id of the notebook's kernel, and when that was started (Unix time).
     ranks
         Identity of each rank: host, pid, device, MLX version.
+    hosts
+        Where each rank is, as in the hostfile.
+    renewable
+        Whether the group can be made anew in the living processes.
     notes
         What a person should know: modules copied, no native module.
     """
@@ -89,6 +95,8 @@ class ClusterInfo:
     owner: int
     owner_started: float
     ranks: tuple[RankInfo, ...]
+    hosts: tuple[Host, ...]
+    renewable: bool
     notes: tuple[str, ...]
 
     @property
@@ -119,8 +127,16 @@ class ClusterInfo:
         data = json.loads((home / "cluster.json").read_text())
         data["options"] = Options(**data["options"])
         data["ranks"] = tuple(RankInfo(**{**rank, "memory": None}) for rank in data["ranks"])
+        data["hosts"] = tuple(
+            Host(host["ssh"], tuple(host["ips"]), _as_tuples(host["rdma"]))
+            for host in data["hosts"]
+        )
         data["notes"] = tuple(data["notes"])
         return cls(**data)
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(_as_tuples(each) for each in value) if isinstance(value, list) else value
 
 
 def clusters_folder() -> Path:

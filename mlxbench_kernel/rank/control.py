@@ -16,14 +16,19 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.completer import provisionalcompleter, rectify_completions
 
 from mlxbench_kernel.rank.activity import Activity
+from mlxbench_kernel.rank.collectives import GROUP
+from mlxbench_kernel.rank.protection import PROTECTION
+from mlxbench_kernel.rank.requests import REQUEST
 
 if TYPE_CHECKING:
     from mlxbench_kernel.rank.engine import RankKernel
 
-REQUEST = "mlxbench_request"
-
-
-CALLS = frozenset({"sample", "interrupt", "leave", "complete", "listening"})
+CALLS = frozenset(
+    {
+        "sample", "interrupt", "leave", "complete", "listening", "shut", "watch", "progress",
+        "chain", "collectives", "limit", "lift", "release", "protected", "rescue",
+    }
+)  # fmt: skip
 
 
 class ControlHandlers:
@@ -71,6 +76,57 @@ class ControlHandlers:
             # An awaiting cell is cancelled in the signal handler, which does not wake the loop.
             self._kernel.parent.loop.add_callback(lambda: None)
         return busy
+
+    def watch(self) -> dict[str, Any]:
+        """What the main thread is doing (see `Activity.now`), and ``group``: how far the group
+        has come (see `Collectives.progress`), with the ``shape``, ``dtype`` and ``line`` of what
+        runs."""
+        progress = GROUP.progress()
+        if progress is not None and progress["running"] is not None:
+            entries = [each for each in GROUP.log() if each["begun"] and not each["done"]]
+            if entries:
+                progress |= {key: entries[-1][key] for key in ("shape", "dtype", "line")}
+        return {**self._activity.now(), "group": progress}
+
+    def progress(self) -> dict[str, Any] | None:
+        """How far the group has come, see `Collectives.progress`."""
+        return GROUP.progress()
+
+    def chain(self, whole: int) -> int | None:
+        """See `Collectives.chain`."""
+        return GROUP.chain(whole)
+
+    def collectives(self, since: int = 0) -> list[dict[str, Any]]:
+        """The collective log, see `Collectives.log`."""
+        return GROUP.log(since)
+
+    def limit(self, whole: int, peers: list[tuple[int, int, int]], reason: str) -> None:
+        """See `Collectives.limit`."""
+        GROUP.limit(whole, peers, reason)
+
+    def lift(self) -> None:
+        """See `Collectives.lift`."""
+        GROUP.lift()
+
+    def release(self, reason: str) -> None:
+        """See `Collectives.release`."""
+        GROUP.release(reason)
+
+    def protected(self) -> list[int]:
+        """See `Protection.counts`."""
+        return PROTECTION.counts()
+
+    def rescue(self, folder: str) -> list[int]:
+        """Write the protected state to files, see `rescue.save`."""
+        from mlxbench_kernel.rank.rescue import save
+
+        return save(PROTECTION, folder)
+
+    def shut(self, addresses: list[str]) -> None:
+        """End an ``init`` that waits at these addresses, see `ports.shut`."""
+        from mlxbench_kernel.rank import ports
+
+        ports.shut(addresses)
 
     def listening(self, address: str) -> bool:
         """Whether MLX listens on this address, waiting for a neighbour (`ports.listening`)."""

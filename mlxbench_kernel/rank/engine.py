@@ -27,7 +27,9 @@ from ipyparallel.engine.app import IPEngine
 from ipyparallel.engine.kernel import IPythonParallelKernel
 from traitlets import Unicode, default
 
+from mlxbench_kernel.rank.cells import Cells
 from mlxbench_kernel.rank.control import ControlHandlers
+from mlxbench_kernel.rank.requests import META
 
 MPI_RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
 
@@ -62,7 +64,21 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         ControlHandlers(self).install()
+        self.cells = Cells(self.shell)
         self.shell.ask_exit = _stay
+
+    async def do_execute(self, code: str, *args: Any, **keywords: Any) -> dict[str, Any]:
+        about = (keywords.get("cell_meta") or {}).get(META)
+        if about is not None:
+            self.cells.begin(code, about)
+        good = False
+        try:
+            reply: dict[str, Any] = await super().do_execute(code, *args, **keywords)
+            good = reply["status"] == "ok"
+        finally:
+            progress = self.cells.end(good) if about is not None else None
+        reply[META] = progress
+        return reply
 
     def _abort_queues(self, subshell_id: str | None = None) -> None:
         """Keep what waits: that is a cell sent after a timeout, and it was meant to run."""

@@ -1,4 +1,4 @@
-"""Ports of a rank: reserved by asking the system, and tried from the neighbours' side.
+"""Ports of a rank: reserved by asking the system, tried from the neighbours' side, and shut.
 
 ``mx.distributed.init`` waits for its neighbours without a timeout, so every path it will
 need is tried before. A reservation is a listening socket; it is closed just before MLX
@@ -8,7 +8,9 @@ binds the same port (MLX sets SO_REUSEADDR, ``mlx/distributed/utils.cpp``).
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
+from collections.abc import Sequence
 
 _reserved: list[socket.socket] = []
 
@@ -77,11 +79,52 @@ def listening(address: str) -> bool:
     """Whether this process listens on the port of an address (``"ip:port"``)."""
     import psutil
 
-    port = int(address.rsplit(":", 1)[1])
     return any(
-        connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+        connection.status == psutil.CONN_LISTEN and connection.laddr.port == _port(address)
         for connection in psutil.Process().net_connections("tcp")
     )
+
+
+def connections(own: Sequence[str], others: Sequence[str]) -> list[int]:
+    """The sockets of this process that belong to these ports.
+
+    Parameters
+    ----------
+    own
+        Addresses (``"ip:port"``) at which this process listened.
+    others
+        Addresses that it connected to.
+
+    Returns
+    -------
+    list of int
+        Duplicates of their file descriptors, which are the caller's to close.
+    """
+    import psutil
+
+    listened, called = {_port(each) for each in own}, {_port(each) for each in others}
+    found = []
+    for each in psutil.Process().net_connections("tcp"):
+        if each.laddr.port in listened or (each.raddr and each.raddr.port in called):
+            try:
+                found.append(os.dup(each.fd))
+            except OSError:  # closed meanwhile
+                pass
+    return found
+
+
+def shut(own: Sequence[str]) -> None:
+    """End an ``mx.distributed.init`` that waits at these addresses for a neighbour."""
+    for descriptor in connections(own, ()):
+        with socket.socket(fileno=descriptor) as found:
+            try:
+                found.shutdown(socket.SHUT_RDWR)
+            except OSError:  # macOS: a listening socket has no connection to shut
+                pass
+
+
+def _port(address: str) -> int:
+    return int(address.rsplit(":", 1)[1])
 
 
 def release() -> None:

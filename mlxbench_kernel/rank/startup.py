@@ -9,6 +9,7 @@ import random
 import socket
 import tempfile
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -22,20 +23,11 @@ def prepare() -> None:
     native.load()
 
 
-def join(
-    rank: int,
-    size: int,
-    backend: str,
-    variables: dict[str, str],
-    files: dict[str, Any],
-    seed: int,
-) -> dict[str, Any]:
-    """Initialise ``mx.distributed`` and fill the namespace of the rank's shell.
+@dataclass(frozen=True)
+class Place:
+    """Where a rank stands in its group, and how MLX finds the others.
 
-    Ready afterwards: ``mx``, ``nn``, ``optim``, ``np``, ``rank``, ``size``, ``group``; the
-    random states of MLX, NumPy and Python are seeded alike on all ranks.
-
-    Parameters
+    Attributes
     ----------
     rank, size
         This rank, and the number of ranks.
@@ -45,6 +37,29 @@ def join(
         Environment variables that the backend reads.
     files
         JSON content by the name of the environment variable that holds the file's path.
+    listens, calls
+        Addresses (``"ip:port"``) at which this rank listens, and that it connects to.
+    """
+
+    rank: int
+    size: int
+    backend: str
+    variables: dict[str, str]
+    files: dict[str, Any]
+    listens: tuple[str, ...] = ()
+    calls: tuple[str, ...] = ()
+
+
+def join(place: Place, seed: int) -> dict[str, Any]:
+    """Initialise ``mx.distributed`` and fill the namespace of the rank's shell.
+
+    Ready afterwards: ``mx``, ``nn``, ``optim``, ``np``, ``protect``, ``rank``, ``size``,
+    ``group``; the random states of MLX, NumPy and Python are seeded alike on all ranks.
+
+    Parameters
+    ----------
+    place
+        What the group is.
     seed
         Random seed.
 
@@ -58,46 +73,89 @@ def join(
     import mlx.nn as nn
     import mlx.optimizers as optim
     import numpy as np
-    from IPython import get_ipython
 
     from mlxbench_kernel import native
+    from mlxbench_kernel.rank.collectives import GROUP
+    from mlxbench_kernel.rank.protection import protect
 
-    module = native.load()
-    with ExitStack() as stack:
-        for name, content in files.items():
-            file = stack.enter_context(tempfile.NamedTemporaryFile("w", suffix=".json"))
-            json.dump(content, file)
-            file.flush()
-            variables = {**variables, name: file.name}
-        os.environ.update(variables)
-        if size == 1:
-            group = mx.distributed.init()
-        elif module is not None:
-            group = module.init(backend)
-        else:
-            group = mx.distributed.init(strict=True, backend=backend)
-        for name in files:
-            os.environ.pop(name)  # the file is gone: what a cell starts must not look for it
-    if (group.rank(), group.size()) != (rank, size):
-        raise RuntimeError(
-            f"rank {rank} of {size} came up as rank {group.rank()} of {group.size()}"
-        )
+    raw, sockets = _connect(place)
+    group = GROUP.begin(raw, place.backend, native.load(), sockets) if place.size > 1 else raw
     random.seed(seed)
     np.random.seed(seed % 2**32)
     mx.random.seed(seed)
-    namespace = {
-        "mx": mx, "nn": nn, "optim": optim, "np": np, "rank": rank, "size": size, "group": group,
-    }  # fmt: skip
-    shell = get_ipython()
-    shell.user_ns.update(namespace)
-    shell.user_ns_hidden.update(namespace)
+    _offer(mx=mx, nn=nn, optim=optim, np=np, protect=protect)
+    _offer(rank=place.rank, size=place.size, group=group)
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "device": _device(),
         "mlx": importlib.metadata.version("mlx"),
-        "native": "" if module is not None else native.reason(),
+        "native": "" if native.load() is not None else native.reason(),
     }
+
+
+def rejoin(place: Place) -> None:
+    """Have the lasting group of this process go on with new connections.
+
+    Parameters
+    ----------
+    place
+        What the group is now.
+    """
+    from mlxbench_kernel import native
+    from mlxbench_kernel.rank.collectives import GROUP
+
+    module = native.load()
+    assert module is not None
+    GROUP.release("the group is made anew")
+    if place.size > 1:
+        module.forget_backends()
+    raw, sockets = _connect(place)
+    GROUP.renew(raw, sockets)
+    _offer(rank=place.rank, size=place.size, group=GROUP.group)
+
+
+def _connect(place: Place) -> tuple[Any, list[int]]:
+    """MLX's own group, with duplicates of its sockets."""
+    import mlx.core as mx
+
+    from mlxbench_kernel import native
+    from mlxbench_kernel.rank import ports
+
+    if place.size == 1:
+        return mx.distributed.init(), []
+    module = native.load()
+    ports.release()
+    variables = dict(place.variables)
+    with ExitStack() as stack:
+        for name, content in place.files.items():
+            file = stack.enter_context(tempfile.NamedTemporaryFile("w", suffix=".json"))
+            json.dump(content, file)
+            file.flush()
+            variables[name] = file.name
+        os.environ.update(variables)
+        try:
+            if module is not None:
+                raw = module.init(place.backend)
+            else:
+                raw = mx.distributed.init(strict=True, backend=place.backend)
+        finally:
+            for name in place.files:
+                os.environ.pop(name)  # the file is gone: what a cell starts must not look for it
+    if (raw.rank(), raw.size()) != (place.rank, place.size):
+        raise RuntimeError(
+            f"rank {place.rank} of {place.size} came up as rank {raw.rank()} of {raw.size()}"
+        )
+    return raw, ports.connections(place.listens, place.calls)
+
+
+def _offer(**names: Any) -> None:
+    """Put names into the namespace of the rank's shell, as things that the user did not make."""
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    shell.user_ns.update(names)
+    shell.user_ns_hidden.update(names)
 
 
 def _device() -> str:

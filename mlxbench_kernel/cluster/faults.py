@@ -1,0 +1,128 @@
+"""What is left to mend of a cluster's group, and mending it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from mlxbench_kernel.cluster.recovery import recover
+from mlxbench_kernel.errors import ClusterError
+from mlxbench_kernel.rank.requests import RELEASED
+
+if TYPE_CHECKING:
+    from mlxbench_kernel.cluster.cluster import Cluster
+
+Tell = Callable[[str], None]
+ANSWER_SECONDS = 1.0
+INTERRUPT_SECONDS = 0.3  # until ranks that wait in a collective are freed
+SETTLE_SECONDS = 0.6
+IDLE_SECONDS = 0.3  # that ranks may take to end after their cell's reply
+
+
+class Faults:
+    """Remembers that a group was broken off until it was made anew.
+
+    Parameters
+    ----------
+    cluster
+        Whose group it is.
+
+    Attributes
+    ----------
+    reason : str
+        What happened, "" while the group is whole.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self.reason = ""
+
+    def mend(self, tell: Tell) -> None:
+        """Mend what can be mended now.
+
+        Ranks that still compute are left alone: the next cell asks again.
+
+        Parameters
+        ----------
+        tell
+            Is told in words what was done.
+        """
+        if not self.reason:
+            return
+        self._release()
+        if self._busy():
+            return
+        cluster = self._cluster
+        info = cluster.info
+        living = sorted(cluster.client.living() & set(range(cluster.size)))
+        whole = len(living) == cluster.size
+        if not info.renewable:
+            if whole or living:
+                cluster.rebuild(self.reason, tell)
+            return
+        try:
+            said = recover(
+                cluster.client, info.hosts, info.backend, self.reason, living, renew=whole
+            )
+        except ClusterError as error:
+            raise ClusterError(
+                f"the group could not be made anew after: {self.reason} ({error}); variables are "
+                "kept: %mlx_dist heal tries again"
+            ) from None
+        if whole:
+            self.reason = ""
+        tell("; ".join(said))
+
+    def free(self, what: str, ranks: Iterable[int]) -> dict[int, str]:
+        """See that interrupted ranks end: those that wait in a collective are freed.
+
+        Returns
+        -------
+        dict
+            What the ranks do then, see `Cluster.doing`.
+        """
+        chosen = list(ranks)
+        states = self._ended(chosen, INTERRUPT_SECONDS)
+        if all(does == "idle" for does in states.values()):
+            return states
+        found = self._cluster.client.call("progress", chosen, ANSWER_SECONDS)
+        if any(said and said["running"] for said in found.values()):
+            self.reason = self.reason or what
+            self._release()
+        return self._ended(chosen, SETTLE_SECONDS)
+
+    def _ended(self, ranks: Sequence[int], seconds: float) -> dict[int, str]:
+        """What ranks do, as soon as all are idle, or after so many seconds."""
+        deadline = time.monotonic() + seconds
+        while True:
+            states = self._cluster.doing(ranks)
+            if all(does == "idle" for does in states.values()) or time.monotonic() > deadline:
+                return states
+            time.sleep(0.02)  # the end of a cell that others wait for is no event here
+
+    def _release(self) -> None:
+        """Free whoever still waits in the old group."""
+        everyone = range(self._cluster.size)
+        reason = f"{RELEASED}: {self.reason}"
+        self._cluster.client.call("release", everyone, ANSWER_SECONDS, reason=reason)
+
+    def wait(self, tell: Tell) -> None:
+        """Before a cell: mend what is left, once all ranks have ended what they do."""
+        told = False
+        if self.reason:
+            self._release()
+        while self.reason and (busy := self._busy()):
+            if not told:
+                told = True
+                tell(f"waiting for {self._who(busy)}, to make the group anew")
+        self.mend(tell)
+
+    def _busy(self) -> dict[int, str]:
+        cluster = self._cluster
+        ranks = sorted(cluster.client.living() & set(range(cluster.size)))
+        states = self._ended(ranks, IDLE_SECONDS)
+        return {rank: does for rank, does in states.items() if does != "idle"}
+
+    def _who(self, busy: dict[int, str]) -> str:
+        return ", ".join(f"rank {rank} ({does})" for rank, does in busy.items())

@@ -1,0 +1,106 @@
+"""After collectives were broken off: the group anew, and no value that is silently wrong."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mlxbench_kernel.cluster.client import BenchClient
+from mlxbench_kernel.cluster.forming import Forming
+from mlxbench_kernel.cluster.hostfile import Host
+from mlxbench_kernel.rank import recovering
+
+ANSWER_SECONDS = 2.0
+FORM_SECONDS = 20.0
+
+
+def recover(
+    client: BenchClient,
+    hosts: Sequence[Host],
+    backend: str,
+    reason: str,
+    living: Sequence[int],
+    renew: bool,
+) -> list[str]:
+    """Make the group anew on idle ranks, put protected state back, refuse what may be wrong.
+
+    Parameters
+    ----------
+    client
+        Client of the cluster.
+    hosts
+        One per rank.
+    backend
+        Of the group.
+    reason
+        What happened, for messages.
+    living
+        The ranks that are there.
+    renew
+        Whether the group can be made anew; else only the state is seen to.
+
+    Returns
+    -------
+    list of str
+        What was done, in words, one line each.
+
+    Raises
+    ------
+    ClusterError
+        The group could not be made.
+    """
+    start = time.monotonic()
+    counts = client.call("protected", living, ANSWER_SECONDS)
+    count = common(counts)
+    forming = Forming(client, hosts, backend, FORM_SECONDS)
+    said = []
+    if renew:
+        places = forming.places(check=False)
+        found = forming.join(places, [(recovering.rejoin_and_mend, (count,))] * len(places))
+        said.append(f"the group was made anew in {time.monotonic() - start:.1f} s")
+    else:
+        found = on(client, living, recovering.mend, count)
+    # On all ranks, because they have to stay equal.
+    names = sorted({name for each in found for name in each["incomplete"]})
+    if names:
+        on(client, living, recovering.refuse, names, reason)
+    return said + outcome(found, names)
+
+
+def on(
+    client: BenchClient, ranks: Sequence[int], function: Callable[..., Any], *arguments: Any
+) -> list[Any]:
+    """Call a function on ranks at once; what it returns."""
+    calls = [client.on(rank).apply_async(function, *arguments) for rank in ranks]
+    return [call.get(FORM_SECONDS) for call in calls]
+
+
+def common(counts: Mapping[int, Sequence[int]]) -> int | None:
+    """The last completed evaluation that all ranks have kept; None without one."""
+    shared = set.intersection(*(set(each) for each in counts.values())) if counts else set()
+    return max(shared, default=None)
+
+
+def outcome(found: Sequence[Mapping[str, Any]], refused: Sequence[str]) -> list[str]:
+    """What ranks have put back and refuse, in words.
+
+    Parameters
+    ----------
+    found
+        From `recovering.mend`.
+    refused
+        Names.
+    """
+    said = []
+    restored = sorted({name for each in found for name in each["restored"]})
+    if restored:
+        step = next((each["step"] for each in found if each["step"] is not None), None)
+        where = "their last completed values" if step is None else f"step {step}"
+        said.append(f"{', '.join(restored)}: back at {where} on all ranks")
+    if refused:
+        said.append(
+            f"refused until assigned again, because they may be half changed: {', '.join(refused)}"
+            + ("" if restored else "; protect(model=model, optimizer=optimizer) keeps such names")
+        )
+    return said

@@ -1,0 +1,198 @@
+"""Looks at the group while a cell runs: who waits for whom, and whether that can ever end.
+
+A rank that raised will take part in nothing more in this cell, so whoever waits for its next
+collective would wait for ever: that is freed. Ranks that disagree on a collective are found by
+comparing a checksum of what each has asked for. A rank that is merely late is only named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mlxbench_kernel.cluster.client import BenchClient
+from mlxbench_kernel.cluster.mismatch import find_mismatch
+from mlxbench_kernel.errors import CollectiveMismatch
+from mlxbench_kernel.rank.requests import RELEASED
+
+ANSWER_SECONDS = 1.0
+WAIT_SECONDS = 0.5  # of a collective, before it is looked at more closely
+NO_LIMIT = 2**63 - 1
+
+
+class GroupWatch:
+    """The group, as far as one cell has to do with it.
+
+    Parameters
+    ----------
+    client
+        Client of the cluster.
+    ranks
+        Where the cell runs.
+    size
+        Ranks of the cluster.
+
+    Attributes
+    ----------
+    mismatch : CollectiveMismatch or None
+        What the ranks disagree on.
+    freed : bool
+        Whether collectives were broken off or refused.
+    """
+
+    def __init__(self, client: BenchClient, ranks: Sequence[int], size: int) -> None:
+        self._client = client
+        self._ranks = list(ranks)
+        self._whole = len(self._ranks) == size > 1
+        self._progress: dict[int, dict[str, Any]] = {}
+        self._limit = NO_LIMIT
+        self._reason = ""
+        self._deadlock: Any = None
+        self.mismatch: CollectiveMismatch | None = None
+        self.freed = False
+
+    def raised(self, rank: int, busy: Sequence[int], what: str) -> None:
+        """A rank's cell has failed: free those who wait for more of it than it has done.
+
+        Parameters
+        ----------
+        rank
+            Which one.
+        busy
+            Ranks that the cell still runs on.
+        what
+            Why, as "rank 1 raised ValueError".
+        """
+        if not busy:
+            return
+        progress = self._client.call("progress", [rank], ANSWER_SECONDS).get(rank)
+        self._reason = self._reason or what
+        if progress is None:  # gone, or it has no collective log
+            self.free(busy, what)
+            return
+        self._progress[rank] = progress
+        self._limit = min(self._limit, progress["whole"])
+        done = {peer: (sends, receives) for peer, sends, receives in progress["peers"]}
+        self.freed = True
+        for other in busy:
+            sends, receives = done.get(other, (0, 0))
+            self._client.call(
+                "limit",
+                [other],
+                ANSWER_SECONDS,
+                whole=self._limit,
+                peers=[(rank, receives, sends)],
+                reason=f"{RELEASED}: {self._reason}",
+            )
+
+    def free(self, ranks: Sequence[int], what: str) -> None:
+        """Free ranks from whatever they wait for; the group has to be made anew then."""
+        self.freed = True
+        self._client.call("release", ranks, ANSWER_SECONDS, reason=f"{RELEASED}: {what}")
+
+    def look(self, busy: Sequence[int]) -> dict[int, str]:
+        """Ask the busy ranks.
+
+        Returns
+        -------
+        dict
+            For each, in words, what it waits for or does; those that do not answer are left out.
+        """
+        answers = self._client.call("watch", busy, ANSWER_SECONDS)
+        groups = {rank: said["group"] for rank, said in answers.items() if said["group"]}
+        self._progress.update(groups)
+        waiting = [r for r, group in groups.items() if group["waits"] > WAIT_SECONDS]
+        if self._whole and not self.freed and waiting:
+            others = [rank for rank in self._ranks if rank not in groups]
+            for rank, group in self._client.call("progress", others, ANSWER_SECONDS).items():
+                self.note(rank, group)
+            self.compare(busy)
+            if not self.freed and len(waiting) == len(self._ranks):
+                self._look_for_deadlock(groups, busy)
+        return {rank: _words(said) for rank, said in answers.items()}
+
+    def compare(self, busy: Sequence[int] = ()) -> None:
+        """See whether all ranks have asked for the same collectives, as far as they have come."""
+        progress = {rank: self._progress[rank] for rank in self._ranks if rank in self._progress}
+        if len(progress) < 2 or len({group["link"] for group in progress.values()}) > 1:
+            return
+        least = min(group["whole"] for group in progress.values())
+        if all(group["whole"] == least for group in progress.values()):
+            chains = {rank: group["chain"] for rank, group in progress.items()}
+        else:
+            chains = self._client.call("chain", list(progress), ANSWER_SECONDS, whole=least)
+        if None in chains.values() or len(set(chains.values())) < 2:
+            return
+        self._tell(busy, find_mismatch(self._logs()))
+
+    def compare_pairs(self) -> None:
+        """See whether what was sent is what was received."""
+        if any(group["peers"] for group in self._progress.values()):
+            self._tell((), find_mismatch(self._logs()))
+
+    def note(self, rank: int, progress: dict[str, Any] | None) -> None:
+        """What a rank said of the group as its cell ended."""
+        if progress is not None:
+            self._progress[rank] = progress
+
+    @property
+    def whole(self) -> bool:
+        """Whether the cell runs on all ranks of a group."""
+        return self._whole
+
+    def is_damaged(self) -> bool:
+        """Whether the group has to be made anew before it is used again: something was broken
+        off or refused, or after an error not all ranks have come equally far."""
+        now = self._client.call("progress", self._ranks, ANSWER_SECONDS)
+        groups = [group for group in now.values() if group is not None]
+        if any(group["refused"] or group["broken"] or group["running"] for group in groups):
+            return True
+        if len({(group["whole"], group["chain"]) for group in groups}) > 1:
+            return self._whole
+        if any(group["limited"] for group in groups):
+            self._client.call("lift", self._ranks, ANSWER_SECONDS)
+        return False
+
+    def _logs(self) -> dict[int, list[dict[str, Any]]]:
+        return self._client.call("collectives", self._ranks, ANSWER_SECONDS)
+
+    def _look_for_deadlock(self, groups: dict[int, dict[str, Any]], busy: Sequence[int]) -> None:
+        """Free ranks that wait for one another in different things."""
+        running = {rank: tuple(group["running"]) for rank, group in groups.items()}
+        waits = {rank: (group["whole"], group["peers"]) for rank, group in groups.items()}
+        seen, self._deadlock = self._deadlock, (running, waits)
+        if seen != self._deadlock or len({each[:2] for each in running.values()}) == 1:
+            return
+        if not all(_has_counterpart(rank, running) for rank in running):
+            self._tell(busy, find_mismatch(self._logs(), blocked=running))
+
+    def _tell(self, busy: Sequence[int], found: CollectiveMismatch | None) -> None:
+        if found is None or self.mismatch is not None:
+            return
+        self.mismatch = found
+        self.free(busy or self._ranks, "the ranks disagree on a collective")
+
+
+def _has_counterpart(rank: int, running: dict[int, Any]) -> bool:
+    """Whether what a rank waits for may still come, as far as this can be seen."""
+    operation, peer, _ = running[rank]
+    if peer < 0:
+        return all(other[1] < 0 for other in running.values())
+    theirs, back, _ = running[peer]
+    return bool(back == rank and (theirs == "send") != (operation == "send"))
+
+
+def _words(said: dict[str, Any]) -> str:
+    """What a rank does, for a person."""
+    group = said["group"]
+    if group is None or group["running"] is None or group["waits"] < WAIT_SECONDS:
+        if said["state"] == "idle":
+            return "idle"
+        where = f" · line {said['line']}: {said['source']}" if said["line"] else ""
+        return f"busy {said['seconds']:.0f} s{where}"
+    operation, peer, _ = group["running"]
+    direction = "to" if operation == "send" else "from"
+    what = operation if peer < 0 else f"{operation} {direction} rank {peer}"
+    form = f" of {group['dtype']} {list(group['shape'])}" if "dtype" in group else ""
+    line = f" · {group['line']}" if group.get("line") else ""
+    return f"waiting {group['waits']:.0f} s in {what}{form}{line}"

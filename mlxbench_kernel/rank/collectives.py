@@ -1,0 +1,266 @@
+"""The collectives of a rank: its group, which outlives its connections, and the log of them.
+
+``mx.distributed.init`` gives a *lasting* group here. What MLX executes passes through it, also
+inside ``mx.compile`` and in arrays that were made earlier (``native/group.h``), so every
+collective is logged, can be refused before it begins, and freed when it would wait for ever;
+and the connections can be made anew without the user's variables noticing.
+
+The functions of ``mx.distributed`` are wrapped, only to note the line that calls them.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from types import FrameType, ModuleType
+from typing import Any
+
+import mlx.core as mx
+
+from mlxbench_kernel.rank.requests import FREED_IN_PLACE
+
+WHOLE = ("all_sum", "all_max", "all_min", "all_gather", "sum_scatter")
+PAIRWISE = ("send", "recv", "recv_like")
+ALONE = "a cell for only some of the ranks cannot do a collective of the whole group: "
+
+_MLX = os.path.dirname(os.path.abspath(mx.__file__)) + os.sep
+
+
+class Collectives:
+    """What `GROUP` is: the one group of this process.
+
+    Attributes
+    ----------
+    group : mlx.core.distributed.Group or None
+        The lasting group; None before `begin`, MLX's own without the native module.
+    backend : str
+        Its backend, as ``mx.distributed.init`` names it.
+    """
+
+    def __init__(self) -> None:
+        self.group: Any = None
+        self.backend = ""
+        self._native: ModuleType | None = None
+        self._sites: dict[str, Any] = {}
+        self._cells: dict[str, tuple[str, int]] = {}
+        self._originals: dict[str, Callable[..., Any]] = {}
+
+    @property
+    def lasting(self) -> bool:
+        """Whether the group is logged and can be limited, and on ring also freed and renewed."""
+        return self._native is not None and self.group is not None
+
+    @property
+    def freed_in_place(self) -> bool:
+        """Whether a blocked collective can be freed, and the group made anew, in this process."""
+        return self.lasting and self.backend in FREED_IN_PLACE
+
+    def begin(
+        self, raw: Any, backend: str, native: ModuleType | None, sockets: Sequence[int]
+    ) -> Any:
+        """Take over MLX's group and wrap ``mx.distributed``.
+
+        Parameters
+        ----------
+        raw : mlx.core.distributed.Group
+            As MLX made it.
+        backend
+            Its backend.
+        native
+            The native module, None without.
+        sockets
+            Duplicates of the sockets of the group, which belong to it from now on.
+
+        Returns
+        -------
+        mlx.core.distributed.Group
+            What is handed out for it.
+        """
+        self.backend = backend
+        self._native = native
+        if native is None:
+            self.group = raw
+        else:
+            self.group = native.lasting(raw, list(sockets), backend in FREED_IN_PLACE)
+        for name in WHOLE + PAIRWISE:
+            self._originals[name] = original = getattr(mx.distributed, name)
+            setattr(mx.distributed, name, self._wrapped(original))
+        self._originals["init"] = original = mx.distributed.init
+        mx.distributed.init = self._wrapped_init(original)
+        return self.group
+
+    def renew(self, raw: Any, sockets: Sequence[int]) -> None:
+        """Go on with new connections; what holds the group does not notice.
+
+        Parameters
+        ----------
+        raw, sockets
+            As in `begin`.
+        """
+        assert self._native is not None
+        size = self.group.size()
+        self._native.flush(self.group)
+        self._native.replace(self.group, raw, list(sockets), self.backend in FREED_IN_PLACE)
+        if self.group.size() != size:
+            self._native.forget_compiled()  # traces hold the old size
+
+    def _wrapped(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def collective(*args: Any, group: Any = None, **keywords: Any) -> Any:
+            if group is None or group is self.group:
+                group = self._site(self._line(sys._getframe(1)))
+            return original(*args, group=group, **keywords)
+
+        return collective
+
+    def _wrapped_init(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def init(strict: bool = False, backend: str = "any", **keywords: Any) -> Any:
+            if backend in ("any", self.backend):
+                return self.group
+            return original(strict, backend, **keywords)
+
+        return init
+
+    def _site(self, line: str) -> Any:
+        if self._native is None:
+            return self.group
+        site = self._sites.get(line)
+        if site is None:
+            site = self._sites[line] = self._native.at(self.group, line)
+        return site
+
+    def name_cell(self, filename: str, name: str, shift: int) -> None:
+        """Say what the user calls a cell.
+
+        Parameters
+        ----------
+        filename
+            What its code objects are compiled from.
+        name
+            As ``Cell In[3]``.
+        shift
+            What its line numbers lack, because the notebook's cell begins above.
+        """
+        self._cells[filename] = (name, shift)
+
+    def _line(self, frame: FrameType | None) -> str:
+        """The innermost line that is not MLX's own, as a person looks for it."""
+        while frame is not None and frame.f_code.co_filename.startswith(_MLX):
+            frame = frame.f_back
+        if frame is None:
+            return ""
+        filename = frame.f_code.co_filename
+        if filename in self._cells:
+            name, shift = self._cells[filename]
+            return f"{name}, line {frame.f_lineno + shift}"
+        if "ipykernel_" in filename or filename.startswith("<"):
+            return f"line {frame.f_lineno}"
+        return f"{filename}:{frame.f_lineno}"
+
+    # -- what others are told, from any thread ---------------------------------
+
+    def progress(self) -> dict[str, Any] | None:
+        """How far this rank has come; None without the native module.
+
+        Returns
+        -------
+        dict
+            ``link`` (how often the group was made anew), ``whole`` (collectives of the whole
+            group that were asked for on it), ``peers`` (list of rank, sends, receives),
+            ``chain`` (checksum of their operations, shapes and dtypes), ``limited``,
+            ``refused`` (whether the limits have refused anything), ``broken`` (why, "" when it
+            is not), ``running`` (operation, peer, number; None when none runs) and
+            ``waits`` (seconds since that began).
+        """
+        if not self.lasting:
+            return None
+        said: dict[str, Any] = self._native.progress(self.group)  # type: ignore[union-attr]
+        since = said.pop("since")
+        said["peers"] = [(peer, *counts) for peer, counts in said["peers"].items()]
+        said["waits"] = time.time() - since if said["running"] is not None else 0.0
+        return said
+
+    @property
+    def intact(self) -> bool:
+        """Whether nothing was broken off or refused since the connections were made."""
+        if not self.lasting:
+            return True
+        said = self._native.progress(self.group)  # type: ignore[union-attr]
+        return not (said["limited"] or said["broken"])
+
+    def log(self, since: int = 0) -> list[dict[str, Any]]:
+        """The last collectives, of which the oldest are forgotten after 4096.
+
+        Returns
+        -------
+        list of dict
+            ``number`` (in the order of this process), ``link``, ``operation``, ``peer``,
+            ``turn`` (its number among those of the whole group on this link, or with this
+            peer), ``shape``, ``dtype``, ``group``, ``line``, ``chain``; ``asked``, ``begun``
+            and ``done`` (Unix time; 0 before, -1 where it cannot be known).
+        """
+        if not self.lasting:
+            return []
+        first, rows = self._native.collectives(since)  # type: ignore[union-attr]
+        names = (
+            "link", "operation", "peer", "turn", "shape", "dtype", "group", "line", "chain",
+            "asked", "begun", "done",
+        )  # fmt: skip
+        entries = []
+        for number, row in enumerate(rows, first):
+            entry = {"number": number, **dict(zip(names, row, strict=True))}
+            entry["dtype"] = str(entry["dtype"]).rsplit(".", 1)[-1]
+            entries.append(entry)
+        return entries
+
+    def chain(self, whole: int) -> int | None:
+        """The checksum after this many collectives of the present link, None where forgotten."""
+        said = self.progress()
+        if said is None:
+            return None
+        if whole == said["whole"]:
+            return int(said["chain"])
+        for entry in reversed(self.log()):
+            if (entry["link"], entry["peer"], entry["turn"]) == (said["link"], -1, whole - 1):
+                return int(entry["chain"])
+        return 0 if whole == 0 else None
+
+    # -- what is let through ---------------------------------------------------
+
+    def limit(self, whole: int, peers: Sequence[tuple[int, int, int]], reason: str) -> None:
+        """Refuse what others will not take part in, and free what waits for it.
+
+        Parameters
+        ----------
+        whole
+            How many collectives of the whole group may happen on this link.
+        peers
+            For some ranks, how many sends to and receives from them may: rank, sends, receives.
+        reason
+            Message of the error that is raised instead.
+        """
+        if self.lasting:
+            pairs = {peer: (sends, receives) for peer, sends, receives in peers}
+            self._native.limit(self.group, whole, pairs, reason)  # type: ignore[union-attr]
+
+    def lift(self) -> None:
+        """Take limits back that have refused nothing."""
+        if self.lasting:
+            self._native.lift(self.group)  # type: ignore[union-attr]
+
+    def release(self, reason: str) -> None:
+        """Free whatever waits, and refuse everything until `renew`."""
+        if self.lasting:
+            self._native.release(self.group, reason)  # type: ignore[union-attr]
+
+    def only(self, ranks: Sequence[int]) -> None:
+        """Refuse what needs ranks beside these; none lets everything through again."""
+        if self.lasting:
+            self._native.only(self.group, set(ranks), ALONE)  # type: ignore[union-attr]
+
+
+GROUP = Collectives()

@@ -1,0 +1,290 @@
+"""Protected state: the last completed values of what matters, kept by reference.
+
+An evaluation that is broken off leaves some arrays of a step new, others old, and MLX calls all
+of them evaluated. `protect` names the trees that must not end like that. Whenever an evaluation
+has completed, handles of their arrays are kept: no copy is made, but an array that the next step
+replaces stays in memory until the step after it, so up to two more copies of what is protected.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import mlx.core as mx
+import mlx.optimizers as optim
+
+from mlxbench_kernel import native
+from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.rank.collectives import GROUP
+
+NUMBERS = (bool, int, float, str, type(None))
+KEPT = 2  # ranks that were stopped in a step are one completed evaluation apart at most
+
+
+@dataclass
+class Kept:
+    """The values after one completed evaluation.
+
+    Attributes
+    ----------
+    count
+        How many had completed; the same on all ranks that run the same program.
+    parts
+        (original, copy) of each dict and list of the trees.
+    variables
+        Arrays and numbers that are variables themselves, by name.
+    random
+        Key of ``mx.random``: uint32 of shape [2].
+    collectives
+        Link and number of collectives at that time; None without the native module.
+    """
+
+    count: int
+    parts: list[tuple[Any, Any]]
+    variables: dict[str, Any]
+    random: mx.array
+    collectives: tuple[int, int] | None
+
+
+class Protection:
+    """What `PROTECTION` is: the protected state of this process."""
+
+    def __init__(self) -> None:
+        self.trees: dict[str, Any] = {}
+        self.kept: deque[Kept] = deque(maxlen=KEPT)
+        self.namespace: dict[str, Any] = {}
+        self._count = 0
+        self._evaluate = mx.eval
+        self._watching = False
+
+    def protect(self, trees: Mapping[str, Any]) -> None:
+        """Begin with these trees; see `protect`."""
+        for name, tree in trees.items():
+            _check(name, tree)
+        mx.eval([_arrays(tree) for tree in trees.values()])
+        self.trees = {**self.trees, **trees}
+        self._watch()
+        self.kept.clear()
+        self.commit()
+
+    def _watch(self) -> None:
+        """Have each completed ``mx.eval`` followed by a `commit`."""
+        if self._watching:
+            return
+        self._watching = True
+        evaluate = self._evaluate
+
+        def completed(*trees: Any) -> None:
+            evaluate(*trees)
+            self.completed(trees)
+
+        completed.__doc__ = evaluate.__doc__
+        completed.__name__ = completed.__qualname__ = "eval"
+        mx.eval = completed
+
+    def completed(self, trees: Any) -> None:
+        """Take note that these were evaluated."""
+        module = native.load()
+        if module is not None:
+            module.settle_tree(trees)
+        self.commit()
+
+    def commit(self) -> None:
+        """Keep the values of now, if all of them are complete."""
+        if not self.trees or not GROUP.intact:
+            return
+        roots = [self._root(name, tree) for name, tree in self.trees.items()]
+        parts = _freeze(roots)
+        if parts is None:
+            return
+        # Rarely evaluated by the user: what is drawn needs the other half of each split.
+        key = mx.random.state[0]
+        self._evaluate(key)
+        copies = parts[0][1]  # of the list just made, which is no container of the user's
+        variables = {
+            name: copies[index]
+            for index, (name, tree) in enumerate(self.trees.items())
+            if _is_variable(tree)
+        }
+        if self.kept and _same(self.kept[-1], parts[1:], variables):
+            return
+        said = GROUP.progress()
+        self._count += 1
+        at = None if said is None else (said["link"], said["whole"])
+        self.kept.append(Kept(self._count, parts[1:], variables, key, at))
+
+    def _root(self, name: str, tree: Any) -> Any:
+        if _is_variable(tree):
+            return self.namespace.get(name, tree)
+        return _containers(tree)
+
+    def counts(self) -> list[int]:
+        """The completed evaluations whose values are kept."""
+        return [kept.count for kept in self.kept]
+
+    def put_back(self, count: int) -> list[str]:
+        """Put all trees back to the values after `count` evaluations, in place.
+
+        Returns
+        -------
+        list of str
+            The names that were protected.
+
+        Raises
+        ------
+        KeyError
+            These values are not kept.
+        """
+        kept = next((each for each in self.kept if each.count == count), None)
+        if kept is None:
+            raise KeyError(count)
+        while self.kept[-1].count > count:
+            self.kept.pop()
+        self._count = count
+        for original, copy in _fresh(kept.parts):
+            if isinstance(original, dict):
+                for key in [key for key in original if key not in copy]:
+                    dict.__delitem__(original, key)
+                for key, value in copy.items():
+                    dict.__setitem__(original, key, value)
+            else:
+                original[:] = copy
+        high, low = kept.random.tolist()
+        mx.random.seed(high << 32 | low)  # mlx/random.cpp: a key is its seed, in two halves
+        for name, value in kept.variables.items():
+            if name in self.namespace:
+                self.namespace[name] = _handle(value)
+        return list(self.trees)
+
+    def step(self) -> int | None:
+        """The last kept value of a protected number called ``step``."""
+        value = self.kept[-1].variables.get("step") if self.kept else None
+        if isinstance(value, mx.array) and value.size == 1:
+            value = value.item()
+        return value if isinstance(value, int) else None
+
+
+PROTECTION = Protection()
+
+
+def protect(**trees: Any) -> None:
+    """Name what must never be left half changed by a fault.
+
+    From then on, whenever an evaluation completes (``mx.eval``, or the end of a cell), its
+    values are kept. When a collective is broken off, all ranks go back to the last values that
+    all of them have completed; a rank that is started again gets them from a healthy one.
+
+    This keeps references and makes no copy; but an array that a step replaces stays in memory
+    for one or two steps more, so up to two more copies of what is protected.
+
+    Parameters
+    ----------
+    **trees
+        By the name of the variable: modules, optimizers, dicts, lists or tuples of arrays,
+        arrays, numbers. What is an array or a number is put back to the variable of that name.
+        The state of ``mx.random`` is always protected with them.
+
+    Raises
+    ------
+    UsageError
+        Something else was given.
+
+    Examples
+    --------
+    >>> protect(model=model, optimizer=optimizer, step=step)
+    """
+    PROTECTION.protect(trees)
+
+
+def _check(name: str, tree: Any) -> None:
+    known = (mx.array, dict, list, tuple, optim.Optimizer, *NUMBERS)
+    if not isinstance(tree, known):
+        raise UsageError(
+            f"protect: {name} is a {type(tree).__name__}; it takes modules, optimizers, dicts, "
+            "lists, arrays and numbers"
+        )
+
+
+def _is_variable(tree: Any) -> bool:
+    return isinstance(tree, (mx.array, tuple, *NUMBERS))
+
+
+def _containers(tree: Any) -> Any:
+    """The dicts and lists that hold what a tree is."""
+    if isinstance(tree, optim.MultiOptimizer):
+        return [_containers(each) for each in tree.optimizers]
+    if isinstance(tree, optim.Optimizer):
+        return vars(tree)  # its state, and whether that was initialised
+    return tree
+
+
+def _arrays(tree: Any) -> Any:
+    """What of a tree can be evaluated."""
+    if isinstance(tree, optim.MultiOptimizer):
+        return [each.state for each in tree.optimizers]
+    return tree.state if isinstance(tree, optim.Optimizer) else tree
+
+
+def _module() -> ModuleType | None:
+    return native.load()
+
+
+def _handle(value: Any) -> Any:
+    module = _module()
+    if not isinstance(value, mx.array) or module is None:
+        return value
+    return module.handle(value)
+
+
+def _freeze(tree: Any) -> list[tuple[Any, Any]] | None:
+    module = _module()
+    if module is not None:
+        parts: list[tuple[Any, Any]] | None = module.freeze(tree)
+        return parts
+    found: list[tuple[Any, Any]] = []
+    _copy(tree, found, lambda array: array)
+    return found
+
+
+def _fresh(parts: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    """The parts with new handles, so that those kept stay what they are."""
+    return [(original, _renewed(copy)) for original, copy in parts]
+
+
+def _renewed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _leaf(each) for key, each in value.items()}
+    return [_leaf(each) for each in value]
+
+
+def _leaf(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_leaf(each) for each in value)
+    return _handle(value)
+
+
+def _copy(value: Any, parts: list[tuple[Any, Any]], leaf: Callable[[Any], Any]) -> Any:
+    """What ``native.freeze`` does."""
+    if isinstance(value, dict):
+        copy: Any = {}
+        parts.append((value, copy))
+        copy.update({key: _copy(each, parts, leaf) for key, each in value.items()})
+    elif isinstance(value, list):
+        copy = []
+        parts.append((value, copy))
+        copy.extend(_copy(each, parts, leaf) for each in value)
+    elif isinstance(value, tuple):
+        return tuple(_copy(each, parts, leaf) for each in value)
+    return value
+
+
+def _same(kept: Kept, parts: list[tuple[Any, Any]], variables: dict[str, Any]) -> bool:
+    """Whether nothing has changed since."""
+    module = _module()
+    if module is None or len(parts) != len(kept.parts):
+        return False
+    return bool(module.is_same([kept.parts, kept.variables], [parts, variables]))

@@ -1,0 +1,240 @@
+"""Names whose arrays an evaluation that was broken off may have left with any content.
+
+MLX marks what it has scheduled as evaluated, computed or not. Such a name is refused in cells
+until it is assigned again, so that no value is read that is silently wrong.
+"""
+
+from __future__ import annotations
+
+import ast
+import dis
+import gc
+import sys
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import mlx.core as mx
+from IPython.core.error import InputRejected
+from mlx.nn.layers.base import Module
+
+from mlxbench_kernel import native
+
+MOST = 100_000  # objects of a namespace that are looked at
+_OPAQUE = (str, bytes, int, float, complex, type, types.ModuleType, types.BuiltinFunctionType)
+
+
+class StaleError(InputRejected):
+    """A cell uses names that were left half changed; nothing of it has run."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"\x1b[31m{type(self).__name__}\x1b[39m: {self}"]
+
+
+class StaleNames(ast.NodeTransformer):
+    """The refused names of one shell; an AST transformer that rejects cells which use them.
+
+    Parameters
+    ----------
+    namespace
+        The user's namespace.
+
+    Attributes
+    ----------
+    reasons : dict
+        Why a name is refused.
+    """
+
+    def __init__(self, namespace: dict[str, Any]) -> None:
+        self.namespace = namespace
+        self.reasons: dict[str, str] = {}
+
+    def settle(self, hidden: Mapping[str, Any]) -> None:
+        """Take note that all there is now is complete: nothing is being evaluated."""
+        module = native.load()
+        if module is not None:
+            module.settle([each for _, each in _arrays(self.namespace, hidden)])
+
+    def find(self, hidden: Mapping[str, Any]) -> list[str]:
+        """The names that hold arrays which may be incomplete.
+
+        Parameters
+        ----------
+        hidden
+            Names that the user did not make.
+
+        Returns
+        -------
+        list of str
+            These names.
+        """
+        module = native.load()
+        if module is None:
+            return []
+        pairs = list(_arrays(self.namespace, hidden))
+        flags = module.unsettled([array for _, array in pairs])
+        return sorted({name for (name, _), bad in zip(pairs, flags, strict=True) if bad})
+
+    def refuse(self, names: Iterable[str], reason: str) -> None:
+        """Refuse these names, as far as they are there.
+
+        Parameters
+        ----------
+        names
+            Of variables.
+        reason
+            What happened, for the message.
+        """
+        self.reasons.update({name: reason for name in names if name in self.namespace})
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        """Look at a whole cell.
+
+        Raises
+        ------
+        StaleError
+            It uses refused names; nothing of it has run.
+        """
+        if not self.reasons or not isinstance(node, ast.Module):
+            return node
+        accepted = {name for each in node.body if (name := _accepted(each)) is not None}
+        used, assigned = _names(node)
+        reached = _reached(used, self.namespace) - accepted
+        refused = [name for name in self.reasons if name in reached]
+        if refused:
+            first = refused[0]
+            raise StaleError(
+                f"{', '.join(refused)} may be half changed: {self.reasons[first]}. Assign "
+                f"{'it' if len(refused) == 1 else 'them'} again (or type {first} = {first} in a "
+                "line of its own to go on with what is there); nothing of this cell has run"
+            )
+        for name in assigned | accepted:
+            self.reasons.pop(name, None)
+        return node
+
+
+def _accepted(statement: ast.stmt) -> str | None:
+    """The name in ``name = name``."""
+    match statement:
+        case ast.Assign(targets=[ast.Name(id=target)], value=ast.Name(id=value)):
+            return target if target == value else None
+    return None
+
+
+def _names(tree: ast.Module) -> tuple[set[str], set[str]]:
+    """Names that a cell reads, unless it has assigned them before, and those that it assigns."""
+    code = compile(tree, "<cell>", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    used: set[str] = set()
+    assigned: set[str] = set()
+    for instruction in dis.get_instructions(code):
+        if instruction.opname == "LOAD_NAME":
+            used |= {instruction.argval} - assigned
+        elif instruction.opname == "STORE_NAME":
+            assigned.add(instruction.argval)
+    for inner in _inner(code):  # what functions use is used later, if at all
+        used |= _globals(inner) - assigned
+    return used, assigned
+
+
+def _reached(names: Iterable[str], namespace: Mapping[str, Any]) -> set[str]:
+    """The names, with those that functions of the user among them use."""
+    reached: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name not in reached:
+            reached.add(name)
+            for function in _functions(namespace.get(name)):
+                waiting += _globals(function.__code__)
+    return reached
+
+
+def _functions(value: Any) -> Iterator[types.FunctionType]:
+    """The functions behind a callable: itself, or what MLX, functools or a method wraps."""
+    seen: set[int] = set()
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen or not callable(value) or isinstance(value, (type, Module)):
+            continue
+        seen.add(id(value))
+        if isinstance(value, types.FunctionType):
+            yield value
+            waiting += _contents(value.__closure__ or ())
+        elif isinstance(value, types.MethodType):
+            waiting.append(value.__func__)
+        elif type(value).__module__ in ("functools", "mlx", "mlx.core", "mlx.gc"):
+            waiting += [each for each in gc.get_referents(value) if callable(each)]
+
+
+def _globals(code: types.CodeType) -> set[str]:
+    """Global names that a function reads, also by functions inside it."""
+    found = {
+        instruction.argval
+        for each in (code, *_inner(code))
+        for instruction in dis.get_instructions(each)
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME")
+    }
+    return found
+
+
+def _inner(code: types.CodeType) -> Iterator[types.CodeType]:
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield constant
+            yield from _inner(constant)
+
+
+def _arrays(namespace: Mapping[str, Any], hidden: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Arrays that the user's variables hold, with the name of the variable."""
+    looked_at = 0
+    for name, value in list(namespace.items()):
+        # IPython keeps results under names of its own (_, _3), and so does push.
+        if name in hidden or name.startswith("_") or name in ("In", "Out"):
+            continue
+        waiting, seen = [value], set[int]()  # what has two names is found under both
+        while waiting and looked_at < MOST:
+            value = waiting.pop()
+            looked_at += 1
+            if isinstance(value, mx.array):
+                yield name, value
+                continue
+            if isinstance(value, _OPAQUE) or id(value) in seen:
+                continue
+            seen.add(id(value))
+            waiting += _held(value)
+
+
+def _held(value: Any) -> list[Any]:
+    """What an object holds, as far as arrays may be among it."""
+    if isinstance(value, Mapping):
+        own = [vars(value)] if isinstance(value, Module) else []
+        return [*own, *value.values()] if isinstance(value, dict) else []
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return list(value)
+    if isinstance(value, types.FunctionType):
+        cells = value.__closure__ or ()
+        return [*_contents(cells), *(value.__defaults__ or ())]
+    if isinstance(value, types.MethodType):
+        return [value.__self__]
+    if _is_the_users(type(value)):
+        return list(getattr(value, "__dict__", {}).values())
+    return []
+
+
+def _contents(cells: Iterable[Any]) -> Iterator[Any]:
+    for cell in cells:
+        try:
+            yield cell.cell_contents
+        except ValueError:  # empty
+            pass
+
+
+def _is_the_users(kind: type) -> bool:
+    """Whether instances of a class may hold arrays: MLX's, and those made in cells or files of
+    the user; not a figure's or a logger's, which hold thousands of other things."""
+    root = kind.__module__.split(".")[0]
+    if root in ("mlx", "mlx_lm", "__main__"):
+        return True
+    file = getattr(sys.modules.get(root), "__file__", None) or ""
+    return bool(file) and "site-packages" not in file and root not in sys.stdlib_module_names

@@ -1,0 +1,319 @@
+"""Nothing that a cell does loses state: faults on real ranks, and what is left afterwards."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import psutil
+import pytest
+from running import Recorded, processes
+
+from mlxbench_kernel.cluster import Cluster
+from mlxbench_kernel.errors import CellTimeout, CollectiveMismatch, UsageError
+
+SETUP = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Linear(8, 16)
+        self.two = nn.Linear(16, 1)
+    def __call__(self, x):
+        return self.two(nn.relu(self.one(x)))
+
+g = mx.distributed.init()
+mx.random.seed(3)
+model, optimizer = Net(), optim.Adam(1e-2)
+optimizer.init(model.trainable_parameters())
+sharded = nn.layers.distributed.AllToShardedLinear(8, 8, group=group)
+add = mx.compile(lambda x: mx.distributed.all_sum(x, group=group))
+mx.eval(model.parameters(), sharded.parameters())
+x = mx.random.normal((32, 8)) + rank
+y = mx.sum(x, axis=1, keepdims=True)
+treasure = mx.arange(5) + rank
+mx.eval(x, y)
+
+def loss_of(x, y):
+    return nn.losses.mse_loss(model(x), y)
+
+def step(x, y):
+    loss, grads = nn.value_and_grad(model, loss_of)(x, y)
+    grads = nn.average_gradients(grads, group=g)
+    optimizer.update(model, grads)
+    return loss
+
+state = [model.state, optimizer.state, mx.random.state]
+compiled_step = mx.compile(step, inputs=state, outputs=state)
+"""
+CHECK = """
+total = mx.distributed.all_sum(mx.ones(3) * (rank + 1), group=g).tolist()
+shape = sharded(mx.ones((1, 8))).shape
+added = add(mx.ones(2)).tolist()
+kept = (treasure.tolist(), total, added)
+"""
+
+
+class Told:
+    """What was said about a fault."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def __call__(self, text: str) -> None:
+        self.texts.append(text)
+
+    def __str__(self) -> str:
+        return "\n".join(self.texts)
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    before = processes()
+    cluster = Cluster.up(request.param, seed=7)
+    yield cluster
+    cluster.down()
+    assert processes() <= before
+
+
+@pytest.fixture
+def ranks(cluster: Cluster) -> Cluster:
+    assert not cluster.execute(SETUP, timeout=60).errors
+    return cluster
+
+
+@pytest.fixture
+def two(ranks: Cluster) -> Cluster:
+    if ranks.size != 2:
+        pytest.skip("says the same with two ranks")
+    return ranks
+
+
+def assert_usable(ranks: Cluster) -> None:
+    """Variables are there; group, sharded layer and compiled function work."""
+    result = ranks.execute(CHECK, timeout=30)
+    assert not result.errors, result.errors
+    size = ranks.size
+    total = [float(sum(range(1, size + 1)))] * 3
+    assert ranks.pull("kept") == {
+        rank: ([rank + i for i in range(5)], total, [float(size)] * 2) for rank in range(size)
+    }
+
+
+def in_background(ranks: Cluster, code: str, **keywords: Any) -> Future[Any]:
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(ranks.execute, code, **keywords)
+    pool.shutdown(wait=False)
+    return future
+
+
+def wait_until_waiting(ranks: Cluster, rank: int) -> None:
+    """Until a rank is inside a collective."""
+    deadline = time.monotonic() + 20
+    while ranks.client.call("progress", [rank], 2)[rank]["running"] is None:
+        assert time.monotonic() < deadline
+
+
+# -- row 1 ---------------------------------------------------------------------
+
+
+def test_a_rank_that_raises_frees_the_others(ranks: Cluster) -> None:
+    told = Told()
+    last = ranks.size - 1
+    code = (
+        f"if rank == {last}:\n    raise ValueError('mine')\n"
+        "mx.eval(mx.distributed.all_sum(mx.ones(4), group=g))"
+    )
+    result = ranks.execute(code, tell=told)
+    assert {r: e["ename"] for r, e in result.errors.items()} == {last: "ValueError"}
+    assert result.freed == list(range(last))
+    assert "the group was made anew" in str(told)
+    assert_usable(ranks)
+
+
+def test_a_collective_that_all_take_part_in_still_ends(two: Cluster) -> None:
+    code = (
+        "value = mx.distributed.all_sum(mx.ones((256, 1024, 16)), group=g)\n"
+        "mx.eval(value)\nif rank:\n    1 / 0\nimport time; time.sleep(0.5)"
+    )
+    result = two.execute(code)
+    assert list(result.errors) == [1] and result.freed == []
+    two.execute("assert value.min().item() == value.max().item() == 2")
+    assert_usable(two)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_step_that_is_broken_off_is_put_back(ranks: Cluster, compiled: bool) -> None:
+    name = "compiled_step" if compiled else "step"
+    code = (
+        "protect(model=model, optimizer=optimizer)\n"
+        f"for done in range(3):\n    loss = {name}(x, y)\n    mx.eval(loss, state)\n"
+        "before = [v.tolist() for _, v in mlx.utils.tree_flatten(state[:2])]"
+    )
+    assert not ranks.execute("import mlx.utils\n" + code).errors
+    told = Told()
+    broken = f"loss = {name}(x, y)\nif rank == 0:\n    raise ValueError\nmx.eval(loss, state)"
+    result = ranks.execute(broken, tell=told)
+    assert list(result.errors) == [0] and len(result.freed) == ranks.size - 1
+    assert "model, optimizer: back at their last completed values on all ranks" in str(told)
+    assert not ranks.execute(
+        "assert before == [v.tolist() for _, v in mlx.utils.tree_flatten(state[:2])]\n"
+        f"for _ in range(2):\n    loss = {name}(x, y)\n    mx.eval(loss, state)\n"
+        "ends = [v.tolist() for _, v in mlx.utils.tree_flatten(model.parameters())]"
+    ).errors
+    ends = ranks.pull("ends")
+    assert all(ends[rank] == ends[0] for rank in ends)
+    assert_usable(ranks)
+
+
+def test_what_is_not_protected_is_refused_until_it_is_assigned(ranks: Cluster) -> None:
+    told = Told()
+    last = ranks.size - 1
+    code = (
+        f"loss = step(x, y)\nif rank == {last}:\n    raise ValueError\n"
+        "mx.eval(loss, model.state, optimizer.state)"
+    )
+    ranks.execute(code, tell=told)
+    assert "refused until assigned again" in str(told) and "model" in str(told)
+    errors = ranks.execute("mx.eval(model(x))").errors
+    assert set(errors) == set(range(ranks.size))
+    assert "model may be half changed: rank" in errors[0]["evalue"]
+    errors = ranks.execute("step(x, y)", ranks=[0]).errors  # what a function of the user uses
+    assert "model" in errors[0]["evalue"]
+    assert not ranks.execute("treasure.sum().item()").errors
+    assert not ranks.execute("model = Net()\nmx.eval(model(x))").errors
+    assert not ranks.execute("optimizer = optimizer\noptimizer").errors
+    assert "loss, state may be half" in ranks.execute("loss, state").errors[0]["evalue"]
+    ranks.execute("state = loss = 0")
+    assert not ranks.execute("model(x), optimizer, state, loss").errors
+    assert_usable(ranks)
+
+
+def test_an_array_that_was_pending_is_right_in_the_new_group(two: Cluster) -> None:
+    two.execute("pending = mx.distributed.all_sum(mx.array([rank + 1.0]), group=g)")
+    two.execute("if rank: raise ValueError\nmx.eval(mx.distributed.all_sum(mx.ones(4)))")
+    assert not two.execute("assert pending.item() == 3").errors
+
+
+# -- row 2 ---------------------------------------------------------------------
+
+
+def test_a_collective_on_some_ranks_is_refused(ranks: Cluster) -> None:
+    with pytest.raises(UsageError, match="line 2 calls all_sum of the whole group"):
+        ranks.execute("\nz = mx.distributed.all_sum(x)", ranks=[0])
+    with pytest.raises(UsageError, match="average_gradients"):
+        ranks.execute("nn.average_gradients({})", ranks=[0])
+    ranks.execute("lazy = mx.distributed.all_sum(treasure, group=g)", name="Cell In[8]", shift=1)
+    errors = ranks.execute("print(lazy)", ranks=[0]).errors
+    assert "all_sum in Cell In[8], line 2" in errors[0]["evalue"]
+    errors = ranks.execute("mx.eval(add(mx.ones(2)))", ranks=[0]).errors
+    assert "collective of the whole group: all_sum in line" in errors[0]["evalue"]
+    size = ranks.size
+    expected = sum(range(size))
+    assert not ranks.execute(f"assert lazy[0].item() == {expected}").errors
+    assert_usable(ranks)
+
+
+def test_sends_among_the_ranks_of_a_cell_are_let_through(ranks: Cluster) -> None:
+    code = (
+        "if rank == 0:\n    mx.eval(mx.distributed.send(mx.ones(3), 1, group=g))\n"
+        "else:\n    got = mx.distributed.recv((3,), mx.float32, 0, group=g).tolist()"
+    )
+    assert not ranks.execute(code, ranks=[0, 1]).errors
+    assert ranks.pull("got", [1]) == {1: [1.0] * 3}
+    assert_usable(ranks)
+
+
+# -- row 3 ---------------------------------------------------------------------
+
+MISMATCHES = {
+    "shape": "mx.eval(mx.distributed.all_sum(mx.ones(4 if rank else 8), group=g))",
+    "dtype": "mx.eval(mx.distributed.all_sum(mx.ones(4, mx.float16 if rank else mx.float32)))",
+    "operation": (
+        "mx.eval(mx.distributed.all_sum(mx.ones(4)) if rank else "
+        "mx.distributed.all_gather(mx.ones(4)))"
+    ),
+    "order": (
+        "a, b = mx.ones(4), mx.ones((64, 64))\n"
+        "for each in ((a, b) if rank else (b, a)):\n    mx.eval(mx.distributed.all_sum(each))"
+    ),
+    "large": "mx.eval(mx.distributed.all_sum(mx.ones((2048, 512 if rank else 1024))))",
+    "pair": (
+        "if rank == 0:\n    mx.eval(mx.distributed.send(mx.ones(3), 1))\n"
+        "elif rank == 1:\n    mx.eval(mx.distributed.recv((2,), mx.float32, 0))"
+    ),
+    "deadlock": (
+        "if rank == 0:\n    mx.eval(mx.distributed.recv((3,), mx.float32, 1))\n"
+        "else:\n    mx.eval(mx.distributed.all_sum(mx.ones(3)))"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MISMATCHES)
+def test_ranks_that_disagree_on_a_collective(ranks: Cluster, kind: str) -> None:
+    with pytest.raises(CollectiveMismatch) as caught:
+        ranks.execute(MISMATCHES[kind], name="Cell In[5]", shift=0)
+    message = str(caught.value)
+    assert "rank 0: " in message and "rank 1: " in message and "Cell In[5], line" in message
+    if kind == "shape":
+        assert "rank 0: all_sum  float32 [8]" in message
+        assert "rank 1: all_sum  float32 [4]" in message
+    assert_usable(ranks)
+
+
+def test_a_mismatch_does_not_stay_in_what_is_protected(two: Cluster) -> None:
+    two.execute("protect(model=model, optimizer=optimizer)\nmx.eval(step(x, y), state)")
+    two.execute("before = model.two.weight.tolist()")
+    told = Told()
+    code = (
+        "grads = mx.distributed.all_sum(mx.ones((1, 8 if rank else 16)), group=g)\n"
+        "model.two.weight = model.two.weight + grads.sum()\nmx.eval(model.state)"
+    )
+    with pytest.raises(CollectiveMismatch):
+        two.execute(code, tell=told)
+    assert not two.execute("assert before == model.two.weight.tolist()").errors
+    assert "grads" in str(told)
+    assert_usable(two)
+
+
+# -- row 4 ---------------------------------------------------------------------
+
+
+def test_a_late_rank_is_named_and_nothing_is_aborted(two: Cluster, recorded: Recorded) -> None:
+    code = (
+        "import time\nif rank:\n    time.sleep(4.5)\n"
+        "late = mx.distributed.all_sum(mx.ones(4), group=g)\nmx.eval(late)"
+    )
+    started = time.monotonic()
+    first: list[float] = []
+
+    def refresh(status: str) -> None:
+        if status and not first:
+            first.append(time.monotonic() - started)
+        recorded.statuses.append(status)
+
+    recorded.refresh = refresh  # type: ignore[method-assign]
+    assert not two.execute(code, output=recorded, name="Cell In[2]").errors
+    said = next(status for status in recorded.statuses if status)
+    assert "rank 0 is waiting" in said and "all_sum of float32 [4] · Cell In[2], line 4" in said
+    assert "rank 1 is busy" in said and "time.sleep(4.5)" in said
+    assert not two.execute("assert late.tolist() == [2.0] * 4").errors
+
+
+def test_a_rank_that_never_comes_is_named_and_interrupt_frees(
+    two: Cluster, recorded: Recorded
+) -> None:
+    code = "if rank == 0:\n    mx.eval(mx.distributed.all_sum(mx.ones(4), group=g))"
+    cell = in_background(two, code, output=recorded)
+    deadline = time.monotonic() + 20
+    while not (said := [s for s in recorded.statuses if "will not come" in s]):
+        assert time.monotonic() < deadline
+    assert "rank 1 is through with this cell, and will not come" in said[0]
+    assert "%mlx_dist interrupt frees them" in said[0]
+    assert not cell.done()
+    two.interrupt()
+    cell.result(timeout=10)
+    assert_usable(two)
