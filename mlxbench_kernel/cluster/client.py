@@ -7,6 +7,7 @@ were started here go to their listener instead.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -17,11 +18,9 @@ import ipyparallel
 from ipyparallel.client.client import MessageFuture, unpack_message
 
 from mlxbench_kernel.rank.control import REQUEST
+from mlxbench_kernel.rank.history import OUTPUT, SENT
 
 Listener = Callable[[int, dict[str, Any]], None]
-DISPLAYED = frozenset(
-    {"stream", "display_data", "update_display_data", "execute_result", "clear_output", "error"}
-)
 
 
 class BenchClient(ipyparallel.Client):  # type: ignore[misc]
@@ -35,7 +34,7 @@ class BenchClient(ipyparallel.Client):  # type: ignore[misc]
     def _dispatch_iopub(self, message: dict[str, Any]) -> None:
         kind = message["header"]["msg_type"]
         found = self._listeners.get(message["parent_header"].get("msg_id"))
-        if found is not None and kind in DISPLAYED:
+        if found is not None and kind in OUTPUT:
             rank, listener = found
             listener(rank, message)
         else:
@@ -66,6 +65,7 @@ class BenchClient(ipyparallel.Client):  # type: ignore[misc]
         """
         identities = {rank: self._build_targets(rank)[0][0] for rank in ranks}
         started: Future[dict[int, MessageFuture]] = Future()
+        sent = {SENT: time.time()}
 
         def start() -> None:
             try:
@@ -75,6 +75,7 @@ class BenchClient(ipyparallel.Client):  # type: ignore[misc]
                             self._mux_stream,  # a bare socket would swallow its stream's events
                             code,
                             silent=False,
+                            metadata=dict(sent),
                             ident=identity,
                             message_future_hook=partial(self._listen, rank, listener),
                         )
@@ -109,6 +110,11 @@ class BenchClient(ipyparallel.Client):  # type: ignore[misc]
         """Call a function on the client's IO thread, on which this has to be called too."""
         self._io_loop.call_later(seconds, function)
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed; then nothing reaches the ranks through it."""
+        return bool(self._closed)
+
     def forget_cells(self) -> None:
         """Stop listening to the cells started so far."""
         self._listeners.clear()
@@ -132,7 +138,7 @@ class BenchClient(ipyparallel.Client):  # type: ignore[misc]
         dict
             Answers by rank; ranks that did not answer in time, or are gone, are left out.
         """
-        living = set(self.ids)
+        living = set() if self.closed else set(self.ids)
         content = {"call": name, "arguments": arguments}
         futures = {
             rank: self._send(

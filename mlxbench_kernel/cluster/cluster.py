@@ -14,7 +14,9 @@ from mlxbench_kernel.cluster import hosts, state
 from mlxbench_kernel.cluster.bringup import BringUp
 from mlxbench_kernel.cluster.cells import CellOutputSink, CellResult, CellRun
 from mlxbench_kernel.cluster.client import BenchClient
+from mlxbench_kernel.cluster.history import PastCell
 from mlxbench_kernel.cluster.machinery import Machinery, Progress
+from mlxbench_kernel.cluster.revival import Revival
 from mlxbench_kernel.cluster.state import ClusterInfo, Options, RankInfo
 from mlxbench_kernel.cluster.transfer import Transfer
 from mlxbench_kernel.errors import ClusterError, UsageError
@@ -22,6 +24,7 @@ from mlxbench_kernel.interrupts import held
 from mlxbench_kernel.memory import MemorySample
 
 ANSWER_SECONDS = 2.0
+HISTORY_SECONDS = 5.0
 SETTLE_SECONDS = 1.0  # that an interrupted cell may take to end
 
 
@@ -107,7 +110,10 @@ class Cluster:
                 "there: %mlx_dist down, or restart its kernel if it was started with --keep"
             )
         machinery = Machinery.reopen(info.home)
-        client = machinery.connect(timeout)
+        if machinery.controller_running():
+            client = machinery.connect(timeout)
+        else:
+            client, _ = Revival(machinery, None).run()
         info = dataclasses.replace(info, owner=os.getpid(), owner_started=state.process_started())
         info.save()
         return cls(info, machinery, client)
@@ -192,10 +198,10 @@ class Cluster:
             )
 
     def _require_controller(self) -> None:
-        if not self._machinery.controller_running():
+        if self.client.closed or not self._machinery.controller_running():
             raise ClusterError(
-                f"the controller of cluster {self.id} is gone, and without it the ranks leave by "
-                "themselves: %mlx_dist restart starts all anew"
+                f"the controller of cluster {self.id} is gone; the ranks go on and keep their "
+                "variables: %mlx_dist heal brings it back"
             )
 
     def results(self, ranks: Iterable[int] | None = None) -> dict[int, Any]:
@@ -278,6 +284,18 @@ class Cluster:
         """The last lines that the processes of ranks wrote outside of cells."""
         return {rank: self._machinery.rank_log(rank, lines) for rank in self.choose(ranks)}
 
+    def history(self, ranks: Iterable[int] | None = None) -> dict[int, list[PastCell]]:
+        """What the last cells of ranks put out, also those of another notebook.
+
+        Returns
+        -------
+        dict
+            By rank, oldest cell first; ranks that do not answer are left out.
+        """
+        self._require_controller()
+        answers = self.client.call("history", self.choose(ranks), timeout=HISTORY_SECONDS)
+        return {rank: [PastCell.read(cell) for cell in cells] for rank, cells in answers.items()}
+
     # -- data ----------------------------------------------------------------
 
     def push(
@@ -313,6 +331,17 @@ class Cluster:
         return Transfer(self.client, chosen, self.doing, progress)
 
     # -- life ----------------------------------------------------------------
+
+    def bring_back(self, progress: Progress | None = None) -> list[int]:
+        """Start the controller again after it was killed; the ranks come back under their ids.
+
+        Those that run a cell go on. `client` is a new one afterwards. Returns the ranks that
+        did not come back.
+        """
+        with held():
+            self.client.close(linger=0)  # it would tell the new controller old news
+            self.client, silent = Revival(self._machinery, progress).run()
+        return silent
 
     def restart(self, progress: Progress | None = None) -> None:
         """End all ranks and start them anew, with the arguments of `up`; variables are lost."""

@@ -61,7 +61,7 @@ class RankSetLauncher(LocalEngineSetLauncher):  # type: ignore[misc]
     on_end: Callable[[int], None] | None = None
 
     def tell_ended(self, rank: int) -> None:
-        """A local process has ended; called in a thread of its own."""
+        """The process of a rank has ended; called in a thread of its own."""
         if self.on_end is not None:
             self.on_end(rank)
 
@@ -140,7 +140,8 @@ def rank_arguments(plan: dict[str, Any], rank: int | None) -> list[str]:
         f"--work-dir={plan['work_dir']}",
         "--RankEngine.auto_create=True",
         "--RankEngine.timeout=30",
-        f"--RankEngine.max_heartbeat_misses={HEARTBEAT_MISSES}",
+        "--RankEngine.max_heartbeat_misses=1",  # with 0 it would not listen to heartbeats
+        *plan["lifetime"],
     ]
     if plan["connection"]:
         arguments.append(f"--RankEngine.url_file={plan['connection']}")
@@ -149,9 +150,7 @@ def rank_arguments(plan: dict[str, Any], rank: int | None) -> list[str]:
     return arguments
 
 
-# The controller beats every 0.2 s and a rank looks every 0.7 s (ipyparallel adds 0.5 s): a
-# rank without a controller leaves after 10 s, and a pause of the network shorter than that
-# costs nothing.
+# A rank registers at its first heartbeat, so beats come often. None that is missed has a
+# consequence; after 50 in a row the controller stops counting them, and its log stays short.
 HEARTBEAT_MS = 200
-HEARTBEAT_MISSES = 14
 CONTROLLER_MISSES = 50

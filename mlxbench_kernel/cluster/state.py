@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 from jupyter_core.paths import jupyter_runtime_dir
 
-from mlxbench_kernel.cluster.controller import alive
 from mlxbench_kernel.memory import MemorySample
+from mlxbench_kernel.rank.lifetime import alive
 
 STARTING_SECONDS = 600.0  # after which a folder without a description was left by a start
 
@@ -140,9 +140,9 @@ def new_home() -> Path:
 
 
 def running() -> Iterator[ClusterInfo]:
-    """The clusters of this user on this machine whose controller lives.
+    """The clusters of this user on this machine.
 
-    Folders of dead ones are removed.
+    Folders of dead ones are removed. One whose controller alone is dead can be brought back.
     """
     for home in sorted(clusters_folder().glob("mlx-*")):
         try:
@@ -151,7 +151,7 @@ def running() -> Iterator[ClusterInfo]:
             if not _controller_lives(home) and _age(home) > STARTING_SECONDS:
                 shutil.rmtree(home, ignore_errors=True)
             continue  # is starting
-        if _controller_lives(home):
+        if _controller_lives(home) or info.owner_alive or _has_kept_ranks(info):
             yield info
         else:
             shutil.rmtree(home, ignore_errors=True)
@@ -176,6 +176,22 @@ def _controller_lives(home: Path) -> bool:
     except (OSError, ValueError):
         return False
     return alive(int(pid), float(started))  # after a restart another process may have the number
+
+
+def _has_kept_ranks(info: ClusterInfo) -> bool:
+    """Whether ranks may still live that a notebook or a controller does not hold."""
+    if not info.options.keep:
+        return False
+    if info.options.hostfile is not None:
+        return True  # on other hosts: attaching finds out
+    return any(_is_rank(rank.pid, info.home) for rank in info.ranks)
+
+
+def _is_rank(pid: int, home: Path) -> bool:
+    try:
+        return any(str(home) in part for part in psutil.Process(pid).cmdline())
+    except psutil.Error:
+        return False
 
 
 def process_started(pid: int | None = None) -> float:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 REQUEST = "mlxbench_request"
 
 
-CALLS = frozenset({"sample", "interrupt", "leave", "complete", "listening"})
+CALLS = frozenset({"sample", "interrupt", "leave", "complete", "listening", "history"})
 
 
 class ControlHandlers:
@@ -81,6 +81,10 @@ class ControlHandlers:
     def leave(self) -> None:
         """End this process, just after this reply has left."""
         threading.Timer(0.1, self._kernel.parent.leave).start()
+
+    def history(self, cells: int | None = None) -> list[dict[str, Any]]:
+        """What the last cells put out (see `History.last`)."""
+        return self._kernel.history.last(cells)
 
     def complete(self, code: str, cursor: int) -> dict[str, Any]:
         """Completions of `code` at `cursor` (characters) in this rank's namespace."""
