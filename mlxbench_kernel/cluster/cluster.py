@@ -14,7 +14,7 @@ from mlxbench_kernel.cluster import hosts, state
 from mlxbench_kernel.cluster.bringup import BringUp
 from mlxbench_kernel.cluster.cells import CellOutputSink, CellResult, CellRun
 from mlxbench_kernel.cluster.client import BenchClient
-from mlxbench_kernel.cluster.history import PastCell
+from mlxbench_kernel.cluster.history import PastCell, ask, ask_last_cell
 from mlxbench_kernel.cluster.machinery import Machinery, Progress
 from mlxbench_kernel.cluster.revival import Revival
 from mlxbench_kernel.cluster.state import ClusterInfo, Options, RankInfo
@@ -24,7 +24,6 @@ from mlxbench_kernel.interrupts import held
 from mlxbench_kernel.memory import MemorySample
 
 ANSWER_SECONDS = 2.0
-HISTORY_SECONDS = 5.0
 SETTLE_SECONDS = 1.0  # that an interrupted cell may take to end
 
 
@@ -285,16 +284,14 @@ class Cluster:
         return {rank: self._machinery.rank_log(rank, lines) for rank in self.choose(ranks)}
 
     def history(self, ranks: Iterable[int] | None = None) -> dict[int, list[PastCell]]:
-        """What the last cells of ranks put out, also those of another notebook.
-
-        Returns
-        -------
-        dict
-            By rank, oldest cell first; ranks that do not answer are left out.
-        """
+        """What the last cells of ranks put out, also those of another notebook; oldest first."""
         self._require_controller()
-        answers = self.client.call("history", self.choose(ranks), timeout=HISTORY_SECONDS)
-        return {rank: [PastCell.read(cell) for cell in cells] for rank, cells in answers.items()}
+        return ask(self.client, self.choose(ranks))
+
+    def last_cell(self) -> dict[int, PastCell]:
+        """The last cell that any rank ran, by the ranks it ran on; empty where none did."""
+        self._require_controller()
+        return ask_last_cell(self.client, range(self.size))
 
     # -- data ----------------------------------------------------------------
 

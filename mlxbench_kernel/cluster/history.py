@@ -6,6 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mlxbench_kernel.cluster.client import BenchClient
+
+ANSWER_SECONDS = 5.0
+
 
 @dataclass(frozen=True)
 class PastCell:
@@ -39,9 +43,26 @@ class PastCell:
         return cls(**{**answer, "messages": messages})
 
 
-def last_cell(history: Mapping[int, Sequence[PastCell]]) -> dict[int, PastCell]:
-    """The last cell that any rank ran, by the ranks it ran on; nothing where there was none."""
-    sent = max((cells[-1].sent for cells in history.values() if cells), default=0.0)
-    return {
-        rank: cell for rank, cells in history.items() for cell in cells[-1:] if cell.sent == sent
-    }
+def ask(
+    client: BenchClient, ranks: Sequence[int], cells: int | None = None
+) -> dict[int, list[PastCell]]:
+    """The last cells of ranks, oldest first; ranks that do not answer are left out.
+
+    Parameters
+    ----------
+    client
+        Client of the cluster.
+    ranks
+        Whom to ask.
+    cells
+        How many; all that are kept by default.
+    """
+    answers = client.call("history", ranks, ANSWER_SECONDS, cells=cells)
+    return {rank: [PastCell.read(cell) for cell in kept] for rank, kept in answers.items()}
+
+
+def ask_last_cell(client: BenchClient, ranks: Sequence[int]) -> dict[int, PastCell]:
+    """See `Cluster.last_cell`."""
+    found = {rank: kept[0] for rank, kept in ask(client, ranks, cells=1).items() if kept}
+    sent = max((cell.sent for cell in found.values()), default=0.0)
+    return {rank: cell for rank, cell in found.items() if cell.sent == sent}

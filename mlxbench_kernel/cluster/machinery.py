@@ -16,7 +16,7 @@ from traitlets import Dict, List, Unicode
 
 from mlxbench_kernel.cluster import launchers, lifetime
 from mlxbench_kernel.cluster.client import BenchClient
-from mlxbench_kernel.cluster.state import note_controller, process_started
+from mlxbench_kernel.cluster.state import controller_lives, note_controller, process_started
 from mlxbench_kernel.errors import ClusterError
 
 Progress = Callable[[float, str], None]
@@ -94,6 +94,7 @@ class Machinery(ipyparallel.Cluster):  # type: ignore[misc]
         self.mpirun = mpirun
         return self
 
+    controller: Any
     plans = List(Dict()).tag(to_dict=True)
     mpirun: Any = List(Unicode(), allow_none=True, default_value=None).tag(to_dict=True)
 
@@ -108,6 +109,8 @@ class Machinery(ipyparallel.Cluster):  # type: ignore[misc]
         text = text.replace(f"{prefix}:", f"{prefix}.")
         state = json.loads(text)
         kept: Machinery = cls.from_dict(state, load_profile=False, parent=None, log=_log())
+        if not controller_lives(home):  # another process may have its number
+            kept.controller = None
         return kept
 
     def bring_controller_back(self) -> None:

@@ -148,10 +148,10 @@ def running() -> Iterator[ClusterInfo]:
         try:
             info = ClusterInfo.load(home)
         except (OSError, ValueError, TypeError):
-            if not _controller_lives(home) and _age(home) > STARTING_SECONDS:
+            if not controller_lives(home) and _age(home) > STARTING_SECONDS:
                 shutil.rmtree(home, ignore_errors=True)
             continue  # is starting
-        if _controller_lives(home) or info.owner_alive or _has_kept_ranks(info):
+        if controller_lives(home) or info.owner_alive or _has_kept_ranks(info):
             yield info
         else:
             shutil.rmtree(home, ignore_errors=True)
@@ -170,7 +170,8 @@ def note_controller(home: Path, pid: int) -> None:
     (home / "controller").write_text(f"{pid} {process_started(pid)}")
 
 
-def _controller_lives(home: Path) -> bool:
+def controller_lives(home: Path) -> bool:
+    """Whether the controller of the cluster in a folder still runs."""
     try:
         pid, started = (home / "controller").read_text().split()
     except (OSError, ValueError):

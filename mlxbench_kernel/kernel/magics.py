@@ -227,6 +227,9 @@ class RanksMagics(Magics):
         self._nothing_runs()
         self.cluster = Cluster.attach(id)
         self._show(self.cluster)
+        from mlxbench_kernel.kernel.past import show_last_cell
+
+        show_last_cell(self.shell, self.cluster)
 
     def _down(self) -> None:
         if self.cluster is None:

@@ -158,7 +158,7 @@ def test_a_killed_rank_is_named(recorded: Recorded) -> None:
     cluster = Cluster.up(2)
     try:
         psutil.Process(cluster.info.ranks[1].pid).kill()
-        deadline = time.monotonic() + 5  # long before its heartbeat would be missed (10 s)
+        deadline = time.monotonic() + 5
         while 1 in cluster.client.ids:
             assert time.monotonic() < deadline
         with pytest.raises(ClusterError, match=r"rank 1 on .* is gone"):
@@ -172,7 +172,7 @@ def test_a_killed_rank_is_named(recorded: Recorded) -> None:
         cluster.down()
 
 
-def test_a_controller_that_is_killed_is_named(recorded: Recorded) -> None:
+def test_a_controller_that_is_killed_is_named_and_restart_works(recorded: Recorded) -> None:
     cluster = Cluster.up(2)
     try:
         pid = int((cluster.info.home / "controller").read_text().split()[0])
