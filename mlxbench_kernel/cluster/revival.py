@@ -15,7 +15,7 @@ from mlxbench_kernel.cluster.machinery import Machinery, Progress
 from mlxbench_kernel.errors import ClusterError
 
 START_SECONDS = 15.0
-RANKS_SECONDS = 15.0
+RANKS_SECONDS = 8.0
 ASK_SECONDS = 1.0
 LOOK_SECONDS = 0.1
 

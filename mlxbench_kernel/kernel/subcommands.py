@@ -93,7 +93,7 @@ class Attach(Command):
     """Take over a running cluster, or list them."""
 
     magic = "%mlx_dist attach"
-    summary = "Take over running ranks with all their variables."
+    summary = "Take over running ranks with all their variables; shows their last cell's output."
     detail = (
         "Without ID: those that no notebook holds, when there is one such cluster; otherwise "
         "a list."

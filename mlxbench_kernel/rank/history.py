@@ -14,6 +14,8 @@ from typing import Any
 
 CELLS = 20
 CHARACTERS = 1_000_000
+ITEMS = 5_000  # messages of one cell, however short
+PIECE = 4_096  # characters up to which pieces of a stream are joined as they come
 # What `Cluster` sends with a cell, in the metadata of its request: when it was sent (Unix time
 # of the notebook). It is the same for all ranks of a cell, and grows from cell to cell.
 SENT = "mlxbench_sent"
@@ -23,7 +25,7 @@ OUTPUT = frozenset(
 _FOLLOWED = OUTPUT | {"execute_input", "execute_reply"}
 
 
-@dataclass
+@dataclass(eq=False)
 class _Item:
     """One message, or the pieces of one stream that came in a row."""
 
@@ -75,7 +77,10 @@ class History:
         self._lock = threading.Lock()
 
     def follow(self, session: Any) -> None:
-        """Take in what a session (`jupyter_client.session.Session`) sends from now on."""
+        """Take in what a session (`jupyter_client.session.Session`) sends from now on.
+
+        What a fork of this process prints comes past the session and is not kept.
+        """
         send = session.send
         own = os.getpid()
 
@@ -159,7 +164,10 @@ class History:
         if last is None or last.kind != "stream" or last.content["name"] != content["name"]:
             last = _Item("stream", {"name": content["name"]}, 0)
             cell.items.append(last)
-        last.pieces.append(text)
+        if last.pieces and len(last.pieces[-1]) < PIECE:
+            last.pieces[-1] += text
+        else:
+            last.pieces.append(text)
         last.size += len(text)
         self._size += len(text)
 
@@ -175,6 +183,8 @@ class History:
         for cell in self._cells.values():
             while self._size > self._most and cell.items:
                 self._drop_oldest(cell, self._size - self._most)
+            while len(cell.items) > ITEMS:
+                self._drop_oldest(cell, cell.items[0].size)
 
     def _drop_oldest(self, cell: _Cell, excess: int) -> None:
         """Drop the oldest display, or as much of the oldest text as has to go."""

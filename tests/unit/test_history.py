@@ -104,6 +104,20 @@ def test_the_oldest_text_goes_first_and_is_counted() -> None:
     assert [cell["dropped"] for cell in rank.history.last()] == [6, 21]
 
 
+def test_many_short_messages_are_joined_and_bounded(rank: Rank) -> None:
+    cell = rank.cell()
+    for _ in range(10_000):
+        rank.print(cell, "x")
+    (item,) = rank.history._cells["cell-1"].items
+    assert len(item.pieces) == 3 and rank.texts() == [["x" * 10_000]]
+    for _ in range(5_000):
+        rank.print(cell, "y", "stderr")
+        rank.print(cell, "z")
+    kept = rank.history.last()[0]
+    assert len(kept["messages"]) == 5_000 and kept["dropped"] == 10_000 + 5_000
+    assert rank.history._size == 5_000
+
+
 def test_a_display_is_dropped_as_a_whole() -> None:
     rank = Rank(characters=20)
     cell = rank.cell()
