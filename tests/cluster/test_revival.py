@@ -131,8 +131,13 @@ def test_ranks_leave_when_notebook_and_controller_are_killed() -> None:
 
 def test_kept_ranks_without_controller_are_found() -> None:
     id, ranks = killed_owner(keep=True)
-    cluster = Cluster.attach(id)
-    assert cluster.pull("treasure") == {0: 100, 1: 101}
-    cluster.down()
-    _, alive = psutil.wait_procs(ranks, timeout=10)
-    assert not alive and not cluster.info.home.exists()
+    try:
+        cluster = Cluster.attach(id)
+        assert cluster.pull("treasure") == {0: 100, 1: 101}
+        cluster.down()
+        _, alive = psutil.wait_procs(ranks, timeout=10)
+        assert not alive and not cluster.info.home.exists()
+    finally:
+        for rank in ranks:  # kept ones would stay for days
+            if rank.is_running():
+                rank.kill()
