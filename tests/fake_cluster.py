@@ -12,6 +12,7 @@ import os
 from typing import ClassVar
 
 from mlxbench_kernel.cluster.cells import CellResult
+from mlxbench_kernel.cluster.history import PastCell
 from mlxbench_kernel.cluster.state import ClusterInfo, Options, RankInfo
 from mlxbench_kernel.errors import ClusterError, UsageError
 from mlxbench_kernel.memory import MemorySample
@@ -43,6 +44,7 @@ class FakeCluster:
     broken = False
     raises = None
     left: ClassVar[list[str]] = []
+    past: ClassVar[dict[int, PastCell]] = {}
 
     def __init__(self, size=2, options=None, **changes):
         self.info = cluster_info(size, options, **changes)
@@ -77,6 +79,9 @@ class FakeCluster:
             dataclasses.replace(info, memory=SAMPLE, state="busy 3 s · line 2: mx.eval(loss)")
             for info in self.info.ranks
         ]
+
+    def last_cell(self):
+        return dict(self.past)
 
     def restart(self, progress=None):
         self.calls.append(("restart",))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import psutil
+
+from mlxbench_kernel.cluster import Cluster
 
 
 class Recorded:
@@ -37,6 +41,25 @@ class Recorded:
             elif r == rank and kind == "execute_result":
                 parts.append(content["data"]["text/plain"])
         return "".join(parts)
+
+
+def controller(cluster: Cluster) -> psutil.Process:
+    """The process of a cluster's controller."""
+    return psutil.Process(int((cluster.info.home / "controller").read_text().split()[0]))
+
+
+def kill_controller(cluster: Cluster) -> None:
+    """Kill the controller, and wait until the cluster knows."""
+    controller(cluster).kill()
+    until(lambda: not cluster.machinery.controller_running())
+
+
+def until(true: Callable[[], Any], seconds: float = 20.0) -> None:
+    """Wait for what another process does, which is no event of this one."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
 
 
 def processes() -> set[int]:

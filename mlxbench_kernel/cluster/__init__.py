@@ -6,10 +6,11 @@ client, and on MLX's backends.
 
 from mlxbench_kernel.cluster.cells import CellOutputSink, CellResult
 from mlxbench_kernel.cluster.cluster import Cluster
+from mlxbench_kernel.cluster.history import PastCell
 from mlxbench_kernel.cluster.hostfile import BACKENDS, Host, Hostfile
 from mlxbench_kernel.cluster.state import ClusterInfo, RankInfo
 
 __all__ = [
     "BACKENDS", "CellOutputSink", "CellResult", "Cluster", "ClusterInfo", "Host", "Hostfile",
-    "RankInfo",
+    "PastCell", "RankInfo",
 ]  # fmt: skip

@@ -44,8 +44,9 @@ def check_alone(code: str, ranks: Sequence[int], shift: int = 0) -> None:
         blank = len(code) - len(code.lstrip("\n"))  # IPython has dropped these lines
         where = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
         raise UsageError(
-            f"line {call.lineno + blank + shift} calls {name} of the whole group, but the cell is for {where} "
-            "only, and the others would not take part: run it without --ranks. Nothing has run"
+            f"line {call.lineno + blank + shift} calls {name} of the whole group, but the cell is "
+            f"for {where} only, and the others would not take part: run it without --ranks. "
+            "Nothing has run"
         )
 
 

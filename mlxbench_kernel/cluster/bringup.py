@@ -87,7 +87,7 @@ class BringUp:
             info = self._join(home, hostfile.hosts, backend, client)
             self._progress(1.0, "up")
         except BaseException:
-            from mlxbench_kernel.cluster.cluster import end
+            from mlxbench_kernel.cluster.ending import end
 
             if machinery is not None:
                 end(home, machinery, client, range(len(hostfile.hosts)))

@@ -165,8 +165,7 @@ class CellRun:
         self._client.call("interrupt", self.busy, timeout=INTERRUPT_SECONDS)
         wait(self._replies.values(), timeout=INTERRUPT_SECONDS)
         if self.busy:
-            states = self._watch.look(self.busy)
-            if any(state.startswith("waiting") for state in states.values()):
+            if self._watch.is_waiting(self.busy):
                 self._watch.free(list(self._replies), "interrupted")
             wait(self._replies.values(), timeout=SETTLE_SECONDS)
         self._finish()

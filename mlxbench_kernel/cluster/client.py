@@ -7,6 +7,7 @@ were started here go to their listener instead.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -16,12 +17,10 @@ from typing import Any
 import ipyparallel
 from ipyparallel.client.client import MessageFuture, unpack_message
 
+from mlxbench_kernel.rank.history import OUTPUT, SENT
 from mlxbench_kernel.rank.requests import META, REQUEST
 
 Listener = Callable[[int, dict[str, Any]], None]
-DISPLAYED = frozenset(
-    {"stream", "display_data", "update_display_data", "execute_result", "clear_output", "error"}
-)
 
 
 class BenchClient(ipyparallel.Client):  # type: ignore[misc]
@@ -61,7 +60,7 @@ class BenchClient(ipyparallel.Client):  # type: ignore[misc]
     def _dispatch_iopub(self, message: dict[str, Any]) -> None:
         kind = message["header"]["msg_type"]
         found = self._listeners.get(message["parent_header"].get("msg_id"))
-        if found is not None and kind in DISPLAYED:
+        if found is not None and kind in OUTPUT:
             rank, listener = found
             listener(rank, message)
         else:
@@ -94,6 +93,7 @@ class BenchClient(ipyparallel.Client):  # type: ignore[misc]
         """
         identities = {rank: self._identity(rank) for rank in ranks}
         started: Future[dict[int, MessageFuture]] = Future()
+        sent = {SENT: time.time()}
 
         def start() -> None:
             try:
@@ -103,7 +103,7 @@ class BenchClient(ipyparallel.Client):  # type: ignore[misc]
                             self._mux_stream,  # a bare socket would swallow its stream's events
                             code,
                             silent=False,
-                            metadata={META: about},
+                            metadata={META: about, **sent},
                             ident=identity,
                             message_future_hook=partial(self._listen, rank, listener),
                         )
@@ -134,9 +134,23 @@ class BenchClient(ipyparallel.Client):  # type: ignore[misc]
         except RuntimeError:  # this client was closed meanwhile
             pass
 
+    def leave_behind(self, engines: Sequence[int]) -> None:
+        """Ask engines to leave, whether they hear it or not, and let nobody count on them."""
+        for engine in engines:
+            if engine in self.ids:
+                identity = self._build_targets(engine)[0][0]
+                content = {"call": "leave", "arguments": {}}
+                self._send(self._control_stream, REQUEST, content=content, ident=identity)
+                self.unregister(engine)
+
     def later(self, seconds: float, function: Callable[[], None]) -> None:
         """Call a function on the client's IO thread, on which this has to be called too."""
         self._io_loop.call_later(seconds, function)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed; then nothing reaches the ranks through it."""
+        return bool(self._closed)
 
     def forget_cells(self) -> None:
         """Stop listening to the cells started so far."""
@@ -161,7 +175,7 @@ class BenchClient(ipyparallel.Client):  # type: ignore[misc]
         dict
             Answers by rank; ranks that did not answer in time, or are gone, are left out.
         """
-        living = self.living()
+        living = set() if self.closed else self.living()
         content = {"call": name, "arguments": arguments}
         futures = {
             rank: self._send(

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from mlxbench_kernel.cluster import hosts, state
+from mlxbench_kernel.cluster import state
 from mlxbench_kernel.cluster.alone import check_alone
 from mlxbench_kernel.cluster.bringup import BringUp
 from mlxbench_kernel.cluster.cells import CellOutputSink, CellResult, CellRun
 from mlxbench_kernel.cluster.client import BenchClient
+from mlxbench_kernel.cluster.ending import end
 from mlxbench_kernel.cluster.faults import Faults, Tell
+from mlxbench_kernel.cluster.healing import Healing
+from mlxbench_kernel.cluster.history import PastCell, ask, ask_last_cell
 from mlxbench_kernel.cluster.machinery import Machinery, Progress
+from mlxbench_kernel.cluster.revival import Revival
+from mlxbench_kernel.cluster.setup_cells import SetupCells
 from mlxbench_kernel.cluster.state import ClusterInfo, Options, RankInfo
 from mlxbench_kernel.cluster.transfer import Transfer
 from mlxbench_kernel.cluster.watch import GroupWatch
@@ -37,8 +40,10 @@ class Cluster:
     def __init__(self, info: ClusterInfo, machinery: Machinery, client: BenchClient) -> None:
         self.info = info
         self.client = client
-        self._machinery = machinery
-        self._faults = Faults(self)
+        self.machinery = machinery
+        self.faults = Faults(self)
+        self.setup = SetupCells(info.home)
+        client.engines = list(info.engines)
 
     @classmethod
     def up(
@@ -110,7 +115,10 @@ class Cluster:
                 "there: %mlx_dist down, or restart its kernel if it was started with --keep"
             )
         machinery = Machinery.reopen(info.home)
-        client = machinery.connect(timeout)
+        if machinery.controller_running():
+            client = machinery.connect(timeout)
+        else:
+            client, _ = Revival(machinery, None).run()
         info = dataclasses.replace(info, owner=os.getpid(), owner_started=state.process_started())
         info.save()
         return cls(info, machinery, client)
@@ -144,6 +152,7 @@ class Cluster:
         output: CellOutputSink | None = None,
         name: str = "",
         shift: int = 0,
+        setup: bool = False,
         tell: Tell = lambda text: None,
     ) -> CellResult:
         """Run a cell on ranks and wait for it.
@@ -160,6 +169,8 @@ class Cluster:
             Where its output goes.
         name, shift
             What the user calls the cell, as ``Cell In[3]``, and what its line numbers lack.
+        setup
+            Whether it is repeated on ranks that start later.
         tell
             Is told in words what was done about a fault.
 
@@ -184,7 +195,7 @@ class Cluster:
         if not everywhere:
             check_alone(code, chosen, shift)
         self._require(chosen)
-        self._faults.wait(tell)
+        self.faults.wait(tell)
         watch = GroupWatch(self.client, chosen, self.size)
         about: dict[str, Any] = {"ranks": [] if everywhere else chosen}
         if name:
@@ -194,6 +205,8 @@ class Cluster:
         try:
             result = run.wait(timeout)
             good = not result.errors
+            if good and everywhere:
+                self.setup.note(code, setup)
             return result
         finally:
             if not good:
@@ -203,8 +216,8 @@ class Cluster:
     def _see_to(self, run: CellRun, watch: GroupWatch, tell: Tell) -> None:
         """After a cell that did not end well: mend the group if it was damaged."""
         if self.size > 1 and (watch.is_damaged() or not self._all_there()):
-            self._faults.reason = self._faults.reason or run.fault()
-            self._faults.mend(tell)
+            self.faults.reason = self.faults.reason or run.fault()
+            self.faults.mend(tell)
 
     def _all_there(self) -> bool:
         return len(self.client.living() & set(range(self.size))) == self.size
@@ -225,15 +238,15 @@ class Cluster:
         if gone:
             who = self.info.ranks[gone[0]]
             raise ClusterError(
-                f"rank {gone[0]} on {who.host} is gone (process {who.pid}): %mlx_dist restart "
-                "starts all ranks anew, %mlx_dist log shows its last words"
+                f"rank {gone[0]} on {who.host} is gone (process {who.pid}): %mlx_dist heal brings "
+                "it back, the variables of the others are kept"
             )
 
     def _require_controller(self) -> None:
-        if not self._machinery.controller_running():
+        if not self.controller_runs:
             raise ClusterError(
-                f"the controller of cluster {self.id} is gone, and without it the ranks leave by "
-                "themselves: %mlx_dist restart starts all anew"
+                f"the controller of cluster {self.id} is gone; the ranks go on and keep their "
+                "variables: %mlx_dist heal brings it back"
             )
 
     def results(self, ranks: Iterable[int] | None = None) -> dict[int, Any]:
@@ -266,9 +279,9 @@ class Cluster:
         """
         chosen = self.choose(ranks)
         was_busy = self.client.call("interrupt", chosen, timeout=ANSWER_SECONDS)
-        states = self._faults.free("interrupted", was_busy)
+        states = self.faults.free("interrupted", was_busy)
         late = [rank for rank in was_busy if was_busy[rank] and states[rank] != "idle"]
-        self._faults.mend(tell)
+        self.faults.mend(tell)
         found: dict[str, list[int]] = {}
         for rank, does in states.items():
             if does == "idle":
@@ -322,7 +335,22 @@ class Cluster:
 
     def logs(self, ranks: Iterable[int] | None = None, lines: int = 40) -> dict[int, str]:
         """The last lines that the processes of ranks wrote outside of cells."""
-        return {rank: self._machinery.rank_log(rank, lines) for rank in self.choose(ranks)}
+        return {rank: self.machinery.rank_log(rank, lines) for rank in self.choose(ranks)}
+
+    def collectives(self, ranks: Iterable[int] | None = None) -> dict[int, list[dict[str, Any]]]:
+        """The last collectives of ranks, also while they are blocked; see `Collectives.log`."""
+        self._require_controller()
+        return self.client.call("collectives", self.choose(ranks), ANSWER_SECONDS)
+
+    def history(self, ranks: Iterable[int] | None = None) -> dict[int, list[PastCell]]:
+        """What the last cells of ranks put out, also those of another notebook; oldest first."""
+        self._require_controller()
+        return ask(self.client, self.choose(ranks))
+
+    def last_cell(self) -> dict[int, PastCell]:
+        """The last cell that any rank ran, by the ranks it ran on; empty where none did."""
+        self._require_controller()
+        return ask_last_cell(self.client, range(self.size))
 
     # -- data ----------------------------------------------------------------
 
@@ -360,12 +388,89 @@ class Cluster:
 
     # -- life ----------------------------------------------------------------
 
-    def restart(self, progress: Progress | None = None) -> None:
-        """End all ranks and start them anew, with the arguments of `up`; variables are lost."""
+    def bring_back(self, progress: Progress | None = None) -> list[int]:
+        """Start the controller again after it was killed; the ranks come back under their ids.
+
+        Those that run a cell go on. `client` is a new one afterwards. Returns the ranks that
+        did not come back.
+        """
+        with held():
+            self.client.close(linger=0)  # it would tell the new controller old news
+            self.client, silent = Revival(self.machinery, progress).run()
+            self.client.engines = list(self.info.engines)
+        return silent
+
+    def heal(
+        self, drop: bool = False, progress: Progress | None = None, tell: Tell = lambda text: None
+    ) -> None:
+        """Bring back what a fault has taken: the controller, ranks that died, the group.
+
+        A rank that died is started again on its host under its number; the set-up cells are
+        repeated there, and what is protected is copied from a healthy rank.
+
+        Parameters
+        ----------
+        drop
+            Go on without ranks that are gone or do not answer; the others get new numbers.
+        progress
+            Called with the fraction done and a text.
+        tell
+            Is told in words what was done.
+
+        Raises
+        ------
+        ClusterError
+            It cannot be done now; says why.
+        """
+        Healing(self, progress, tell).heal(drop)
+
+    def rebuild(self, reason: str, tell: Tell) -> None:
+        """Start all ranks anew, with what is protected; see `Healing.rebuild`."""
+        Healing(self, None, tell).rebuild(reason, self.client.living() & set(range(self.size)))
+
+    def restart(
+        self,
+        ranks: Iterable[int] | None = None,
+        progress: Progress | None = None,
+        tell: Tell = lambda text: None,
+    ) -> None:
+        """End ranks and start them anew; their variables are lost.
+
+        Parameters
+        ----------
+        ranks
+            Which ones; the others keep their variables, and what is protected is copied from
+            them. By default all, with the arguments of `up`; then nothing is repeated.
+        progress
+            Called with the fraction done and a text.
+        tell
+            Is told in words what was done.
+        """
+        if ranks is not None:
+            return self._restart_some(self.choose(ranks), progress, tell)
         options = self.info.options
         self.down()
-        fresh = BringUp(options, progress).run()
-        self.info, self._machinery, self.client = fresh
+        self.replace(*BringUp(options, progress).run())
+
+    def _restart_some(self, ranks: Sequence[int], progress: Progress | None, tell: Tell) -> None:
+        self._require_controller()
+        if len(ranks) == self.size:
+            return self.rebuild("restarted", tell)
+        self.client.call("leave", ranks, ANSWER_SECONDS)
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while self.client.living() & set(ranks) and time.monotonic() < deadline:
+            time.sleep(0.02)  # the end of another process is no event of this one
+        self.faults.reason = self.faults.reason or f"rank {ranks[0]} was restarted"
+        self.heal(progress=progress, tell=tell)
+
+    def replace(self, info: ClusterInfo, machinery: Machinery, client: BenchClient) -> None:
+        """Go on with ranks that were started anew."""
+        self.__init__(info, machinery, client)  # type: ignore[misc]
+
+    @property
+    def controller_runs(self) -> bool:
+        """Whether ipyparallel's controller is there."""
+        return not self.client.closed and self.machinery.controller_running()
 
     def down(self) -> list[str]:
         """End all ranks; no process and no file is left.
@@ -375,36 +480,7 @@ class Cluster:
         list of str
             A line for each host where that could not be done.
         """
-        return end(self.info.home, self._machinery, self.client, range(self.size))
-
-
-def end(
-    home: Path, machinery: Machinery, client: BenchClient | None, ranks: Iterable[int]
-) -> list[str]:
-    """Stop a cluster, also one that is only half up, and remove its folder; see `Cluster.down`.
-
-    A Ctrl-C meanwhile is raised afterwards.
-    """
-    with held():
-        return _end(home, machinery, client, ranks)
-
-
-def _end(
-    home: Path, machinery: Machinery, client: BenchClient | None, ranks: Iterable[int]
-) -> list[str]:
-    try:
-        if client is not None:
-            client.call("leave", list(ranks), timeout=1.0)
-            deadline = time.monotonic() + ANSWER_SECONDS
-            while client.ids and machinery.engines_running() and time.monotonic() < deadline:
-                time.sleep(0.02)  # the ends of other processes are no event of this one
-        left = hosts.clean(machinery.plans)
-        machinery.stop()
-    finally:
-        if client is not None:
-            client.close(linger=0)
-        shutil.rmtree(home, ignore_errors=True)
-    return left
+        return end(self.info.home, self.machinery, self.client, range(self.size))
 
 
 def _doing(sample: Mapping[str, Any]) -> str:

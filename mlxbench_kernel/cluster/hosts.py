@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlxbench_kernel.cluster import modules, reach, ssh
+from mlxbench_kernel.cluster import lifetime, modules, reach, ssh
 from mlxbench_kernel.cluster import probe as probe_script
 from mlxbench_kernel.cluster.hostfile import Host
 from mlxbench_kernel.cluster.report import HostReport, unfit
@@ -260,9 +260,10 @@ def clean(plans: Sequence[dict[str, Any]]) -> list[str]:
         ssh.Call(name, False, plan["python"], _CLEAN, (os.path.dirname(plan["folder"]),))
         for name, plan in remote.items()
     ]
+    patience = lifetime.patience(any(plan.get("keep", False) for plan in plans))
     return [
-        f"{ssh.explain(call, answer)} Its ranks leave by themselves after 10 s, and the folder "
-        f"{call.arguments[0]} stays there."
+        f"{ssh.explain(call, answer)} Its ranks leave by themselves after {patience} without a "
+        f"controller, and their part of the folder {call.arguments[0]} goes with them."
         for call, answer in zip(calls, ssh.run(calls, CLEAN_SECONDS), strict=True)
         if answer.code != 0
     ]

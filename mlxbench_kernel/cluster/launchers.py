@@ -7,7 +7,7 @@ Each gives rank r the engine id r and its own environment, and starts all ranks 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 from typing import Any
@@ -61,7 +61,7 @@ class RankSetLauncher(LocalEngineSetLauncher):  # type: ignore[misc]
     on_end: Callable[[int], None] | None = None
 
     def tell_ended(self, rank: int) -> None:
-        """A local process has ended; called in a thread of its own."""
+        """The process of a rank has ended; called in a thread of its own."""
         if self.on_end is not None:
             self.on_end(rank)
 
@@ -73,16 +73,22 @@ class RankSetLauncher(LocalEngineSetLauncher):  # type: ignore[misc]
 
     def start(self, n: int) -> list[Any]:
         self.n = n
-        for rank, plan in enumerate(self.ranks):
-            self.launchers[str(rank)] = self._launcher(rank, plan)
-        launchers = list(self.launchers.values())
+        launchers = self.start_ranks(range(n))
+        self.notify_start([launcher.pid for launcher in launchers])
+        return launchers
+
+    def start_ranks(self, ranks: Iterable[int]) -> list[Any]:
+        """Start ranks, in place of processes that have ended."""
+        launchers = []
+        for rank in ranks:
+            self.launchers[str(rank)] = launcher = self._launcher(rank, self.ranks[rank])
+            launchers.append(launcher)
         with ThreadPoolExecutor(max(len(launchers), 1)) as pool:
             # `loop` is taken from the current thread: ask for it in this one.
             for launcher in launchers:
                 launcher.loop = self.loop
                 launcher.on_stop(self._notice_engine_stopped)
             list(pool.map(lambda launcher: launcher.start(), launchers))
-        self.notify_start([launcher.pid for launcher in launchers])
         return launchers
 
     def _launcher(self, rank: int, plan: dict[str, Any]) -> LocalEngineLauncher:
@@ -140,7 +146,8 @@ def rank_arguments(plan: dict[str, Any], rank: int | None) -> list[str]:
         f"--work-dir={plan['work_dir']}",
         "--RankEngine.auto_create=True",
         "--RankEngine.timeout=30",
-        f"--RankEngine.max_heartbeat_misses={HEARTBEAT_MISSES}",
+        "--RankEngine.max_heartbeat_misses=1",  # with 0 it would not listen to heartbeats
+        *plan["lifetime"],
     ]
     if plan["connection"]:
         arguments.append(f"--RankEngine.url_file={plan['connection']}")
@@ -149,9 +156,7 @@ def rank_arguments(plan: dict[str, Any], rank: int | None) -> list[str]:
     return arguments
 
 
-# The controller beats every 0.2 s and a rank looks every 0.7 s (ipyparallel adds 0.5 s): a
-# rank without a controller leaves after 10 s, and a pause of the network shorter than that
-# costs nothing.
+# A rank registers at its first heartbeat, so beats come often. None that is missed has a
+# consequence; after 50 in a row the controller stops counting them, and its log stays short.
 HEARTBEAT_MS = 200
-HEARTBEAT_MISSES = 14
 CONTROLLER_MISSES = 50

@@ -14,9 +14,9 @@ from typing import Any
 import ipyparallel
 from traitlets import Dict, List, Unicode
 
-from mlxbench_kernel.cluster import launchers
+from mlxbench_kernel.cluster import launchers, lifetime
 from mlxbench_kernel.cluster.client import BenchClient
-from mlxbench_kernel.cluster.state import note_controller, process_started
+from mlxbench_kernel.cluster.state import controller_lives, note_controller, process_started
 from mlxbench_kernel.errors import ClusterError
 
 Progress = Callable[[float, str], None]
@@ -56,6 +56,9 @@ class Machinery(ipyparallel.Cluster):  # type: ignore[misc]
             Address of this machine that the hosts reach; "" when all ranks are local. With
             one, everything is encrypted by CurveZMQ.
         """
+        for plan in plans:
+            plan["lifetime"] = lifetime.arguments(plan, keep)
+            plan["keep"] = keep
         arguments = [
             f"--HeartMonitor.period={launchers.HEARTBEAT_MS}",
             f"--HeartMonitor.max_heartmonitor_misses={launchers.CONTROLLER_MISSES}",
@@ -91,6 +94,7 @@ class Machinery(ipyparallel.Cluster):  # type: ignore[misc]
         self.mpirun = mpirun
         return self
 
+    controller: Any
     plans = List(Dict()).tag(to_dict=True)
     mpirun: Any = List(Unicode(), allow_none=True, default_value=None).tag(to_dict=True)
 
@@ -105,12 +109,27 @@ class Machinery(ipyparallel.Cluster):  # type: ignore[misc]
         text = text.replace(f"{prefix}:", f"{prefix}.")
         state = json.loads(text)
         kept: Machinery = cls.from_dict(state, load_profile=False, parent=None, log=_log())
+        if not controller_lives(home):  # another process may have its number
+            kept.controller = None
         return kept
+
+    def bring_controller_back(self) -> None:
+        """Start a controller in place of one that has ended, on its ports, with its keys."""
+        self.controller = None
+        self._start_controller(
+            controller_args=[
+                "--BenchController.reuse_files=True",
+                "--BenchController.restore_engines=True",
+            ]
+        )
+
+    def _start_controller(self, **options: Any) -> None:
+        self.start_controller_sync(**options)
+        note_controller(Path(self.profile_dir), self.controller.pid)
 
     def launch(self) -> None:
         """Start the controller and all ranks; returns before they are up."""
-        self.start_controller_sync()
-        note_controller(Path(self.profile_dir), self.controller.pid)
+        self._start_controller()
         if self.mpirun is None:
             self.start_engines_sync(len(self.plans), ranks=self.plans)
             return
@@ -134,7 +153,7 @@ class Machinery(ipyparallel.Cluster):  # type: ignore[misc]
         try:
             info = self._synchronize(self.controller.get_connection_info, timeout)
         except (TimeoutError, RuntimeError):
-            tail = "\n".join(self.controller.get_output().strip().splitlines()[-10:])
+            tail = self.controller_log(10)
             raise ClusterError(
                 f"the ipyparallel controller did not start in time; --timeout S "
                 f"allows more\n{tail}".rstrip()
@@ -146,8 +165,22 @@ class Machinery(ipyparallel.Cluster):  # type: ignore[misc]
 
     def address(self) -> str:
         """``"ip:port"`` at which ranks register with the controller."""
-        info = self._synchronize(self.controller.get_connection_info)["engine"]
+        info = self._engine_info()
         return f"{info['interface'].removeprefix('tcp://')}:{info['registration']}"
+
+    def engine_ports(self) -> list[int]:
+        """Ports of the controller to each of which every rank has one connection of its own."""
+        info = self._engine_info()
+        return [int(info[name]) for name in ("mux", "iopub")]
+
+    def _engine_info(self) -> dict[str, Any]:
+        info: dict[str, Any] = self._synchronize(self.controller.get_connection_info)["engine"]
+        return info
+
+    def controller_log(self, lines: int) -> str:
+        """The last `lines` lines of the controller's log."""
+        self.controller._output = None  # it keeps what it read once
+        return "\n".join(self.controller.get_output().strip().splitlines()[-lines:])
 
     def wait_for_ranks(
         self, client: BenchClient, deadline: float, progress: Callable[[int], None]
@@ -176,7 +209,7 @@ class Machinery(ipyparallel.Cluster):  # type: ignore[misc]
                 progress(there)
             if there == size:
                 return
-            self._raise_if_one_died()
+            self.raise_if_ended()
             if time.monotonic() > deadline:
                 late = sorted(set(range(size)) - ids)
                 raise ClusterError(
@@ -185,11 +218,19 @@ class Machinery(ipyparallel.Cluster):  # type: ignore[misc]
                 )
             time.sleep(0.02)  # registration has no event a client could wait for
 
-    def _raise_if_one_died(self) -> None:
+    def start_again(self, ranks: Sequence[int]) -> None:
+        """Start ranks whose processes have ended, as they were started at first."""
+        for rank in ranks:
+            if not self.plans[rank]["ssh"]:
+                Path(self.plans[rank]["folder"]).mkdir(mode=0o700, exist_ok=True)
+        self.engine_set.start_ranks(ranks)
+
+    def raise_if_ended(self, ranks: Sequence[int] | None = None) -> None:
+        """Raise the last words of a rank that has ended while it was starting."""
         found = self._launchers()
-        for rank in range(len(self.plans)):
+        for rank in range(len(self.plans)) if ranks is None else ranks:
             launcher = found.get(rank)
-            if launcher is None or not _runs(launcher):
+            if not _runs(launcher):
                 what = f"rank {rank} on {self.host(rank)}" if self.mpirun is None else "mpirun"
                 tail = self.rank_log(rank, 12) or "(it wrote no log)"
                 raise ClusterError(f"{what} ended while starting:\n{tail}")
@@ -212,11 +253,16 @@ class Machinery(ipyparallel.Cluster):  # type: ignore[misc]
 
     def controller_running(self) -> bool:
         """Whether the controller's process is still there."""
-        return self.controller is not None and _runs(self.controller)
+        return _runs(self.controller)
 
     def engines_running(self) -> bool:
         """Whether a process of a rank, or mpirun, is still there."""
         return any(map(_runs, self._launchers().values()))
+
+    def ended(self) -> list[int]:
+        """Ranks whose process is known to have ended."""
+        found = self._launchers()
+        return [rank for rank in range(len(self.plans)) if not _runs(found.get(rank))]
 
     def rank_log(self, rank: int, lines: int) -> str:
         """The last `lines` lines of a rank's log; under mpirun all ranks write the same one."""
@@ -246,7 +292,7 @@ def _log() -> logging.Logger:
 
 def _runs(launcher: Any) -> bool:
     """Whether the process of a launcher, which its waiting thread waits for, still runs."""
-    thread = launcher._wait_thread
+    thread = None if launcher is None else launcher._wait_thread
     return thread is not None and bool(thread.is_alive())
 
 

@@ -107,6 +107,10 @@ class SSHRankLauncher(SSHEngineLauncher):  # type: ignore[misc]
                 ended, text = found
                 if ended:
                     self._output = text
+        # The nanny told it too, unless it was killed with its rank. Not when another process
+        # is the rank by now.
+        if ended and self.parent.launchers.get(self.identifier) is self:
+            self.parent.tell_ended(int(self.identifier))
         stop_data = {"exit_code": None, "pid": self.pid, "identifier": self.identifier}
         try:
             self.loop.add_callback(lambda: self.notify_stop(stop_data))

@@ -16,9 +16,9 @@ from typing import Any
 import psutil
 from jupyter_core.paths import jupyter_runtime_dir
 
-from mlxbench_kernel.cluster.controller import alive
 from mlxbench_kernel.cluster.hostfile import Host
 from mlxbench_kernel.memory import MemorySample
+from mlxbench_kernel.rank.lifetime import alive
 
 STARTING_SECONDS = 600.0  # after which a folder without a description was left by a start
 
@@ -82,6 +82,8 @@ class ClusterInfo:
         Where each rank is, as in the hostfile.
     renewable
         Whether the group can be made anew in the living processes.
+    engines
+        Engine id of each rank where ranks were dropped; else empty.
     notes
         What a person should know: modules copied, no native module.
     """
@@ -98,6 +100,7 @@ class ClusterInfo:
     hosts: tuple[Host, ...]
     renewable: bool
     notes: tuple[str, ...]
+    engines: tuple[int, ...] = ()
 
     @property
     def owner_alive(self) -> bool:
@@ -131,6 +134,7 @@ class ClusterInfo:
             Host(host["ssh"], tuple(host["ips"]), _as_tuples(host["rdma"]))
             for host in data["hosts"]
         )
+        data["engines"] = tuple(data["engines"])
         data["notes"] = tuple(data["notes"])
         return cls(**data)
 
@@ -156,18 +160,18 @@ def new_home() -> Path:
 
 
 def running() -> Iterator[ClusterInfo]:
-    """The clusters of this user on this machine whose controller lives.
+    """The clusters of this user on this machine.
 
-    Folders of dead ones are removed.
+    Folders of dead ones are removed. One whose controller alone is dead can be brought back.
     """
     for home in sorted(clusters_folder().glob("mlx-*")):
         try:
             info = ClusterInfo.load(home)
         except (OSError, ValueError, TypeError):
-            if not _controller_lives(home) and _age(home) > STARTING_SECONDS:
+            if not controller_lives(home) and _age(home) > STARTING_SECONDS:
                 shutil.rmtree(home, ignore_errors=True)
             continue  # is starting
-        if _controller_lives(home):
+        if controller_lives(home) or info.owner_alive or _has_kept_ranks(info):
             yield info
         else:
             shutil.rmtree(home, ignore_errors=True)
@@ -186,12 +190,29 @@ def note_controller(home: Path, pid: int) -> None:
     (home / "controller").write_text(f"{pid} {process_started(pid)}")
 
 
-def _controller_lives(home: Path) -> bool:
+def controller_lives(home: Path) -> bool:
+    """Whether the controller of the cluster in a folder still runs."""
     try:
         pid, started = (home / "controller").read_text().split()
     except (OSError, ValueError):
         return False
     return alive(int(pid), float(started))  # after a restart another process may have the number
+
+
+def _has_kept_ranks(info: ClusterInfo) -> bool:
+    """Whether ranks may still live that a notebook or a controller does not hold."""
+    if not info.options.keep:
+        return False
+    if info.options.hostfile is not None:
+        return True  # on other hosts: attaching finds out
+    return any(_is_rank(rank.pid, info.home) for rank in info.ranks)
+
+
+def _is_rank(pid: int, home: Path) -> bool:
+    try:
+        return any(str(home) in part for part in psutil.Process(pid).cmdline())
+    except psutil.Error:
+        return False
 
 
 def process_started(pid: int | None = None) -> float:

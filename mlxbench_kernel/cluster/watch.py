@@ -111,6 +111,11 @@ class GroupWatch:
                 self._look_for_deadlock(groups, busy)
         return {rank: _words(said) for rank, said in answers.items()}
 
+    def is_waiting(self, ranks: Sequence[int]) -> bool:
+        """Whether one of the ranks is in a collective."""
+        found = self._client.call("progress", ranks, ANSWER_SECONDS)
+        return any(group and group["running"] for group in found.values())
+
     def compare(self, busy: Sequence[int] = ()) -> None:
         """See whether all ranks have asked for the same collectives, as far as they have come."""
         progress = {rank: self._progress[rank] for rank in self._ranks if rank in self._progress}

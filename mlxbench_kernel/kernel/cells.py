@@ -22,6 +22,7 @@ def run_cell(
     code: str,
     ranks: Sequence[int],
     timeout: float | None,
+    setup: bool = False,
 ) -> None:
     """Run the code on ranks and show what they put out until they are done.
 
@@ -37,6 +38,8 @@ def run_cell(
         Which ones.
     timeout
         Seconds to wait; None for as long as it takes.
+    setup
+        Whether it is repeated on ranks that start later.
 
     Raises
     ------
@@ -47,15 +50,16 @@ def run_cell(
     """
     history = shell.history_manager
     typed = history.input_hist_raw[-1] if history is not None else ""
-    output = CellOutput(
-        ranks,
-        cluster.size,
-        execution_count=shell.execution_count - 1,  # it counts up as a cell begins
-        first_line=first_line(code, typed),
-    )
+    count = shell.execution_count - 1  # it counts up as a cell begins
+    first = first_line(code, typed)
+    output = CellOutput(ranks, cluster.size, execution_count=count, first_line=first)
+    said: list[str] = []
     shown = ShownCell(output, choose_presenter(shell, output))
     try:
-        cluster.execute(code, ranks=ranks, timeout=timeout, output=shown)
+        cluster.execute(
+            code, ranks=ranks, timeout=timeout, output=shown, name=f"Cell In[{count}]",
+            shift=first - 1, setup=setup, tell=said.append,
+        )  # fmt: skip
     except (CellTimeout, KeyboardInterrupt) as given_up:
         failure = output.failure()
         if failure is None:
@@ -63,6 +67,9 @@ def run_cell(
         # What some ranks raised is why the others wait: it matters more.
         print(str(given_up) or "interrupted", file=sys.stderr)
         raise failure from None
+    finally:
+        if said:
+            print("\n".join(said), file=sys.stderr)
     failure = output.failure()
     if failure is not None:
         raise failure

@@ -23,6 +23,7 @@ class RunCell(Command):
     ranks: RankSelection | None
     timeout: float | None
     out: str | None
+    setup: bool
     auto: bool
 
     @classmethod
@@ -35,6 +36,10 @@ class RunCell(Command):
         parser.option(
             "--out", "--out results", type=name, metavar="NAME",
             help="bind NAME here to a dictionary of the results by rank",
+        )  # fmt: skip
+        parser.option(
+            "--setup", action="store_true",
+            help="repeat the cell on ranks that start later (heal, restart --ranks)",
         )  # fmt: skip
         # Auto mode marks its cells with it; not for people.
         parser.add_argument("--auto", action="store_true", help=argparse.SUPPRESS)
@@ -49,7 +54,7 @@ class RunCell(Command):
 
 def overview() -> str:
     """The short help: what can be typed, one line each."""
-    rows = [("%%mlx_dist [--ranks 0,2-3] [--timeout S] [--out NAME]", RunCell.summary)]
+    rows = [("%%mlx_dist [--ranks 0,2-3] [--timeout S] [--out NAME] [--setup]", RunCell.summary)]
     rows += [
         (f"{command.magic} {command.example or command.words}".strip(), command.summary)
         for command in SUBCOMMANDS.values()

@@ -62,10 +62,13 @@ class RanksMagics(Magics):
             %mlx_dist push lr batch             send variables to the ranks
             %mlx_dist pull loss --ranks 0       fetch variables from ranks
             %mlx_dist auto on                   run every following cell on the ranks
-            %mlx_dist interrupt | restart | down | attach | log | doctor
+            %mlx_dist interrupt                 stop what they run; their variables stay
+            %mlx_dist heal                      bring back a rank that died
+            %mlx_dist log                       what collectives they did, side by side
+            %mlx_dist restart | down | attach | doctor
             %mlx_dist up --help                 the options of a subcommand
 
-            %%mlx_dist [--ranks 0,2-3] [--timeout S] [--out NAME]
+            %%mlx_dist [--ranks 0,2-3] [--timeout S] [--out NAME] [--setup]
             loss = step(batch)                  this cell runs on the ranks
 
         In every rank ``mx``, ``nn``, ``optim``, ``np``, ``rank``, ``size`` and ``group`` are
@@ -85,7 +88,9 @@ class RanksMagics(Magics):
             case subcommands.Status():
                 self._status()
             case subcommands.Restart():
-                self._restart()
+                self._restart(command)
+            case subcommands.Heal():
+                self._heal(command)
             case subcommands.Interrupt():
                 self._interrupt(command)
             case subcommands.Attach():
@@ -163,7 +168,7 @@ class RanksMagics(Magics):
 
         if command.auto:
             display(RanksMarker(ranks_text(ranks)))
-        run_cell(self.shell, cluster, cell, ranks, command.timeout)
+        run_cell(self.shell, cluster, cell, ranks, command.timeout, command.setup)
         if command.out is not None:
             self.shell.push({command.out: cluster.results(ranks)})
 
@@ -192,13 +197,29 @@ class RanksMagics(Magics):
         else:
             self._show(self.cluster, states=True)
 
-    def _restart(self) -> None:
+    def _heal(self, command: subcommands.Heal) -> None:
         cluster = self._running()
+        from mlxbench_kernel.widgets import ProgressBar
+
+        size = cluster.size
+        try:
+            with ProgressBar() as progress:
+                cluster.heal(command.drop, progress, print)
+        except BaseException:
+            self._forget_if_ended(cluster)
+            raise
+        if cluster.size != size and self.auto.on:
+            self.auto.switch_on(cluster.size)
+        self._show(cluster)
+
+    def _restart(self, command: subcommands.Restart) -> None:
+        cluster = self._running()
+        ranks = None if command.ranks is None else self._ranks(command.ranks)
         from mlxbench_kernel.widgets import ProgressBar
 
         try:
             with ProgressBar() as progress:
-                cluster.restart(progress)
+                cluster.restart(ranks, progress, print)
         except BaseException:
             self._forget_if_ended(cluster)  # the old ranks are gone and there are no new ones
             raise
@@ -206,8 +227,11 @@ class RanksMagics(Magics):
 
     def _interrupt(self, command: subcommands.Interrupt) -> None:
         ranks = self._ranks(command.ranks)
-        for state, where in self._running().interrupt(ranks).items():
+        said: list[str] = []
+        for state, where in self._running().interrupt(ranks, said.append).items():
             print(f"{ranks_text(where)}: {state}")
+        for line in said:
+            print(line)
 
     def _attach(self, command: subcommands.Attach) -> None:
         from mlxbench_kernel.cluster import Cluster
@@ -227,6 +251,9 @@ class RanksMagics(Magics):
         self._nothing_runs()
         self.cluster = Cluster.attach(id)
         self._show(self.cluster)
+        from mlxbench_kernel.kernel.past import show_last_cell
+
+        show_last_cell(self.shell, self.cluster)
 
     def _down(self) -> None:
         if self.cluster is None:
@@ -241,6 +268,11 @@ class RanksMagics(Magics):
 
     def _log(self, command: subcommands.Log) -> None:
         cluster = self._running()
+        from mlxbench_kernel.widgets import CollectivesTable
+
+        collectives = cluster.collectives(self._ranks(command.ranks))
+        if any(collectives.values()):
+            display(CollectivesTable(collectives, command.n))
         logs = cluster.logs(self._ranks(command.ranks), command.n)
         if cluster.info.backend == "mpi":  # mpirun writes one log for all
             print(f"── all ranks ──\n{next(iter(logs.values())).rstrip()}")

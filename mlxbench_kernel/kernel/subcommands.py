@@ -66,12 +66,42 @@ class Status(Command):
 
 
 @dataclass(frozen=True)
+class Heal(Command):
+    """Bring back what a fault has taken."""
+
+    magic = "%mlx_dist heal"
+    summary = "Bring back ranks that died, the group, or the controller; the rest keeps its state."
+    detail = (
+        "A rank that is started again repeats the cells marked --setup and all imports, and gets "
+        "what was protected with protect(model=model, …) from a healthy rank."
+    )
+
+    drop: bool
+
+    @classmethod
+    def options(cls, parser: Parser) -> None:
+        parser.option(
+            "--drop", action="store_true",
+            help="go on without ranks that are gone or silent; the others get new numbers",
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Restart(Command):
-    """Start all ranks afresh."""
+    """Start ranks afresh."""
 
     magic = "%mlx_dist restart"
     summary = "Start the ranks afresh; their variables are gone."
-    detail = "They get the options that up had."
+    detail = (
+        "They get the options that up had. With --ranks only those are started again, as by heal, "
+        "and the others keep their variables."
+    )
+
+    ranks: RankSelection | None
+
+    @classmethod
+    def options(cls, parser: Parser) -> None:
+        ranks_option(parser)
 
 
 @dataclass(frozen=True)
@@ -93,7 +123,7 @@ class Attach(Command):
     """Take over a running cluster, or list them."""
 
     magic = "%mlx_dist attach"
-    summary = "Take over running ranks with all their variables."
+    summary = "Take over running ranks with all their variables; shows their last cell's output."
     detail = (
         "Without ID: those that no notebook holds, when there is one such cluster; otherwise "
         "a list."
@@ -122,7 +152,8 @@ class Log(Command):
     """Show the ranks' logs."""
 
     magic = "%mlx_dist log"
-    summary = "Show the last lines of the ranks' logs."
+    summary = "Show the ranks' last collectives side by side, and the last lines of their logs."
+    detail = "The first collective on which ranks disagree is marked. Also while a cell runs."
 
     ranks: RankSelection | None
     n: int
@@ -131,8 +162,8 @@ class Log(Command):
     def options(cls, parser: Parser) -> None:
         ranks_option(parser)
         parser.option(
-            "-n", "-n 40", type=whole("a number of lines", 1), default=40, metavar="LINES",
-            help="lines per rank (40)",
+            "-n", "-n 20", type=whole("a number of lines", 1), default=20, metavar="LINES",
+            help="lines per rank (20)",
         )  # fmt: skip
 
 
@@ -245,6 +276,6 @@ class Auto(Command):
 SUBCOMMANDS: dict[str, type[Command]] = {
     command.magic.split()[-1]: command
     for command in (
-        Up, Status, Restart, Interrupt, Attach, Down, Log, Doctor, Push, Pull, Auto
+        Up, Status, Restart, Heal, Interrupt, Attach, Down, Log, Doctor, Push, Pull, Auto
     )
 }  # fmt: skip

@@ -36,11 +36,14 @@ class Collectives:
     ----------
     group : mlx.core.distributed.Group or None
         The lasting group; None before `begin`, MLX's own without the native module.
+    place : int
+        The rank that this process had when it joined.
     backend : str
         Its backend, as ``mx.distributed.init`` names it.
     """
 
     def __init__(self) -> None:
+        self.place = 0
         self.group: Any = None
         self.backend = ""
         self._native: ModuleType | None = None
@@ -79,6 +82,7 @@ class Collectives:
         mlx.core.distributed.Group
             What is handed out for it.
         """
+        self.place = raw.rank()
         self.backend = backend
         self._native = native
         if native is None:
@@ -106,6 +110,11 @@ class Collectives:
         self._native.replace(self.group, raw, list(sockets), self.backend in FREED_IN_PLACE)
         if self.group.size() != size:
             self._native.forget_compiled()  # traces hold the old size
+
+    def original(self, name: str) -> Callable[..., Any]:
+        """A function of ``mx.distributed`` as MLX has it."""
+        found: Callable[..., Any] = self._originals.get(name) or getattr(mx.distributed, name)
+        return found
 
     def _wrapped(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)

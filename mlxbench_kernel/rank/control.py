@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 CALLS = frozenset(
     {
         "sample", "interrupt", "leave", "complete", "listening", "shut", "watch", "progress",
-        "chain", "collectives", "limit", "lift", "release", "protected", "rescue",
+        "chain", "collectives", "limit", "lift", "release", "protected", "rescue", "history",
     }
 )  # fmt: skip
 
@@ -137,6 +137,10 @@ class ControlHandlers:
     def leave(self) -> None:
         """End this process, just after this reply has left."""
         threading.Timer(0.1, self._kernel.parent.leave).start()
+
+    def history(self, cells: int | None = None) -> list[dict[str, Any]]:
+        """What the last cells put out (see `History.last`)."""
+        return self._kernel.history.last(cells)
 
     def complete(self, code: str, cursor: int) -> dict[str, Any]:
         """Completions of `code` at `cursor` (characters) in this rank's namespace."""

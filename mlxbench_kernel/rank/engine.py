@@ -5,8 +5,8 @@ Five differences, each for a reason measured on ipyparallel 9.2 and ipykernel 7.
 - top-level ``await`` works (ipykernel 7 asks for a shell channel thread, which engines
   do not have, and the cell hangs for ever);
 - our control handlers answer on the control thread, also while a cell blocks;
-- the controller's heartbeat is watched on the control thread: ipyparallel watches it on
-  the thread that runs cells, so a rank inside a collective would outlive its cluster;
+- a rank outlives a silent controller and leaves when it has nobody left (`lifetime`), which
+  is looked after on the control thread: ipyparallel does it on the thread that runs cells;
 - under ``mpirun`` the engine id is the MPI rank, without needing mpi4py;
 - debugpy is left out: importing it is a fifth of a rank's start, and no front-end reaches it.
 """
@@ -25,10 +25,12 @@ from typing import Any
 import ipyparallel.engine.app
 from ipyparallel.engine.app import IPEngine
 from ipyparallel.engine.kernel import IPythonParallelKernel
-from traitlets import Unicode, default
+from traitlets import Float, Integer, Unicode, default
 
 from mlxbench_kernel.rank.cells import Cells
 from mlxbench_kernel.rank.control import ControlHandlers
+from mlxbench_kernel.rank.history import History
+from mlxbench_kernel.rank.lifetime import Lifetime
 from mlxbench_kernel.rank.requests import META
 
 MPI_RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
@@ -63,6 +65,8 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.history = History()
+        self.history.follow(self.session)
         ControlHandlers(self).install()
         self.cells = Cells(self.shell)
         self.shell.ask_exit = _stay
@@ -94,6 +98,13 @@ class RankEngine(IPEngine):  # type: ignore[misc]
         "", config=True, help="Private folder of this rank, removed when the rank exits."
     )
 
+    owner = Integer(0, config=True, help="Process on this host it belongs to; 0 for none.")
+    owner_started = Float(0.0, config=True, help="When that process was started (Unix time).")
+    silence = Float(
+        float("inf"), config=True, help="Seconds without a controller that it stays without owner."
+    )
+    _lifetime: Lifetime
+
     @default("connection_info_env")
     def _connection_info(self) -> str:
         return os.environ.pop("IPP_CONNECTION_INFO", "")
@@ -119,6 +130,7 @@ class RankEngine(IPEngine):  # type: ignore[misc]
 
     def start_heartbeat(self, hb_ping: str, hb_pong: str, hb_period: int, identity: bytes) -> None:
         """Answer the controller's heartbeat, and watch it on the control thread's loop."""
+        self._lifetime = Lifetime(self.owner, self.owner_started, self.silence)
         main_loop = self.loop
         control_loop = self.kernel.control_thread.io_loop
 
@@ -131,18 +143,27 @@ class RankEngine(IPEngine):  # type: ignore[misc]
 
         control_loop.add_callback(on_control_thread)
 
-    def _hb_monitor(self) -> None:
-        if self._hb_missed_beats + 1 >= self.max_heartbeat_misses:
-            self._hb_listener.flush()
-            if self._hb_last_monitored > self._hb_last_pinged:
-                self.log.critical("The controller is gone: this rank leaves.")
-                self.leave()
-        super()._hb_monitor()
+    def _report_ping(self, message: Any) -> None:
+        self._lifetime.heard()
 
-    def leave(self, status: int = 0) -> None:
+    def _hb_monitor(self) -> None:
+        """What ipyparallel calls every 0.7 s; its own would leave after a few silent ones."""
+        why = self._lifetime.over()
+        if why:
+            self.log.critical(why)
+            self.leave(last=True)
+
+    def leave(self, status: int = 0, last: bool = False) -> None:
         """End this process now, from any thread, also while the main thread blocks in MLX.
 
         Children started by cells end with it; the private folder is removed.
+
+        Parameters
+        ----------
+        status
+            Exit status.
+        last
+            Whether nobody else will clear the cluster's folder on this host.
         """
         import psutil
 
@@ -156,7 +177,7 @@ class RankEngine(IPEngine):  # type: ignore[misc]
             own = Path(self.scratch).with_name(f"rank-{self.id}")  # mpirun names one for all
             shutil.rmtree(own, ignore_errors=True)
             modules = own.parent / "modules"  # copied here for the ranks of this host
-            if modules.exists() and not list(own.parent.glob("rank-*")):
+            if (last or modules.exists()) and not list(own.parent.glob("rank-*")):
                 shutil.rmtree(own.parent, ignore_errors=True)
         os._exit(status)
 

@@ -102,7 +102,7 @@ class Protection:
         if parts is None:
             return
         # Rarely evaluated by the user: what is drawn needs the other half of each split.
-        key = mx.random.state[0]
+        key: mx.array = mx.random.state[0]  # type: ignore[index]
         self._evaluate(key)
         copies = parts[0][1]  # of the list just made, which is no container of the user's
         variables = {
@@ -120,7 +120,7 @@ class Protection:
     def _root(self, name: str, tree: Any) -> Any:
         if _is_variable(tree):
             return self.namespace.get(name, tree)
-        return _containers(tree)
+        return containers(tree)
 
     def counts(self) -> list[int]:
         """The completed evaluations whose values are kept."""
@@ -153,12 +153,17 @@ class Protection:
                     dict.__setitem__(original, key, value)
             else:
                 original[:] = copy
-        high, low = kept.random.tolist()
-        mx.random.seed(high << 32 | low)  # mlx/random.cpp: a key is its seed, in two halves
+        self.seed(kept.random)
         for name, value in kept.variables.items():
             if name in self.namespace:
                 self.namespace[name] = _handle(value)
         return list(self.trees)
+
+    @staticmethod
+    def seed(key: mx.array) -> None:
+        """Set the state of ``mx.random`` to a key, uint32 of shape [2]."""
+        high, low = (int(str(key[half].item())) for half in (0, 1))
+        mx.random.seed(high << 32 | low)  # mlx/random.cpp: a key is its seed, in two halves
 
     def step(self) -> int | None:
         """The last kept value of a protected number called ``step``."""
@@ -213,10 +218,10 @@ def _is_variable(tree: Any) -> bool:
     return isinstance(tree, (mx.array, tuple, *NUMBERS))
 
 
-def _containers(tree: Any) -> Any:
-    """The dicts and lists that hold what a tree is."""
+def containers(tree: Any) -> Any:
+    """The dicts and lists that hold what a protected tree is."""
     if isinstance(tree, optim.MultiOptimizer):
-        return [_containers(each) for each in tree.optimizers]
+        return [containers(each) for each in tree.optimizers]
     if isinstance(tree, optim.Optimizer):
         return vars(tree)  # its state, and whether that was initialised
     return tree

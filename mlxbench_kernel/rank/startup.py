@@ -108,8 +108,7 @@ def rejoin(place: Place) -> None:
     module = native.load()
     assert module is not None
     GROUP.release("the group is made anew")
-    if place.size > 1:
-        module.forget_backends()
+    module.forget_backends()
     raw, sockets = _connect(place)
     GROUP.renew(raw, sockets)
     _offer(rank=place.rank, size=place.size, group=GROUP.group)
@@ -117,13 +116,14 @@ def rejoin(place: Place) -> None:
 
 def _connect(place: Place) -> tuple[Any, list[int]]:
     """MLX's own group, with duplicates of its sockets."""
-    import mlx.core as mx
-
     from mlxbench_kernel import native
     from mlxbench_kernel.rank import ports
+    from mlxbench_kernel.rank.collectives import GROUP
 
     if place.size == 1:
-        return mx.distributed.init(), []
+        for name in ("MLX_RANK", *place.files):  # of a larger group: MLX would wait for it
+            os.environ.pop(name, None)
+        return GROUP.original("init")(), []
     module = native.load()
     ports.release()
     variables = dict(place.variables)
@@ -138,7 +138,7 @@ def _connect(place: Place) -> tuple[Any, list[int]]:
             if module is not None:
                 raw = module.init(place.backend)
             else:
-                raw = mx.distributed.init(strict=True, backend=place.backend)
+                raw = GROUP.original("init")(strict=True, backend=place.backend)
         finally:
             for name in place.files:
                 os.environ.pop(name)  # the file is gone: what a cell starts must not look for it

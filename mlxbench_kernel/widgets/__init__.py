@@ -6,8 +6,9 @@ it reads well on light and dark themes.
 """
 
 from mlxbench_kernel.widgets.clusters import ClustersTable
+from mlxbench_kernel.widgets.collectives import CollectivesTable
 from mlxbench_kernel.widgets.marker import RanksMarker
 from mlxbench_kernel.widgets.progress import ProgressBar
 from mlxbench_kernel.widgets.ranks import RanksTable
 
-__all__ = ["ClustersTable", "ProgressBar", "RanksMarker", "RanksTable"]
+__all__ = ["ClustersTable", "CollectivesTable", "ProgressBar", "RanksMarker", "RanksTable"]

@@ -317,3 +317,158 @@ def test_a_rank_that_never_comes_is_named_and_interrupt_frees(
     two.interrupt()
     cell.result(timeout=10)
     assert_usable(two)
+
+
+# -- row 5 ---------------------------------------------------------------------
+
+
+def interrupted(ranks: Cluster, code: str, when: Any, presses: int = 1) -> tuple[Any, str, float]:
+    """Run a cell in the main thread and press Ctrl-C as soon as `when` has returned."""
+    pressed: list[float] = []
+
+    def press() -> None:
+        when()
+        for _ in range(presses):
+            pressed.append(time.monotonic())
+            psutil.Process().send_signal(signal.SIGINT)
+
+    told = Told()
+    thread = threading.Thread(target=press)
+    thread.start()
+    try:
+        ranks.execute(code, tell=told)
+        time.sleep(5)  # where the second one comes late
+    except (KeyboardInterrupt, CellTimeout) as error:
+        raised = error
+    finally:
+        ended = time.monotonic()
+        thread.join()
+    return raised, str(told), ended - pressed[0]
+
+
+BLOCKED = "if rank == 0:\n    mx.eval(mx.distributed.all_sum(mx.ones(4), group=g))"
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_frees_a_blocked_collective(two: Cluster, presses: int) -> None:
+    raised, told, _ = interrupted(two, BLOCKED, lambda: wait_until_waiting(two, 0), presses)
+    assert isinstance(raised, KeyboardInterrupt)
+    assert "the group was made anew" in told
+    assert_usable(two)
+
+
+def test_ctrl_c_in_a_python_loop(ranks: Cluster) -> None:
+    def busy() -> None:
+        while not all(does.startswith("busy") for does in ranks.doing([0, 1]).values()):
+            pass
+
+    raised, _, _ = interrupted(ranks, "import time\nwhile True:\n    time.sleep(0.01)", busy)
+    assert isinstance(raised, KeyboardInterrupt)
+    assert_usable(ranks)
+
+
+def test_ctrl_c_in_a_training_loop(ranks: Cluster) -> None:
+    assert not ranks.execute("protect(model=model, optimizer=optimizer)").errors
+    code = "while True:\n    mx.eval(compiled_step(x, y), state)"
+
+    def stepping() -> None:
+        while ranks.client.call("protected", [0], 2)[0][-1] < 5:
+            pass
+
+    interrupted(ranks, code, stepping)
+    assert not ranks.execute(
+        "import mlx.utils\nmx.eval(compiled_step(x, y), state)\n"
+        "ends = [v.tolist() for _, v in mlx.utils.tree_flatten(model.parameters())]"
+    ).errors
+    ends = ranks.pull("ends")
+    assert all(ends[rank] == ends[0] for rank in ends)
+    assert_usable(ranks)
+
+
+def test_ctrl_c_in_a_long_evaluation_gives_the_prompt_back(two: Cluster) -> None:
+    code = (
+        "a = mx.random.normal((700, 700))\n"
+        "for _ in range(60):\n    a = mx.tanh(a @ a)\n"
+        "if rank == 0:\n    mx.eval(a)\nended = True"
+    )
+
+    def computing() -> None:
+        while "mx.eval(a)" not in two.doing([0])[0]:
+            pass
+
+    raised, _, _ = interrupted(two, code, computing)
+    assert isinstance(raised, CellTimeout)
+    assert "rank 0 is busy" in str(raised) and "restart --ranks 0" in str(raised)
+    assert_usable(two)
+
+
+# -- row 6 ---------------------------------------------------------------------
+
+KILLS = {
+    "idle": "pass",
+    "computing": "import time\ntime.sleep(60)",
+    "collective": "mx.eval(mx.distributed.all_sum(mx.ones(4))) if rank else time.sleep(60)",
+    "streaming": "import time\nwhile True:\n    print('line')\n    time.sleep(0.001)",
+}
+
+
+@pytest.mark.parametrize("moment", KILLS)
+def test_a_killed_rank_is_brought_back_by_heal(ranks: Cluster, moment: str) -> None:
+    assert not ranks.execute("import time, json", setup=False).errors
+    ranks.execute(SETUP + "protect(model=model, optimizer=optimizer)", setup=True)
+    ranks.execute(
+        "import mlx.utils\nfor _ in range(3):\n    mx.eval(step(x, y), state)\n"
+        "def values():\n"
+        "    return [v.tolist() for _, v in mlx.utils.tree_flatten([model.parameters(), "
+        "optimizer.state])]\n"
+        "before = values()"
+    )
+    before = ranks.pull("before", [0])[0]
+    victim = ranks.size - 1
+    pid = ranks.info.ranks[victim].pid
+    survivors = [rank for rank in range(ranks.size) if rank != victim]
+    told = Told()
+    if moment == "idle":
+        psutil.Process(pid).kill()
+    else:
+        code = KILLS[moment].replace("if rank else", f"if rank != {victim} else")
+        cell = in_background(ranks, code, tell=told)
+        if moment == "collective":
+            wait_until_waiting(ranks, 0)
+        else:
+            while not ranks.doing([0])[0].startswith("busy"):
+                pass
+        psutil.Process(pid).kill()
+        if moment in ("computing", "streaming"):
+            while victim in ranks.client.living():
+                pass
+            ranks.interrupt(survivors)
+        errors = cell.result(timeout=20).errors
+        assert "gone" in errors[victim]["evalue"]
+    while victim in ranks.client.living():
+        pass
+    started = time.monotonic()
+    ranks.heal(tell=told)
+    took = time.monotonic() - started
+    assert f"rank {victim} on" in str(told) and "is back" in str(told), str(told)
+    assert ranks.info.ranks[victim].pid != pid
+    assert took < 60
+    assert not ranks.execute("after = values() if rank != size - 1 else None").errors
+    assert ranks.pull("after", survivors) == dict.fromkeys(survivors, before)
+    ranks.execute(
+        "import json\nafter = [v.tolist() for _, v in "
+        "mlx.utils.tree_flatten([model.parameters(), optimizer.state])]"
+    )
+    assert ranks.pull("after") == dict.fromkeys(range(ranks.size), before)
+    assert_usable(ranks)
+
+
+def test_restart_of_one_rank_keeps_the_others(two: Cluster) -> None:
+    two.execute(SETUP, setup=True)
+    two.execute("mine = rank + 40")
+    told = Told()
+    two.restart(ranks=[1], tell=told)
+    assert "rank 1 on" in str(told) and "is back" in str(told)
+    assert two.pull("mine", [0]) == {0: 40}
+    assert not two.execute("assert rank == 0 or 'mine' not in globals()").errors
+    assert_usable(two)

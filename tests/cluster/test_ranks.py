@@ -155,7 +155,7 @@ def test_a_killed_rank_is_named(recorded: Recorded) -> None:
     cluster = Cluster.up(2)
     try:
         psutil.Process(cluster.info.ranks[1].pid).kill()
-        deadline = time.monotonic() + 5  # long before its heartbeat would be missed (10 s)
+        deadline = time.monotonic() + 5
         while 1 in cluster.client.ids:
             assert time.monotonic() < deadline
         with pytest.raises(ClusterError, match=r"rank 1 on .* is gone"):
@@ -169,13 +169,13 @@ def test_a_killed_rank_is_named(recorded: Recorded) -> None:
         cluster.down()
 
 
-def test_a_controller_that_is_killed_is_named(recorded: Recorded) -> None:
+def test_a_controller_that_is_killed_is_named_and_restart_works(recorded: Recorded) -> None:
     cluster = Cluster.up(2)
     try:
         pid = int((cluster.info.home / "controller").read_text().split()[0])
         psutil.Process(pid).kill()
         deadline = time.monotonic() + 5
-        while cluster._machinery.controller_running():
+        while cluster.machinery.controller_running():
             assert time.monotonic() < deadline
         for ask in (cluster.status, lambda: cluster.execute("1"), lambda: cluster.pull("rank")):
             with pytest.raises(ClusterError, match=r"controller of cluster .* is gone"):

@@ -13,7 +13,7 @@ import pytest
 from needs import require
 from running import Recorded, processes
 
-from mlxbench_kernel.cluster import Cluster
+from mlxbench_kernel.cluster import Cluster, lifetime
 from mlxbench_kernel.errors import ClusterError, UsageError
 
 RUN = Path(".cache", "mlxbench", "run")
@@ -164,8 +164,9 @@ def test_an_interrupted_start_leaves_nothing(
 
 
 def test_down_says_which_host_it_could_not_reach(
-    namespaces: machines.Network, tmp_path: Path
+    namespaces: machines.Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(lifetime, "SILENCE_SECONDS", 5.0)
     first, second = namespaces.machines[:2]
     cluster = Cluster.up(hostfile=hostfile(tmp_path, *((m.name, m.ip) for m in (first, second))))
     second_pid = cluster.info.ranks[1].pid

@@ -9,6 +9,7 @@ from fake_cluster import FakeCluster, cluster_info, magics
 from IPython.core.interactiveshell import InteractiveShell
 
 from mlxbench_kernel.cluster.cluster import Cluster
+from mlxbench_kernel.cluster.history import PastCell
 from mlxbench_kernel.cluster.state import Options
 from mlxbench_kernel.errors import CellError, CellTimeout, ClusterError, UsageError
 from mlxbench_kernel.kernel.cells import first_line
@@ -160,6 +161,23 @@ def test_attach_finds_the_one_that_was_kept(shell, monkeypatch, capsys):
     dist(shell, "attach")
     assert magics(shell).cluster.id == "mlx-222222"
     assert "2     studio" in capsys.readouterr().out
+
+
+def test_attach_shows_what_the_last_cell_has_put_out(shell, monkeypatch, capsys):
+    said = ("stream", {"name": "stdout", "text": "loss 1.5\n"})
+    raised = ("error", {"ename": "ValueError", "evalue": "too late", "traceback": ["too late"]})
+    past = {
+        1: PastCell("train()\n" * 9, 1000.0, True, (said,), 12),
+        2: PastCell("train()\n" * 9, 1000.0, False, (said, raised), 0),
+    }
+    monkeypatch.setattr(FakeCluster, "past", past)
+    monkeypatch.setattr(FakeCluster, "clusters", [cluster_info(3, owner=1, owner_started=1.0)])
+    dist(shell, "attach")
+    shown = capsys.readouterr().out
+    assert "to ranks 1-2, still runs on rank 1, the next cell waits for it:" in shown
+    assert "    train()\n    train()\n    train()\n    … 6 more lines\n" in shown
+    assert "loss 1.5" in shown and "too late" in shown
+    assert "(12 characters before are not kept)" in shown
 
 
 def test_attach_lists_where_there_is_a_choice(shell, monkeypatch, capsys):

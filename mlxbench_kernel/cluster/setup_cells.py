@@ -1,0 +1,62 @@
+"""Cells that are repeated on ranks which start later: those marked --setup, and plain imports."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+
+from IPython.core.inputtransformer2 import TransformerManager
+
+from mlxbench_kernel.rank.files import write_whole
+
+
+class SetupCells:
+    """The cells of one cluster, in the order in which they ran.
+
+    Parameters
+    ----------
+    home
+        Folder of the cluster, where they are kept for another notebook.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._path = home / "setup.json"
+        try:
+            self.cells: list[str] = json.loads(self._path.read_text())
+        except (OSError, ValueError):
+            self.cells = []
+
+    def note(self, code: str, setup: bool) -> None:
+        """A cell has run on all ranks without an error.
+
+        Parameters
+        ----------
+        code
+            Its source.
+        setup
+            Whether it was marked; else its imports count.
+        """
+        kept = [code] if setup else _imports(code)
+        new = [each for each in kept if each not in self.cells]
+        if new:
+            self.cells += new
+            self.save(self._path.parent)
+
+    def save(self, home: Path) -> None:
+        """Write them to a cluster's folder."""
+        self._path = home / "setup.json"
+        write_whole(self._path, lambda path: path.write_text(json.dumps(self.cells)))
+
+
+def _imports(code: str) -> list[str]:
+    """The imports at the top level of a cell, one statement each."""
+    if "import" not in code:
+        return []
+    try:
+        tree = ast.parse(TransformerManager().transform_cell(code))
+    except (SyntaxError, ValueError):
+        return []
+    return [
+        ast.unparse(each) for each in tree.body if isinstance(each, (ast.Import, ast.ImportFrom))
+    ]
