@@ -83,12 +83,19 @@ class FakeCluster:
     def last_cell(self):
         return dict(self.past)
 
-    def restart(self, progress=None):
-        self.calls.append(("restart",))
+    def restart(self, ranks=None, progress=None, tell=None):
+        self.calls.append(("restart", *([] if ranks is None else [ranks])))
         if self.broken:
             raise ClusterError("rank 0 on studio did not come up: type %mlx_dist doctor")
 
-    def interrupt(self, ranks=None):
+    def heal(self, drop=False, progress=None, tell=None):
+        self.calls.append(("heal", drop))
+        tell("rank 1 on studio is back, 2.1 s")
+
+    def collectives(self, ranks=None):
+        return {rank: [] for rank in ranks}
+
+    def interrupt(self, ranks=None, tell=None):
         self.calls.append(("interrupt", ranks))
         return {"interrupted": ranks}
 
@@ -119,7 +126,18 @@ class FakeCluster:
         known = ["loss", "loss_history", "len", "model"]
         return cursor - len(word), [each for each in known if each.startswith(word)]
 
-    def execute(self, code, *, ranks=None, timeout=None, output=None):
+    def execute(
+        self,
+        code,
+        *,
+        ranks=None,
+        timeout=None,
+        output=None,
+        name="",
+        shift=0,
+        setup=False,
+        tell=None,
+    ):
         ranks = list(range(self.size)) if ranks is None else list(ranks)
         self.calls.append(("execute", code, ranks, timeout))
         result = CellResult()

@@ -172,8 +172,8 @@ class BringUp:
         )
         info = ClusterInfo(
             home.name, size, backend if size > 1 else "one rank", seed, os.getcwd(), self._options,
-            os.getpid(), state.process_started(), ranks, tuple(hosts), renewable,
-            tuple(self._notes),
+            os.getpid(), state.process_started(), ranks, tuple(self._notes), tuple(hosts),
+            renewable,
         )  # fmt: skip
         info.save()
         return info

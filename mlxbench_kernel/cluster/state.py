@@ -78,14 +78,14 @@ class ClusterInfo:
         Process id of the notebook's kernel, and when that was started (Unix time).
     ranks
         Identity of each rank: host, pid, device, MLX version.
+    notes
+        What a person should know: modules copied, no native module.
     hosts
         Where each rank is, as in the hostfile.
     renewable
         Whether the group can be made anew in the living processes.
     engines
         Engine id of each rank where ranks were dropped; else empty.
-    notes
-        What a person should know: modules copied, no native module.
     """
 
     id: str
@@ -97,9 +97,9 @@ class ClusterInfo:
     owner: int
     owner_started: float
     ranks: tuple[RankInfo, ...]
-    hosts: tuple[Host, ...]
-    renewable: bool
     notes: tuple[str, ...]
+    hosts: tuple[Host, ...] = ()
+    renewable: bool = False
     engines: tuple[int, ...] = ()
 
     @property

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mlxbench_kernel.cluster.mismatch import agrees, aligned, describe
 from mlxbench_kernel.widgets.table import Table
 
 DIFFERS = "≠"
@@ -23,6 +22,8 @@ class CollectivesTable(Table):
     """
 
     def __init__(self, logs: Mapping[int, Sequence[Mapping[str, Any]]], most: int) -> None:
+        from mlxbench_kernel.cluster.mismatch import agrees, aligned, describe
+
         rows = aligned(logs)
         ranks = sorted(logs)
         differing = next(
@@ -53,6 +54,8 @@ class CollectivesTable(Table):
 
 
 def _cell(entry: Mapping[str, Any] | None) -> str:
+    from mlxbench_kernel.cluster.mismatch import describe
+
     return "–" if entry is None else describe(entry) + _state(entry)
 
 

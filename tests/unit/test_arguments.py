@@ -69,12 +69,14 @@ def test_names_stand_anywhere_and_may_have_commas():
     ("line", "command"),
     [
         ("status", subcommands.Status()),
-        ("restart", subcommands.Restart()),
+        ("restart", subcommands.Restart(None)),
+        ("heal", subcommands.Heal(False)),
+        ("heal --drop", subcommands.Heal(True)),
         ("down", subcommands.Down()),
         ("attach", subcommands.Attach(None)),
         ("attach mlx-12ab", subcommands.Attach("mlx-12ab")),
         ("interrupt --ranks 1", subcommands.Interrupt(RankSelection("1", ((1, 1),)))),
-        ("log", subcommands.Log(None, 40)),
+        ("log", subcommands.Log(None, 20)),
         ("log -n 5 --ranks 0", subcommands.Log(RankSelection("0", ((0, 0),)), 5)),
         ("doctor", subcommands.Doctor(None, None)),
         ("doctor --hostfile h.json --python py", subcommands.Doctor("h.json", "py")),
@@ -87,9 +89,9 @@ def test_each_subcommand_is_read(line, command):
 
 
 def test_a_cell_line_is_read():
-    assert read_cell("") == RunCell(None, None, None, False)
+    assert read_cell("") == RunCell(None, None, None, False, False)
     assert read_cell("--ranks 0,2-3 --timeout 9 --out results") == RunCell(
-        RankSelection("0,2-3", ((0, 0), (2, 3))), 9.0, "results", False
+        RankSelection("0,2-3", ((0, 0), (2, 3))), 9.0, "results", False, False
     )
 
 
