@@ -67,6 +67,8 @@ class CellRun:
         Where its output goes; None shows nothing.
     doing
         Gives what ranks are doing, by rank.
+    gone
+        Says why a rank is gone, and what to type.
     """
 
     def __init__(
@@ -76,10 +78,12 @@ class CellRun:
         ranks: Sequence[int],
         output: CellOutputSink | None,
         doing: Callable[[Sequence[int]], dict[int, str]],
+        gone: Callable[[int], str],
     ) -> None:
         self._client = client
         self._output = output
         self._doing = doing
+        self._why_gone = gone
         self._started = time.monotonic()
         self.result = CellResult()
         self._ended: set[int] = set()
@@ -194,7 +198,9 @@ class CellRun:
                 continue
             answer = reply.result()
             if not self._came_back(reply):
-                self._message(rank, {"header": {"msg_type": "error"}, "content": _gone(rank)})
+                text = self._why_gone(rank)
+                gone = {"ename": ClusterError.__name__, "evalue": text, "traceback": []}
+                self._message(rank, {"header": {"msg_type": "error"}, "content": gone})
             elif isinstance(answer, BaseException) and rank not in self.result.errors:
                 self._message(rank, {"header": {"msg_type": "error"}, "content": _unsaid(answer)})
         self._settle()
@@ -219,8 +225,3 @@ def _unsaid(answer: Any) -> dict[str, Any]:
         "evalue": getattr(answer, "evalue", str(answer)),
         "traceback": [],  # IPython has printed it
     }
-
-
-def _gone(rank: int) -> dict[str, Any]:
-    message = f"the process of rank {rank} is gone: %mlx_dist log --ranks {rank}, then restart"
-    return {"ename": ClusterError.__name__, "evalue": message, "traceback": []}

@@ -22,6 +22,7 @@ from mlxbench_kernel.interrupts import held
 from mlxbench_kernel.memory import MemorySample
 
 ANSWER_SECONDS = 2.0
+DEATH_SECONDS = 0.8  # that the host of a rank that died may take to say how
 SETTLE_SECONDS = 1.0  # that an interrupted cell may take to end
 
 
@@ -36,6 +37,7 @@ class Cluster:
         self.info = info
         self.client = client
         self._machinery = machinery
+        self._samples: dict[int, tuple[float, Mapping[str, Any]]] = {}
 
     @classmethod
     def up(
@@ -169,7 +171,7 @@ class Cluster:
         """
         chosen = self.choose(ranks)
         self._require(chosen)
-        return CellRun(self.client, code, chosen, output, self.doing).wait(timeout)
+        return CellRun(self.client, code, chosen, output, self.doing, self.why_gone).wait(timeout)
 
     def choose(self, ranks: Iterable[int] | None) -> list[int]:
         """The ranks, checked and in order; all of them for None."""
@@ -185,11 +187,17 @@ class Cluster:
         self._require_controller()
         gone = sorted(set(ranks) - set(self.client.ids))
         if gone:
-            who = self.info.ranks[gone[0]]
-            raise ClusterError(
-                f"rank {gone[0]} on {who.host} is gone (process {who.pid}): %mlx_dist restart "
-                "starts all ranks anew, %mlx_dist log shows its last words"
-            )
+            raise ClusterError(self.why_gone(gone[0]))
+
+    def why_gone(self, rank: int) -> str:
+        """Why a rank is gone, with what was last seen of its memory; see `Death.message`."""
+        who = self.info.ranks[rank]
+        death = self._machinery.death(rank, who.pid, DEATH_SECONDS)
+        if death.seen is None and rank in self._samples:
+            when, sample = self._samples[rank]
+            seen = {**sample, "age": time.monotonic() - when}
+            death = dataclasses.replace(death, seen=seen)
+        return death.message(who)
 
     def _require_controller(self) -> None:
         if not self._machinery.controller_running():
@@ -242,7 +250,7 @@ class Cluster:
     def status(self) -> list[RankInfo]:
         """All ranks with their memory and what they are doing, also while a cell runs."""
         self._require_controller()
-        samples = self.client.call("sample", range(self.size), timeout=ANSWER_SECONDS)
+        samples = self._ask_for_samples(range(self.size))
         living = set(self.client.ids)
         ranks = []
         for info in self.info.ranks:
@@ -258,10 +266,17 @@ class Cluster:
     def doing(self, ranks: Sequence[int]) -> dict[int, str]:
         """What ranks are doing; those that do not answer are "silent", or "gone"."""
         self._require_controller()
-        samples = self.client.call("sample", ranks, timeout=ANSWER_SECONDS)
+        samples = self._ask_for_samples(ranks)
         living = set(self.client.ids)
         missing = {rank: "silent" if rank in living else "gone" for rank in ranks}
         return missing | {rank: _doing(sample) for rank, sample in samples.items()}
+
+    def _ask_for_samples(self, ranks: Sequence[int]) -> dict[int, Any]:
+        """Samples of the ranks that answer; the last ones are kept, for `why_gone`."""
+        samples = self.client.call("sample", ranks, timeout=ANSWER_SECONDS)
+        now = time.monotonic()
+        self._samples.update({rank: (now, sample) for rank, sample in samples.items()})
+        return samples
 
     def complete(self, code: str, cursor: int, timeout: float = 0.5) -> tuple[int, list[str]]:
         """Completions in the namespace of rank 0.
@@ -320,6 +335,7 @@ class Cluster:
         self.down()
         fresh = BringUp(options, progress).run()
         self.info, self._machinery, self.client = fresh
+        self._samples = {}
 
     def down(self) -> list[str]:
         """End all ranks; no process and no file is left.

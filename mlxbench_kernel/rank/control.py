@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.completer import provisionalcompleter, rectify_completions
 
 from mlxbench_kernel.rank.activity import Activity
+from mlxbench_kernel.rank.recorder import Recorder
 
 if TYPE_CHECKING:
     from mlxbench_kernel.rank.engine import RankKernel
@@ -38,6 +39,7 @@ class ControlHandlers:
     def __init__(self, kernel: RankKernel) -> None:
         self._kernel = kernel
         self._activity = Activity(kernel.shell)
+        self._recorder = Recorder(kernel.shell, kernel.parent.folder)
 
     def install(self) -> None:
         """Put the handler into the kernel."""
@@ -58,10 +60,15 @@ class ControlHandlers:
         )
 
     def sample(self) -> dict[str, Any]:
-        """Memory now, and what the main thread is doing (see `Activity.now`)."""
+        """Memory now, the largest variables as last seen (`Recorder.largest`), and what the main
+        thread is doing (see `Activity.now`)."""
         from mlxbench_kernel import memory
 
-        return {"memory": dataclasses.asdict(memory.sample()), **self._activity.now()}
+        return {
+            "memory": dataclasses.asdict(memory.sample()),
+            "largest": self._recorder.largest,
+            **self._activity.now(),
+        }
 
     def interrupt(self) -> bool:
         """Raise KeyboardInterrupt in the running cell; whether one is running."""

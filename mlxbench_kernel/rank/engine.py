@@ -123,6 +123,11 @@ class RankEngine(IPEngine):  # type: ignore[misc]
                 self.leave()
         super()._hb_monitor()
 
+    @property
+    def folder(self) -> Path | None:
+        """Private folder of this rank; mpirun names one for all of them."""
+        return Path(self.scratch).with_name(f"rank-{self.id}") if self.scratch else None
+
     def leave(self, status: int = 0) -> None:
         """End this process now, from any thread, also while the main thread blocks in MLX.
 
@@ -136,8 +141,8 @@ class RankEngine(IPEngine):  # type: ignore[misc]
                 child.kill()
             except psutil.NoSuchProcess:
                 pass
-        if self.scratch:
-            own = Path(self.scratch).with_name(f"rank-{self.id}")  # mpirun names one for all
+        own = self.folder
+        if own is not None:
             shutil.rmtree(own, ignore_errors=True)
             modules = own.parent / "modules"  # copied here for the ranks of this host
             if modules.exists() and not list(own.parent.glob("rank-*")):
