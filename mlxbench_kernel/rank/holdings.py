@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from IPython.core.autocall import IPyAutocall
+from traitlets import HasTraits
+
 from mlxbench_kernel import native
 
 COUNT = 5
@@ -23,7 +26,8 @@ SECONDS = 0.02
 OBJECTS = 20_000
 TEXT = 60  # characters of a name or kind
 _LOOKS = 500  # between two looks at the clock, and two chances for the other threads
-_NEVER_INSIDE = (
+_NEVER_INSIDE = (  # IPython's own objects lead to everything there is
+    HasTraits, IPyAutocall,
     types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, type,
     str, int, float, complex, bool, type(None),
 )  # fmt: skip
@@ -71,7 +75,7 @@ def largest(
     seconds, objects
         After that much time, or that many objects, the rest is left out.
     """
-    walk = _Walk(seconds, objects)
+    walk = _Walk(seconds, objects, seen={id(namespace)})
     variables = sorted(
         namespace.items(),
         key=lambda item: (item[0] in hidden or item[0].startswith("_"), item[0].startswith("_")),
@@ -109,14 +113,14 @@ class _Enough(Exception):
 class _Walk:
     """Goes through objects, into each of them once."""
 
-    def __init__(self, seconds: float, objects: int) -> None:
+    def __init__(self, seconds: float, objects: int, seen: set[int]) -> None:
         import mlx.core as mx
         import numpy as np
 
         self._mlx, self._numpy = mx.array, np.ndarray
         self._until = time.perf_counter() + seconds
         self._left = objects
-        self._seen: set[int] = set()
+        self._seen = seen
 
     def inside(self, value: Any) -> Iterator[tuple[Any, int]]:
         """Each MLX array in `value` as ``(array, 0)``, and other memory as ``(None, bytes)``."""

@@ -15,7 +15,7 @@ from mlxbench_kernel.rank import last_seen
 PERIOD = 0.2  # seconds between two samples while a cell runs
 REST = 1.0  # seconds after the end of a cell, when the last one is taken
 WALK_SECONDS = 1.0  # between two walks through the variables
-SHARE = 200  # a walk is followed by that many times what it took without one
+SHARE = 400  # a walk is followed by that many times what it took without one
 JUMP = 0.02  # of all memory: a growth that calls for a walk at once
 TIGHT = 0.1  # of all memory: with no more than that left, small growth counts as well
 

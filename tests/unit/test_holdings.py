@@ -9,7 +9,9 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 import pytest
+from IPython.core.autocall import ExitAutocall
 from needs import require
+from traitlets import HasTraits
 
 from mlxbench_kernel import native
 from mlxbench_kernel.rank.holdings import COUNT, TEXT, Held, largest
@@ -93,6 +95,16 @@ def test_what_a_class_of_the_user_does_is_never_called() -> None:
     own.attribute = {"deep": (ones(30 * KB),)}
     own.cycle = own
     assert largest({"own": own}) == [Held("own", 50 * KB, "Own")]
+
+
+def test_what_leads_back_to_all_variables_is_not_gone_into() -> None:
+    class Shell(HasTraits):
+        pass
+
+    shell, exit = Shell(), ExitAutocall()
+    namespace = {"shell": shell, "exit": exit, "x": ones(20 * KB)}
+    shell.user_ns = exit._ip = namespace["mine"] = namespace
+    assert [held.name for held in largest(namespace)] == ["x"]
 
 
 def test_only_the_largest_are_named_and_shortly() -> None:
