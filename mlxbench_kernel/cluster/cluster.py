@@ -83,6 +83,8 @@ class Cluster:
             An argument or the hostfile is wrong; nothing was started.
         ClusterError
             A host or rank did not come up; what was started is stopped again.
+        StorageError
+            A disk did not take a file that is needed; what was started is stopped again.
         """
         options = Options(n, hostfile, backend, dict(env or {}), python, timeout, keep, seed)
         return cls(*BringUp(options, progress).run())
@@ -97,6 +99,8 @@ class Cluster:
             There is no such cluster, or its notebook still holds it.
         ClusterError
             Its controller does not answer.
+        StorageError
+            The disk does not take a note of it; the cluster is as it was.
         """
         found = {info.id: info for info in state.running()}
         if id not in found:
@@ -111,7 +115,11 @@ class Cluster:
         machinery = Machinery.reopen(info.home)
         client = machinery.connect(timeout)
         info = dataclasses.replace(info, owner=os.getpid(), owner_started=state.process_started())
-        info.save()
+        try:
+            info.save()
+        except BaseException:
+            client.close(linger=0)
+            raise
         return cls(info, machinery, client)
 
     @staticmethod

@@ -8,7 +8,7 @@ import os
 import random
 import socket
 import tempfile
-from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 
@@ -61,14 +61,14 @@ def join(
     from IPython import get_ipython
 
     from mlxbench_kernel import native
+    from mlxbench_kernel.rank.files import write_text
 
     module = native.load()
-    with ExitStack() as stack:
+    with tempfile.TemporaryDirectory(dir=get_ipython().kernel.parent.folder) as folder:
         for name, content in files.items():
-            file = stack.enter_context(tempfile.NamedTemporaryFile("w", suffix=".json"))
-            json.dump(content, file)
-            file.flush()
-            variables = {**variables, name: file.name}
+            path = Path(folder, f"{name}.json")
+            write_text(path, json.dumps(content))
+            variables = {**variables, name: str(path)}
         os.environ.update(variables)
         if size == 1:
             group = mx.distributed.init()
