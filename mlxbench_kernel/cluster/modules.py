@@ -27,10 +27,13 @@ os.makedirs(parent, exist_ok=True)
 os.chmod(parent, 0o700)
 for path in folders:
     os.makedirs(path, mode=0o700, exist_ok=True)
-with tempfile.TemporaryFile(dir=parent) as room:  # for the small files of ranks
-    room.write(bytes(ROOM))
-    room.flush()
-    os.fsync(room.fileno())
+try:
+    with tempfile.TemporaryFile(dir=parent) as room:  # for the small files of ranks
+        room.write(bytes(ROOM))
+        room.flush()
+        os.fsync(room.fileno())
+except OSError as error:
+    raise OSError(error.errno, error.strerror, parent) from None
 fresh = tempfile.mkdtemp(prefix=".modules-", dir=parent)
 with tarfile.open(fileobj=io.BytesIO(sys.stdin.buffer.read())) as archive:
     for member in archive:
