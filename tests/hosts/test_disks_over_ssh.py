@@ -17,8 +17,9 @@ from mlxbench_kernel.errors import ClusterError
 
 
 @pytest.fixture
-def disk(sshd: machines.Sshd) -> Iterator[Disk]:
-    """Where the hosts keep what belongs to a cluster."""
+def disk(sshd: machines.Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
+    """Where the hosts keep what belongs to a cluster; this machine has another place."""
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
     with small_disk(sshd.home / ".cache" / "mlxbench", 500) as disk:
         yield disk
 
@@ -28,14 +29,13 @@ def bring_up(folder: Path) -> str:
     path = folder / "hosts.json"
     names = ("127.0.0.1", "mac-a")
     path.write_text(json.dumps([{"ssh": name, "ips": ["127.0.0.1"]} for name in names]))
-    clusters = set(state.clusters_folder().glob("*"))
     before = processes()
     with pytest.raises(ClusterError) as caught:
         Cluster.up(hostfile=str(path))
     new = [process for process in psutil.process_iter() if process.pid in processes() - before]
     _, alive = psutil.wait_procs(new, timeout=5)  # sshd ends its own after the connection
     assert not alive
-    assert set(state.clusters_folder().glob("*")) == clusters
+    assert not list(state.clusters_folder().glob("*"))
     message = str(caught.value)
     assert "\n" not in message
     return message
