@@ -18,6 +18,7 @@ _EXPORTS = {
     "CellTimeout": "errors",
     "Cluster": "cluster",
     "ClusterError": "errors",
+    "StorageError": "errors",
     "UsageError": "errors",
     "load_ipython_extension": "kernel.extension",
     "unload_ipython_extension": "kernel.extension",
