@@ -19,6 +19,7 @@ _EXPORTS = {
     "Cluster": "cluster",
     "ClusterError": "errors",
     "CollectiveMismatch": "errors",
+    "StorageError": "errors",
     "UsageError": "errors",
     "load_ipython_extension": "kernel.extension",
     "unload_ipython_extension": "kernel.extension",

@@ -24,6 +24,10 @@ class ClusterError(BenchError):
     """Ranks could not be started, reached, or are gone."""
 
 
+class StorageError(BenchError):
+    """A file could not be written; nothing of it is left, and what was there before still is."""
+
+
 class CellError(BenchError):
     """A cell raised on one or more ranks."""
 

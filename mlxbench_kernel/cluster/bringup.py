@@ -20,7 +20,7 @@ from mlxbench_kernel.cluster.machinery import Machinery, Progress, local_plan
 from mlxbench_kernel.cluster.report import HostReport
 from mlxbench_kernel.cluster.state import ClusterInfo, Options, RankInfo
 from mlxbench_kernel.errors import ClusterError, UsageError
-from mlxbench_kernel.rank import startup
+from mlxbench_kernel.rank import files, startup
 from mlxbench_kernel.rank.requests import FREED_IN_PLACE
 
 
@@ -47,7 +47,7 @@ class BringUp:
 
         Raises
         ------
-        UsageError, ClusterError
+        UsageError, ClusterError, StorageError
             See `Cluster.up`.
         """
         hostfile = self._hostfile()
@@ -86,7 +86,7 @@ class BringUp:
             self._progress(0.85, f"joining the group ({backend})")
             info = self._join(home, hostfile.hosts, backend, client)
             self._progress(1.0, "up")
-        except BaseException:
+        except BaseException as error:
             from mlxbench_kernel.cluster.ending import end
 
             if machinery is not None:
@@ -94,6 +94,11 @@ class BringUp:
             else:
                 remote.clean(self._plans)
                 shutil.rmtree(home, ignore_errors=True)
+            told = (
+                files.explain(error, home, state.ELSEWHERE) if isinstance(error, OSError) else None
+            )
+            if told is not None:
+                raise told from None
             raise
         return info, machinery, client
 

@@ -80,6 +80,8 @@ class CellRun:
         Gives what ranks are doing, by rank.
     about
         What the ranks have to know of the cell.
+    gone
+        Says why a rank is gone, and what to type.
     """
 
     def __init__(
@@ -91,11 +93,13 @@ class CellRun:
         watch: GroupWatch,
         doing: Callable[[Sequence[int]], dict[int, str]],
         about: dict[str, Any],
+        gone: Callable[[int], str],
     ) -> None:
         self._client = client
         self._output = output
         self._watch = watch
         self._doing = doing
+        self._why_gone = gone
         self._started = time.monotonic()
         self.result = CellResult()
         self._ended: set[int] = set()
@@ -271,7 +275,9 @@ class CellRun:
                 continue
             answer = reply.result()
             if not self._came_back(reply):
-                self._message(rank, {"header": {"msg_type": "error"}, "content": _gone(rank)})
+                text = self._why_gone(rank)
+                gone = {"ename": ClusterError.__name__, "evalue": text, "traceback": []}
+                self._message(rank, {"header": {"msg_type": "error"}, "content": gone})
             elif isinstance(answer, BaseException):
                 if rank not in self.result.errors and rank not in self._secondary:
                     said = {"header": {"msg_type": "error"}, "content": _unsaid(answer)}
@@ -320,8 +326,3 @@ def _unsaid(answer: Any) -> dict[str, Any]:
         "evalue": getattr(answer, "evalue", str(answer)),
         "traceback": [],  # IPython has printed it
     }
-
-
-def _gone(rank: int) -> dict[str, Any]:
-    message = f"the process of rank {rank} is gone: %mlx_dist log --ranks {rank}, then restart"
-    return {"ename": ClusterError.__name__, "evalue": message, "traceback": []}

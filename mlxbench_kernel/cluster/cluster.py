@@ -16,21 +16,20 @@ from mlxbench_kernel.cluster.client import BenchClient
 from mlxbench_kernel.cluster.ending import end
 from mlxbench_kernel.cluster.faults import Faults, Tell
 from mlxbench_kernel.cluster.healing import Healing
-from mlxbench_kernel.cluster.history import PastCell, ask, ask_last_cell
+from mlxbench_kernel.cluster.looking import Looking
 from mlxbench_kernel.cluster.machinery import Machinery, Progress
 from mlxbench_kernel.cluster.revival import Revival
 from mlxbench_kernel.cluster.setup_cells import SetupCells
-from mlxbench_kernel.cluster.state import ClusterInfo, Options, RankInfo
+from mlxbench_kernel.cluster.state import ClusterInfo, Options
 from mlxbench_kernel.cluster.transfer import Transfer
 from mlxbench_kernel.cluster.watch import GroupWatch
-from mlxbench_kernel.errors import ClusterError, UsageError
+from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.interrupts import held
-from mlxbench_kernel.memory import MemorySample
 
 ANSWER_SECONDS = 2.0
 
 
-class Cluster:
+class Cluster(Looking):
     """Ranks that are up; made by `Cluster.up` or `Cluster.attach`.
 
     Rank r is always ipyparallel's engine id r; `client` is the ipyparallel client, for what
@@ -38,12 +37,9 @@ class Cluster:
     """
 
     def __init__(self, info: ClusterInfo, machinery: Machinery, client: BenchClient) -> None:
-        self.info = info
-        self.client = client
-        self.machinery = machinery
+        super().__init__(info, machinery, client)
         self.faults = Faults(self)
         self.setup = SetupCells(info.home)
-        client.engines = list(info.engines)
 
     @classmethod
     def up(
@@ -89,6 +85,8 @@ class Cluster:
             An argument or the hostfile is wrong; nothing was started.
         ClusterError
             A host or rank did not come up; what was started is stopped again.
+        StorageError
+            A disk did not take a file that is needed; what was started is stopped again.
         """
         options = Options(n, hostfile, backend, dict(env or {}), python, timeout, keep, seed)
         return cls(*BringUp(options, progress).run())
@@ -103,6 +101,8 @@ class Cluster:
             There is no such cluster, or its notebook still holds it.
         ClusterError
             Its controller does not answer.
+        StorageError
+            The disk does not take a note of it; the cluster is as it was.
         """
         found = {info.id: info for info in state.running()}
         if id not in found:
@@ -120,23 +120,17 @@ class Cluster:
         else:
             client, _ = Revival(machinery, None).run()
         info = dataclasses.replace(info, owner=os.getpid(), owner_started=state.process_started())
-        info.save()
+        try:
+            info.save()
+        except BaseException:
+            client.close(linger=0)
+            raise
         return cls(info, machinery, client)
 
     @staticmethod
     def running() -> list[ClusterInfo]:
         """The clusters of this user on this machine."""
         return list(state.running())
-
-    @property
-    def id(self) -> str:
-        """Name of the cluster, unique on this machine."""
-        return self.info.id
-
-    @property
-    def size(self) -> int:
-        """Number of ranks."""
-        return self.info.size
 
     def __repr__(self) -> str:
         return f"<Cluster {self.id}: {self.size} ranks, {self.info.backend}>"
@@ -200,7 +194,7 @@ class Cluster:
         about: dict[str, Any] = {"ranks": [] if everywhere else chosen}
         if name:
             about |= {"name": name, "shift": shift}
-        run = CellRun(self.client, code, chosen, output, watch, self.doing, about)
+        run = CellRun(self.client, code, chosen, output, watch, self.doing, about, self.why_gone)
         good = False
         try:
             result = run.wait(timeout)
@@ -221,33 +215,6 @@ class Cluster:
 
     def _all_there(self) -> bool:
         return len(self.client.living() & set(range(self.size))) == self.size
-
-    def choose(self, ranks: Iterable[int] | None) -> list[int]:
-        """The ranks, checked and in order; all of them for None."""
-        if ranks is None:
-            return list(range(self.size))
-        chosen = sorted(set(ranks))
-        for rank in chosen:
-            if not 0 <= rank < self.size:
-                raise UsageError(f"there is no rank {rank}: ranks are 0 to {self.size - 1}")
-        return chosen
-
-    def _require(self, ranks: Sequence[int]) -> None:
-        self._require_controller()
-        gone = sorted(set(ranks) - self.client.living())
-        if gone:
-            who = self.info.ranks[gone[0]]
-            raise ClusterError(
-                f"rank {gone[0]} on {who.host} is gone (process {who.pid}): %mlx_dist heal brings "
-                "it back, the variables of the others are kept"
-            )
-
-    def _require_controller(self) -> None:
-        if not self.controller_runs:
-            raise ClusterError(
-                f"the controller of cluster {self.id} is gone; the ranks go on and keep their "
-                "variables: %mlx_dist heal brings it back"
-            )
 
     def results(self, ranks: Iterable[int] | None = None) -> dict[int, Any]:
         """Value of the last expression of each rank's last cell.
@@ -295,62 +262,6 @@ class Cluster:
                 said = does
             found.setdefault(said, []).append(rank)
         return found
-
-    # -- looking -------------------------------------------------------------
-
-    def status(self) -> list[RankInfo]:
-        """All ranks with their memory and what they are doing, also while a cell runs."""
-        self._require_controller()
-        samples = self.client.call("sample", range(self.size), timeout=ANSWER_SECONDS)
-        living = self.client.living()
-        ranks = []
-        for info in self.info.ranks:
-            sample = samples.get(info.rank)
-            if sample is None:
-                gone = info.rank not in living
-                ranks.append(dataclasses.replace(info, state="gone" if gone else "silent"))
-            else:
-                memory = MemorySample(**sample["memory"])
-                ranks.append(dataclasses.replace(info, memory=memory, state=_doing(sample)))
-        return ranks
-
-    def doing(self, ranks: Sequence[int]) -> dict[int, str]:
-        """What ranks are doing; those that do not answer are "silent", or "gone"."""
-        self._require_controller()
-        samples = self.client.call("sample", ranks, timeout=ANSWER_SECONDS)
-        living = self.client.living()
-        missing = {rank: "silent" if rank in living else "gone" for rank in ranks}
-        return missing | {rank: _doing(sample) for rank, sample in samples.items()}
-
-    def complete(self, code: str, cursor: int, timeout: float = 0.5) -> tuple[int, list[str]]:
-        """Completions in the namespace of rank 0.
-
-        Returns
-        -------
-        start, matches
-            The matches replace ``code[start:cursor]``.
-        """
-        answer = self.client.call("complete", [0], timeout, code=code, cursor=cursor).get(0)
-        return (answer["start"], answer["matches"]) if answer else (cursor, [])
-
-    def logs(self, ranks: Iterable[int] | None = None, lines: int = 40) -> dict[int, str]:
-        """The last lines that the processes of ranks wrote outside of cells."""
-        return {rank: self.machinery.rank_log(rank, lines) for rank in self.choose(ranks)}
-
-    def collectives(self, ranks: Iterable[int] | None = None) -> dict[int, list[dict[str, Any]]]:
-        """The last collectives of ranks, also while they are blocked; see `Collectives.log`."""
-        self._require_controller()
-        return self.client.call("collectives", self.choose(ranks), ANSWER_SECONDS)
-
-    def history(self, ranks: Iterable[int] | None = None) -> dict[int, list[PastCell]]:
-        """What the last cells of ranks put out, also those of another notebook; oldest first."""
-        self._require_controller()
-        return ask(self.client, self.choose(ranks))
-
-    def last_cell(self) -> dict[int, PastCell]:
-        """The last cell that any rank ran, by the ranks it ran on; empty where none did."""
-        self._require_controller()
-        return ask_last_cell(self.client, range(self.size))
 
     # -- data ----------------------------------------------------------------
 
@@ -467,11 +378,6 @@ class Cluster:
         """Go on with ranks that were started anew."""
         self.__init__(info, machinery, client)  # type: ignore[misc]
 
-    @property
-    def controller_runs(self) -> bool:
-        """Whether ipyparallel's controller is there."""
-        return not self.client.closed and self.machinery.controller_running()
-
     def down(self) -> list[str]:
         """End all ranks; no process and no file is left.
 
@@ -481,10 +387,3 @@ class Cluster:
             A line for each host where that could not be done.
         """
         return end(self.info.home, self.machinery, self.client, range(self.size))
-
-
-def _doing(sample: Mapping[str, Any]) -> str:
-    if sample["state"] == "idle":
-        return "idle"
-    where = f" · line {sample['line']}: {sample['source']}" if sample["line"] else ""
-    return f"busy {sample['seconds']:.0f} s{where}"

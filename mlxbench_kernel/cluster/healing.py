@@ -160,7 +160,9 @@ class Healing:
             self._progress(0.7 + 0.1 * number / len(cells), "repeating the set-up cells")
             watch = GroupWatch(cluster.client, ranks, cluster.size)
             about = {"ranks": [] if len(ranks) == cluster.size else list(ranks)}
-            run = CellRun(cluster.client, code, ranks, None, watch, cluster.doing, about)
+            run = CellRun(
+                cluster.client, code, ranks, None, watch, cluster.doing, about, cluster.why_gone
+            )
             errors = run.wait(cluster.info.options.timeout).errors
             for rank, error in errors.items():
                 first = code.strip().splitlines()[0]

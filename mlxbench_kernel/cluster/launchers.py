@@ -7,11 +7,13 @@ Each gives rank r the engine id r and its own environment, and starts all ranks 
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 from typing import Any
 
+import psutil
 from ipyparallel.cluster.launcher import (
     LocalControllerLauncher,
     LocalEngineLauncher,
@@ -20,6 +22,7 @@ from ipyparallel.cluster.launcher import (
 )
 from traitlets import Dict, List, Unicode
 
+from mlxbench_kernel.cluster.deaths import Death
 from mlxbench_kernel.cluster.ssh_rank import SSHRankLauncher
 
 RANK_MODULE = "mlxbench_kernel.rank"
@@ -41,6 +44,12 @@ class LocalRankLauncher(LocalEngineLauncher):  # type: ignore[misc]
 
     def _wait(self) -> None:
         super()._wait()
+        try:
+            code = self.process.wait(0)  # it is known already; None where it is no child of ours
+        except psutil.TimeoutExpired:  # it was only the waiting that ended
+            return
+        death = Death.here(code, str(PurePosixPath(self.output_file).parent))
+        self.parent.note_death(int(self.identifier), self.pid, death)
         self.parent.tell_ended(int(self.identifier))
 
 
@@ -59,6 +68,31 @@ class RankSetLauncher(LocalEngineSetLauncher):  # type: ignore[misc]
     launcher_class = _Kept
     ranks = List(Dict(), help="For each rank: ssh, python, folder, work_dir, environment.")
     on_end: Callable[[int], None] | None = None
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._deaths: dict[int, tuple[int, Death]] = {}
+        self._died = threading.Condition()
+
+    def note_death(self, rank: int, pid: int, death: Death) -> None:
+        """Keep how a process has ended; called in a thread of its own."""
+        with self._died:
+            self._deaths[rank] = pid, death
+            self._died.notify_all()
+
+    def death(self, rank: int, pid: int, timeout: float) -> Death | None:
+        """How the process `pid` of a rank has ended.
+
+        Parameters
+        ----------
+        rank, pid
+            The rank; started anew under the same number, it is another process.
+        timeout
+            Seconds to wait for the news, which come late from another host.
+        """
+        with self._died:
+            known = self._died.wait_for(lambda: self._deaths.get(rank, (0,))[0] == pid, timeout)
+            return self._deaths[rank][1] if known else None
 
     def tell_ended(self, rank: int) -> None:
         """The process of a rank has ended; called in a thread of its own."""

@@ -16,6 +16,7 @@ from traitlets import Dict, List, Unicode
 
 from mlxbench_kernel.cluster import launchers, lifetime
 from mlxbench_kernel.cluster.client import BenchClient
+from mlxbench_kernel.cluster.deaths import Death
 from mlxbench_kernel.cluster.state import controller_lives, note_controller, process_started
 from mlxbench_kernel.errors import ClusterError
 
@@ -274,6 +275,24 @@ class Machinery(ipyparallel.Cluster):  # type: ignore[misc]
                 launcher._output = None  # it keeps what it read once
             text = launcher.get_output()
         return "\n".join(text.strip().splitlines()[-lines:])
+
+    def death(self, rank: int, pid: int, timeout: float) -> Death:
+        """How the process `pid` of a rank has ended, as far as that is known; see `Death`.
+
+        Parameters
+        ----------
+        rank, pid
+            Rank and process.
+        timeout
+            Seconds to wait for what its host says of it.
+        """
+        engines = self.engine_set
+        if isinstance(engines, launchers.RankSetLauncher):
+            found = engines.death(rank, pid, timeout)
+            if found is not None:
+                return found
+        plan = self.plans[rank]
+        return Death() if plan["ssh"] else Death.here(None, plan["folder"])
 
     def stop(self) -> None:
         """Stop every process; those that do not end by themselves are killed."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mlxbench_kernel.cluster.ssh import Call
 from mlxbench_kernel.memory import format_bytes
+from mlxbench_kernel.rank.files import ROOM
 
 LARGEST_FILE = 1_000_000
 LARGEST_SET = 20_000_000
@@ -26,6 +27,13 @@ os.makedirs(parent, exist_ok=True)
 os.chmod(parent, 0o700)
 for path in folders:
     os.makedirs(path, mode=0o700, exist_ok=True)
+try:
+    with tempfile.TemporaryFile(dir=parent) as room:  # for the small files of ranks
+        room.write(bytes(ROOM))
+        room.flush()
+        os.fsync(room.fileno())
+except OSError as error:
+    raise OSError(error.errno, error.strerror, parent) from None
 fresh = tempfile.mkdtemp(prefix=".modules-", dir=parent)
 with tarfile.open(fileobj=io.BytesIO(sys.stdin.buffer.read())) as archive:
     for member in archive:
@@ -40,7 +48,7 @@ os.symlink(os.path.basename(fresh), fresh + ".link")
 os.replace(fresh + ".link", target)
 if former:
     shutil.rmtree(os.path.join(parent, former), ignore_errors=True)
-"""
+""".replace("ROOM", str(ROOM))
 
 
 @dataclass(frozen=True)

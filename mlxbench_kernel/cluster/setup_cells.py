@@ -8,7 +8,7 @@ from pathlib import Path
 
 from IPython.core.inputtransformer2 import TransformerManager
 
-from mlxbench_kernel.rank.files import write_whole
+from mlxbench_kernel.rank.files import write_text
 
 
 class SetupCells:
@@ -46,7 +46,7 @@ class SetupCells:
     def save(self, home: Path) -> None:
         """Write them to a cluster's folder."""
         self._path = home / "setup.json"
-        write_whole(self._path, lambda path: path.write_text(json.dumps(self.cells)))
+        write_text(self._path, json.dumps(self.cells))
 
 
 def _imports(code: str) -> list[str]:

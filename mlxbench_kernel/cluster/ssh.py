@@ -18,6 +18,8 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
+from mlxbench_kernel.rank.files import CAUSES
+
 CONNECT_SECONDS = 5
 OLD = "mlxbench-old-python:"
 TIMED_OUT = "timed out"  # as ssh says too
@@ -226,6 +228,8 @@ def explain(call: Call, answer: Answer) -> Failure:
         return Failure(name, cause, "--python PATH names the one to use there")
     if code is None and tail != TIMED_OUT:
         return Failure(name, f"cannot start {tail}")
+    if code not in (None, 255) and (disk := _disk(name, tail)):
+        return disk
     if code not in (None, 255):
         return Failure(name, f"{python} failed: {tail}")
     if changed := re.search(r"Host key for (\S+) has changed", stderr):
@@ -240,6 +244,17 @@ def explain(call: Call, answer: Answer) -> Failure:
 def _names_no_program(python: str, line: str) -> bool:
     """Whether a shell or the system says that `python` is not there (tcsh exits with 1)."""
     return python in line and bool(re.search(r"not found|No such file|Not a directory", line))
+
+
+def _disk(host: str, line: str) -> Failure | None:
+    """What a disk there did not take, from the last line of Python's traceback."""
+    found = re.search(r"\[Errno \d+\] ([^:]+)(?:: '(.*)')?$", line)
+    if found is None:
+        return None
+    for number, (cause, fix) in CAUSES.items():
+        if os.strerror(number) == found[1]:  # the same text on Linux and macOS, if not the number
+            return Failure(host, f"cannot write {found[2] or 'a file'}, {cause}", fix)
+    return None
 
 
 _AWAKE = "is it awake and on this network?"

@@ -11,11 +11,13 @@ import json
 import subprocess
 import time
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 
 from ipyparallel.cluster.launcher import SSHEngineLauncher
 from traitlets import List, Unicode
 
 from mlxbench_kernel.cluster import ssh
+from mlxbench_kernel.cluster.deaths import Death
 from mlxbench_kernel.errors import ClusterError
 
 MARK = "mlxbench-rank:"
@@ -23,23 +25,50 @@ START_SECONDS = 20.0
 WATCH_SECONDS = 60.0  # of one connection; then another one goes on
 LEAVE_SECONDS = 1.0
 LOG_BYTES = 20_000
+ENDED = "ended"  # file in the rank's folder with the exit status of its process
 
-# The environment holds the cluster's keys, so it comes over standard input.
+# The environment holds the cluster's keys, so it comes over standard input. A process stays
+# beside the rank, asleep, until that has ended: only the one that started it learns how.
 _START = """
-import json, os, subprocess, sys
+import json, os, signal, subprocess, sys
 asked = json.loads(sys.stdin.buffer.read())
-with open(asked["log"], "ab") as log:
-    rank = subprocess.Popen(
-        asked["command"], env={**os.environ, **asked["environment"]}, stdin=subprocess.DEVNULL,
-        stdout=log, stderr=log, start_new_session=True,
-    )
-print("MARK" + json.dumps(rank.pid))
+reading, writing = os.pipe()
+if os.fork() == 0:
+    try:
+        os.setsid()
+        with open(asked["log"], "ab") as log:
+            rank = subprocess.Popen(
+                asked["command"], env={**os.environ, **asked["environment"]},
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )
+        os.write(writing, str(rank.pid).encode())
+    except OSError as error:
+        print(error, file=sys.stderr, flush=True)
+        os._exit(1)
+    for stream in (0, 1, 2):
+        os.dup2(os.open(os.devnull, os.O_RDWR), stream)
+    os.close(writing)
+    status = rank.wait()
+    try:
+        with open(asked["ended"] + ".part", "w") as file:
+            file.write(str(status))
+        os.replace(asked["ended"] + ".part", asked["ended"])
+    except OSError:
+        pass
+    os._exit(0)
+os.close(writing)
+pid = os.read(reading, 20)
+if not pid:
+    sys.exit(1)
+print("MARK" + json.dumps(int(pid)))
 """.replace("MARK", MARK)
 
-# A rank that ended says what it wrote; one that left by itself has removed its log.
+# A rank that ended says what it wrote, how it ended, and what was last seen of its memory; one
+# that left by itself has removed all that.
 _WATCH = """
-import json, os, sys, time
+import json, os, pathlib, sys, time
 pid, log, most, seconds = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+folder = pathlib.Path(log).parent
 deadline = time.monotonic() + seconds
 def gone():
     try:
@@ -49,15 +78,29 @@ def gone():
     return False
 ended = gone()
 while not ended and time.monotonic() < deadline:
-    time.sleep(0.2)
+    time.sleep(0.1)
     ended = gone()
+def status():
+    until = time.monotonic() + 0.3
+    while folder.exists() and time.monotonic() < until:
+        try:
+            return int((folder / "ENDED").read_text())
+        except OSError:
+            time.sleep(0.02)
+def seen():
+    try:
+        from mlxbench_kernel.rank import last_seen
+        return last_seen.report(folder)
+    except Exception:
+        return None
 try:
     with open(log, errors="replace") as file:
         text = file.read()[-most:]
 except OSError:
     text = ""
-print("MARK" + json.dumps([ended, text]))
-""".replace("MARK", MARK)
+death = [status(), seen()] if ended else [None, None]
+print("MARK" + json.dumps([ended, text, *death]))
+""".replace("MARK", MARK).replace("ENDED", ENDED)
 
 
 class SSHRankLauncher(SSHEngineLauncher):  # type: ignore[misc]
@@ -79,6 +122,7 @@ class SSHRankLauncher(SSHEngineLauncher):  # type: ignore[misc]
             "command": list(self.command),
             "environment": self.get_env(),
             "log": self.remote_output_file,
+            "ended": str(PurePosixPath(self.remote_output_file).with_name(ENDED)),
         }
         call = self._call(_START, (), json.dumps(asked).encode())
         (answer,) = ssh.run([call], START_SECONDS)
@@ -92,7 +136,7 @@ class SSHRankLauncher(SSHEngineLauncher):  # type: ignore[misc]
     def _wait(self) -> None:
         """Watch the rank until it has ended, also over times when its host cannot be reached."""
         call = self._watch_call(WATCH_SECONDS)
-        ended = False
+        ended, code = False, None
         while not ended and not self._stop_waiting.is_set():
             process = ssh.start(call)
             if isinstance(process, ssh.Answer):  # no ssh here any more
@@ -104,14 +148,15 @@ class SSHRankLauncher(SSHEngineLauncher):  # type: ignore[misc]
             if found is None:
                 self._stop_waiting.wait(1.0)
             else:
-                ended, text = found
+                ended, text, code, seen = found
                 if ended:
                     self._output = text
+                    self.parent.note_death(int(self.identifier), self.pid, Death(code, seen))
         # The nanny told it too, unless it was killed with its rank. Not when another process
         # is the rank by now.
         if ended and self.parent.launchers.get(self.identifier) is self:
             self.parent.tell_ended(int(self.identifier))
-        stop_data = {"exit_code": None, "pid": self.pid, "identifier": self.identifier}
+        stop_data = {"exit_code": code, "pid": self.pid, "identifier": self.identifier}
         try:
             self.loop.add_callback(lambda: self.notify_stop(stop_data))
         except RuntimeError:  # the loop is closed: nobody is interested any more

@@ -18,8 +18,10 @@ from jupyter_core.paths import jupyter_runtime_dir
 
 from mlxbench_kernel.cluster.hostfile import Host
 from mlxbench_kernel.memory import MemorySample
+from mlxbench_kernel.rank import files
 from mlxbench_kernel.rank.lifetime import alive
 
+ELSEWHERE = "make room there, or set JUPYTER_RUNTIME_DIR to a folder where you can write"
 STARTING_SECONDS = 600.0  # after which a folder without a description was left by a start
 
 
@@ -113,10 +115,15 @@ class ClusterInfo:
         return clusters_folder() / self.id
 
     def save(self) -> None:
-        """Write the description to the cluster's folder."""
-        path = self.home / "cluster.json"
-        path.touch(mode=0o600)
-        path.write_text(json.dumps(dataclasses.asdict(self)))
+        """Write the description to the cluster's folder.
+
+        Raises
+        ------
+        StorageError
+            It cannot be written; the former one is still there.
+        """
+        text = json.dumps(dataclasses.asdict(self))
+        files.write_text(self.home / "cluster.json", text, ELSEWHERE)
 
     @classmethod
     def load(cls, home: Path) -> ClusterInfo:
@@ -149,13 +156,29 @@ def clusters_folder() -> Path:
 
 
 def new_home() -> Path:
-    """Make the folder of a new cluster (mode 0700); its name is the cluster's id."""
+    """Make the folder of a new cluster (mode 0700); its name is the cluster's id.
+
+    Raises
+    ------
+    StorageError
+        It cannot be made, or not much can be written there; nothing of it is left.
+    """
     while True:
         home = clusters_folder() / f"mlx-{secrets.token_hex(3)}"
         try:
             home.mkdir(mode=0o700, parents=True)
         except FileExistsError:
             continue
+        except OSError as error:
+            told = files.explain(error, home, ELSEWHERE)
+            if told is not None:
+                raise told from None
+            raise
+        try:
+            files.require_room(home, ELSEWHERE)
+        except BaseException:
+            shutil.rmtree(home, ignore_errors=True)
+            raise
         return home
 
 
@@ -187,7 +210,7 @@ def _age(home: Path) -> float:
 
 def note_controller(home: Path, pid: int) -> None:
     """Keep in a cluster's folder which process its controller is."""
-    (home / "controller").write_text(f"{pid} {process_started(pid)}")
+    files.write_text(home / "controller", f"{pid} {process_started(pid)}", ELSEWHERE)
 
 
 def controller_lives(home: Path) -> bool:

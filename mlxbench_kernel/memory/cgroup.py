@@ -72,6 +72,32 @@ def confine(total: int, available: int, groups: list[Path]) -> tuple[int, int]:
     return total, available
 
 
+def oom_kills(groups: list[Path]) -> dict[str, int]:
+    """How many processes the system has ended for memory, as far as it counts that.
+
+    Parameters
+    ----------
+    groups
+        As from `folders`. Only the process's own counts: those above count others' ends too.
+
+    Returns
+    -------
+    dict
+        ``oom_kill`` of ``memory.events`` (version 2; that of groups below is in it) or of
+        ``memory.oom_control`` (version 1) by the group's folder; empty where there is none.
+    """
+    for group in groups[:1]:
+        for name in ("memory.events", "memory.oom_control"):
+            try:
+                text = (group / name).read_text()
+            except OSError:  # the other version, or the top group of version 2, which has none
+                continue
+            counts = dict(line.split() for line in text.splitlines())
+            if "oom_kill" in counts:  # version 1 has it since Linux 4.13
+                return {str(group): int(counts["oom_kill"])}
+    return {}
+
+
 def _number(path: Path) -> int | None:
     try:
         return int(path.read_text())

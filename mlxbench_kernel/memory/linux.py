@@ -32,6 +32,11 @@ def pool() -> tuple[int, int]:
     return cgroup.confine(total, available, _groups())
 
 
+def oom_kills() -> dict[str, int]:
+    """Processes of this process's control group that were ended for memory, by its folder."""
+    return cgroup.oom_kills(_groups())
+
+
 def parse_meminfo(text: str) -> tuple[int, int]:
     """Total and available bytes from the text of ``/proc/meminfo``."""
     fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 
@@ -49,10 +50,7 @@ def sample() -> MemorySample:
     """
     import mlx.core as mx
 
-    if sys.platform == "darwin":
-        from mlxbench_kernel.memory import macos as system
-    else:
-        from mlxbench_kernel.memory import linux as system
+    system = _system()
     gpu = _gpu()
     # CUDA's GPU has a pool of its own, Metal's shares the host's (`mx.device_info`).
     own_pool = "free_memory" in gpu
@@ -66,6 +64,35 @@ def sample() -> MemorySample:
         available=available,
         limit=gpu.get("max_recommended_working_set_size"),
     )
+
+
+def host_pool() -> tuple[int, int]:
+    """Total and available bytes of the host, also where the GPU has a pool of its own.
+
+    Raises
+    ------
+    OSError
+        The system did not answer.
+    """
+    total, available = _system().pool()
+    return int(total), int(available)
+
+
+def oom_kills() -> dict[str, int]:
+    """How many processes the system has ended for memory (`cgroup.oom_kills`); {} on macOS."""
+    if sys.platform == "darwin":
+        return {}
+    from mlxbench_kernel.memory import linux
+
+    return linux.oom_kills()
+
+
+def _system() -> ModuleType:
+    if sys.platform == "darwin":
+        from mlxbench_kernel.memory import macos as system
+    else:
+        from mlxbench_kernel.memory import linux as system
+    return system
 
 
 def _gpu() -> dict[str, Any]:

@@ -6,6 +6,11 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <chrono>
+#include <cstdint>
+#include <thread>
+#include <utility>
+
 #ifdef __linux__
 #include <sys/mman.h>
 #include <unistd.h>
@@ -46,6 +51,36 @@ static mx::array blank(const std::vector<int>& shape, mx::Dtype dtype) {
   auto data = mx::allocator::malloc(size);
   ask_for_huge_pages(data.buffer().raw_ptr(), size);
   return mx::array(std::move(data), mx::Shape(shape.begin(), shape.end()), dtype);
+}
+
+// The memory behind each array: which buffer, and its size; (0, 0) for an array without one.
+//
+// Meant for a thread beside the one that evaluates, so it only reads: array::is_available would
+// change the array. Python's own references, and the GIL, keep the arrays where they are; an
+// evaluation, which has no GIL, may just be giving one its buffer. A buffer is therefore looked
+// into only some time after its pointer was seen, when the other thread has written all of it.
+static std::vector<std::pair<uintptr_t, size_t>> buffers(const nb::list& arrays) {
+  std::vector<std::pair<const mx::array*, const mx::array::Data*>> seen;
+  seen.reserve(nb::len(arrays));
+  for (nb::handle item : arrays) {
+    const auto& array = nb::cast<const mx::array&>(item);
+    bool evaluated = array.status() != mx::array::Status::unscheduled;
+    seen.emplace_back(&array, evaluated ? array.data_shared_ptr().get() : nullptr);
+  }
+  std::this_thread::sleep_for(std::chrono::microseconds(20));
+  std::vector<std::pair<uintptr_t, size_t>> found;
+  found.reserve(seen.size());
+  for (auto [array, data] : seen) {
+    auto buffer = data == nullptr ? mx::allocator::Buffer(nullptr) : data->buffer();
+    size_t size = 0;
+    if (buffer.ptr() != nullptr) {
+      // Of memory that came from elsewhere the allocator does not know the size.
+      size = data->is_owned() ? mx::allocator::allocator().size(buffer)
+                              : array->data_size() * array->itemsize();
+    }
+    found.emplace_back(reinterpret_cast<uintptr_t>(buffer.ptr()), size);
+  }
+  return found;
 }
 
 // Walks dicts, lists and tuples; `see` is called with each array and says whether to go on.
@@ -301,6 +336,12 @@ NB_MODULE(mlxbench_native, m) {
       nb::arg("shape"),
       nb::arg("dtype"),
       "An evaluated array whose memory holds anything, to be written through a NumPy view.");
+
+  m.def(
+      "buffers",
+      &buffers,
+      nb::arg("arrays"),
+      "Of each array its buffer and that one's size in bytes; (0, 0) before it is evaluated.");
 
   m.def(
       "handle",

@@ -18,6 +18,7 @@ from IPython.core.completer import provisionalcompleter, rectify_completions
 from mlxbench_kernel.rank.activity import Activity
 from mlxbench_kernel.rank.collectives import GROUP
 from mlxbench_kernel.rank.protection import PROTECTION
+from mlxbench_kernel.rank.recorder import Recorder
 from mlxbench_kernel.rank.requests import REQUEST
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class ControlHandlers:
     def __init__(self, kernel: RankKernel) -> None:
         self._kernel = kernel
         self._activity = Activity(kernel.shell)
+        self._recorder = Recorder(kernel.shell, kernel.parent.folder)
 
     def install(self) -> None:
         """Put the handler into the kernel."""
@@ -63,10 +65,15 @@ class ControlHandlers:
         )
 
     def sample(self) -> dict[str, Any]:
-        """Memory now, and what the main thread is doing (see `Activity.now`)."""
+        """Memory now, the largest variables as last seen (`Recorder.largest`), and what the main
+        thread is doing (see `Activity.now`)."""
         from mlxbench_kernel import memory
 
-        return {"memory": dataclasses.asdict(memory.sample()), **self._activity.now()}
+        return {
+            "memory": dataclasses.asdict(memory.sample()),
+            "largest": self._recorder.largest,
+            **self._activity.now(),
+        }
 
     def interrupt(self) -> bool:
         """Raise KeyboardInterrupt in the running cell; whether one is running."""

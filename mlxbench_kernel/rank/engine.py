@@ -146,6 +146,11 @@ class RankEngine(IPEngine):  # type: ignore[misc]
     def _report_ping(self, message: Any) -> None:
         self._lifetime.heard()
 
+    @property
+    def folder(self) -> Path | None:
+        """Private folder of this rank; mpirun names one for all of them."""
+        return Path(self.scratch).with_name(f"rank-{self.id}") if self.scratch else None
+
     def _hb_monitor(self) -> None:
         """What ipyparallel calls every 0.7 s; its own would leave after a few silent ones."""
         why = self._lifetime.over()
@@ -173,8 +178,8 @@ class RankEngine(IPEngine):  # type: ignore[misc]
                 child.kill()
             except psutil.NoSuchProcess:
                 pass
-        if self.scratch:
-            own = Path(self.scratch).with_name(f"rank-{self.id}")  # mpirun names one for all
+        own = self.folder
+        if own is not None:
             shutil.rmtree(own, ignore_errors=True)
             modules = own.parent / "modules"  # copied here for the ranks of this host
             if (last or modules.exists()) and not list(own.parent.glob("rank-*")):

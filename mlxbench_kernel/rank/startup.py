@@ -8,8 +8,8 @@ import os
 import random
 import socket
 import tempfile
-from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -116,9 +116,12 @@ def rejoin(place: Place) -> None:
 
 def _connect(place: Place) -> tuple[Any, list[int]]:
     """MLX's own group, with duplicates of its sockets."""
+    from IPython import get_ipython
+
     from mlxbench_kernel import native
     from mlxbench_kernel.rank import ports
     from mlxbench_kernel.rank.collectives import GROUP
+    from mlxbench_kernel.rank.files import write_text
 
     if place.size == 1:
         for name in ("MLX_RANK", *place.files):  # of a larger group: MLX would wait for it
@@ -127,12 +130,11 @@ def _connect(place: Place) -> tuple[Any, list[int]]:
     module = native.load()
     ports.release()
     variables = dict(place.variables)
-    with ExitStack() as stack:
+    with tempfile.TemporaryDirectory(dir=get_ipython().kernel.parent.folder) as folder:
         for name, content in place.files.items():
-            file = stack.enter_context(tempfile.NamedTemporaryFile("w", suffix=".json"))
-            json.dump(content, file)
-            file.flush()
-            variables[name] = file.name
+            path = Path(folder, f"{name}.json")
+            write_text(path, json.dumps(content))
+            variables[name] = str(path)
         os.environ.update(variables)
         try:
             if module is not None:

@@ -191,3 +191,24 @@ def test_an_address_that_all_hosts_reach_is_looked_for(monkeypatch, callers, ord
     with pytest.raises(ClusterError, match="b, c cannot connect back to this machine at 10"):
         hosts.our_address({"b": b, "c": c})
     assert tried == [order]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        # As Python ends a traceback; the texts are strerror's on Linux and on macOS.
+        (
+            "OSError: [Errno 28] No space left on device: '/home/ada/rank.log'",
+            "mac-b cannot write /home/ada/rank.log, the disk is full: make room there",
+        ),
+        ("OSError: [Errno 28] No space left on device", "cannot write a file, the disk is full"),
+        (
+            "[Errno 30] Read-only file system: '/home/ada/.cache/mlxbench'",
+            "mac-b cannot write /home/ada/.cache/mlxbench, the disk is read-only: name a folder",
+        ),
+        ("PermissionError: [Errno 13] Permission denied: '/x'", "/x, you may not write there"),
+        ("ValueError: [Errno 28] of something else", "failed: ValueError: [Errno 28] of something"),
+    ],
+)
+def test_a_disk_that_takes_nothing_is_told_from_other_failures(line, says):
+    assert says in failure("mac-b", PYTHON, 1, f"Traceback (most recent call last):\n{line}\n")
