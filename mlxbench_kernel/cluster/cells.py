@@ -21,6 +21,7 @@ STRAGGLER_SECONDS = 2.5
 OUTPUT_SECONDS = 2.0
 INTERRUPT_SECONDS = 0.3  # until ranks that wait in a collective are freed
 SETTLE_SECONDS = 0.6
+STUCK_SECONDS = 1.0  # after a failure, where ranks cannot be freed
 
 
 class CellOutputSink(Protocol):
@@ -195,6 +196,9 @@ class CellRun:
                 )
             if now - looked > LOOK_SECONDS:
                 looked = now
+                failed = max(self._failed.values(), default=now)
+                if now - failed > STUCK_SECONDS and self._watch.is_stuck(busy):
+                    return
                 states = self._watch.look(busy)
                 if waited > STRAGGLER_SECONDS and now - asked > 1.0:
                     asked = now

@@ -190,7 +190,7 @@ class Cluster(Looking):
             check_alone(code, chosen, shift)
         self._require(chosen)
         self.faults.wait(tell)
-        watch = GroupWatch(self.client, chosen, self.size)
+        watch = GroupWatch(self.client, chosen, self.size, self.info.renewable)
         about: dict[str, Any] = {"ranks": [] if everywhere else chosen}
         if name:
             about |= {"name": name, "shift": shift}
@@ -211,6 +211,7 @@ class Cluster(Looking):
         """After a cell that did not end well: mend the group if it was damaged."""
         if self.size > 1 and (watch.is_damaged() or not self._all_there()):
             self.faults.reason = self.faults.reason or run.fault()
+            self.faults.stuck |= watch.stuck
             self.faults.mend(tell)
 
     def _all_there(self) -> bool:

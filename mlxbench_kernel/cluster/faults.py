@@ -32,11 +32,14 @@ class Faults:
     ----------
     reason : str
         What happened, "" while the group is whole.
+    stuck : bool
+        Whether a rank is in a collective that it cannot be freed from.
     """
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self.reason = ""
+        self.stuck = False
 
     def mend(self, tell: Tell) -> None:
         """Mend what can be mended now.
@@ -50,21 +53,23 @@ class Faults:
         """
         if not self.reason:
             return
-        self._release()
-        if self._busy():
-            return
         cluster = self._cluster
         info = cluster.info
         living = sorted(cluster.client.living() & set(range(cluster.size)))
         whole = len(living) == cluster.size
-        if not info.renewable:
-            if whole or living:
+        if not info.renewable and (self.stuck or not self._is_intact(living)):
+            if whole:
                 cluster.rebuild(self.reason, tell)
+            return
+        if info.renewable:
+            self._release()
+        if self._busy():
             return
         try:
             said = recover(
-                cluster.client, info.hosts, info.backend, self.reason, living, renew=whole
-            )
+                cluster.client, info.hosts, info.backend, self.reason, living,
+                renew=whole and info.renewable,
+            )  # fmt: skip
         except ClusterError as error:
             raise ClusterError(
                 f"the group could not be made anew after: {self.reason} ({error}); variables are "
@@ -72,7 +77,17 @@ class Faults:
             ) from None
         if whole:
             self.reason = ""
-        tell("; ".join(said))
+            cluster.client.call("lift", living, ANSWER_SECONDS, force=True)
+        if said:
+            tell("; ".join(said))
+
+    def _is_intact(self, ranks: Sequence[int]) -> bool:
+        """Whether nothing was broken off, and all ranks have come equally far."""
+        found = self._cluster.client.call("progress", ranks, ANSWER_SECONDS)
+        groups = [group for group in found.values() if group is not None]
+        if any(group["broken"] or group["running"] for group in groups):
+            return False
+        return len({(group["whole"], group["chain"]) for group in groups}) < 2
 
     def free(self, what: str, ranks: Iterable[int]) -> dict[int, str]:
         """See that interrupted ranks end: those that wait in a collective are freed.
@@ -110,7 +125,7 @@ class Faults:
     def wait(self, tell: Tell) -> None:
         """Before a cell: mend what is left, once all ranks have ended what they do."""
         told = False
-        if self.reason:
+        if self.reason and self._cluster.info.renewable:
             self._release()
         while self.reason and (busy := self._busy()):
             if not told:

@@ -158,7 +158,7 @@ class Healing:
         cells = cluster.setup.cells
         for number, code in enumerate(cells):
             self._progress(0.7 + 0.1 * number / len(cells), "repeating the set-up cells")
-            watch = GroupWatch(cluster.client, ranks, cluster.size)
+            watch = GroupWatch(cluster.client, ranks, cluster.size, True)
             about = {"ranks": [] if len(ranks) == cluster.size else list(ranks)}
             run = CellRun(
                 cluster.client, code, ranks, None, watch, cluster.doing, about, cluster.why_gone

@@ -31,6 +31,8 @@ class GroupWatch:
         Where the cell runs.
     size
         Ranks of the cluster.
+    renewable
+        Whether blocked ranks can be freed.
 
     Attributes
     ----------
@@ -38,11 +40,16 @@ class GroupWatch:
         What the ranks disagree on.
     freed : bool
         Whether collectives were broken off or refused.
+    stuck : bool
+        Whether a rank is in a collective that it cannot be freed from.
     """
 
-    def __init__(self, client: BenchClient, ranks: Sequence[int], size: int) -> None:
+    def __init__(
+        self, client: BenchClient, ranks: Sequence[int], size: int, renewable: bool
+    ) -> None:
         self._client = client
         self._ranks = list(ranks)
+        self._renewable = renewable
         self._whole = len(self._ranks) == size > 1
         self._progress: dict[int, dict[str, Any]] = {}
         self._limit = NO_LIMIT
@@ -50,6 +57,7 @@ class GroupWatch:
         self._deadlock: Any = None
         self.mismatch: CollectiveMismatch | None = None
         self.freed = False
+        self.stuck = False
 
     def raised(self, rank: int, busy: Sequence[int], what: str) -> None:
         """A rank's cell has failed: free those who wait for more of it than it has done.
@@ -102,12 +110,13 @@ class GroupWatch:
         groups = {rank: said["group"] for rank, said in answers.items() if said["group"]}
         self._progress.update(groups)
         waiting = [r for r, group in groups.items() if group["waits"] > WAIT_SECONDS]
+        certain = all(group["certain"] for group in groups.values())
         if self._whole and not self.freed and waiting:
             others = [rank for rank in self._ranks if rank not in groups]
             for rank, group in self._client.call("progress", others, ANSWER_SECONDS).items():
                 self.note(rank, group)
             self.compare(busy)
-            if not self.freed and len(waiting) == len(self._ranks):
+            if certain and not self.freed and len(waiting) == len(self._ranks):
                 self._look_for_deadlock(groups, busy)
         return {rank: _words(said) for rank, said in answers.items()}
 
@@ -115,6 +124,19 @@ class GroupWatch:
         """Whether one of the ranks is in a collective."""
         found = self._client.call("progress", ranks, ANSWER_SECONDS)
         return any(group and group["running"] for group in found.values())
+
+    def is_stuck(self, ranks: Sequence[int]) -> bool:
+        """Whether a rank still is in a collective some time after it should have been freed.
+
+        Without the native module that is not known: then a rank counts that ever called one.
+        """
+        if self.freed and not self._renewable:
+            found = self._client.call("progress", ranks, ANSWER_SECONDS)
+            self.stuck = any(
+                group and (group["running"] or (group["whole"] and not group["certain"]))
+                for group in found.values()
+            )
+        return self.stuck
 
     def compare(self, busy: Sequence[int] = ()) -> None:
         """See whether all ranks have asked for the same collectives, as far as they have come."""
@@ -148,6 +170,8 @@ class GroupWatch:
     def is_damaged(self) -> bool:
         """Whether the group has to be made anew before it is used again: something was broken
         off or refused, or after an error not all ranks have come equally far."""
+        if self.stuck:
+            return True
         now = self._client.call("progress", self._ranks, ANSWER_SECONDS)
         groups = [group for group in now.values() if group is not None]
         if any(group["refused"] or group["broken"] or group["running"] for group in groups):
@@ -190,11 +214,15 @@ def _has_counterpart(rank: int, running: dict[int, Any]) -> bool:
 def _words(said: dict[str, Any]) -> str:
     """What a rank does, for a person."""
     group = said["group"]
-    if group is None or group["running"] is None or group["waits"] < WAIT_SECONDS:
+    waits = group is not None and group["running"] is not None and group["waits"] > WAIT_SECONDS
+    if not waits or not group["certain"]:
         if said["state"] == "idle":
             return "idle"
         where = f" · line {said['line']}: {said['source']}" if said["line"] else ""
-        return f"busy {said['seconds']:.0f} s{where}"
+        last = (
+            f" · last asked for {group['running'][0]}, {group['waits']:.0f} s ago" if waits else ""
+        )
+        return f"busy {said['seconds']:.0f} s{where}{last}"
     operation, peer, _ = group["running"]
     direction = "to" if operation == "send" else "from"
     what = operation if peer < 0 else f"{operation} {direction} rank {peer}"

@@ -148,6 +148,7 @@ struct Link {
   std::string reason;
   std::optional<Turn> running;
   double since{0};
+  bool certain{true};  // false: it was asked for last, and may have ended
   bool stuck{false};  // MLX has not come back, although its sockets are shut
 
   Link(std::shared_ptr<GroupImpl> group, std::vector<int> fds, bool on_lane)
@@ -212,6 +213,7 @@ struct Progress {
   std::string broken;  // why; "" when it is not
   std::optional<Turn> running;
   double since;
+  bool certain;
 };
 
 class Group : public std::enable_shared_from_this<Group> {
@@ -235,12 +237,22 @@ class Group : public std::enable_shared_from_this<Group> {
     refused_ = false;
   }
 
-  // Lets all through again, unless something was refused or broken off already.
-  void lift() {
+  // Lets all through again, unless something was broken off, or, when not forced, refused.
+  void lift(bool force) {
     std::lock_guard lock(mutex_);
     std::lock_guard inside(link_->mutex);
-    if (!refused_ && !link_->broken) {
+    if ((force || !refused_) && !link_->broken) {
       limits_ = {};
+      refused_ = false;
+    }
+  }
+
+  // Nothing is being evaluated: what may have been running has ended.
+  void rest() {
+    std::lock_guard lock(mutex_);
+    std::lock_guard inside(link_->mutex);
+    if (!link_->certain) {
+      link_->running.reset();
     }
   }
 
@@ -306,7 +318,8 @@ class Group : public std::enable_shared_from_this<Group> {
         refused_,
         link_->broken ? link_->reason : "",
         link_->running,
-        link_->since};
+        link_->since,
+        link_->certain};
   }
 
   // Has MLX's group do something on a stream. `call` is given that group, the arrays and the
@@ -322,6 +335,12 @@ class Group : public std::enable_shared_from_this<Group> {
       Call call) {
     auto [turn, number, link] = admit(operation, peer, input ? *input : *output, line, stream);
     if (stream.device != mx::Device::cpu) {
+      {
+        std::lock_guard lock(link->mutex);
+        link->running = turn;
+        link->since = now();
+        link->certain = false;
+      }
       call(*link->inner, input, output, stream);
       return;
     }

@@ -275,6 +275,7 @@ static nb::dict progress(const dist::Group& group) {
   said["refused"] = now.refused;
   said["broken"] = now.broken;
   said["running"] = as_tuple(now.running);
+  said["certain"] = now.certain;
   said["since"] = now.since;
   return said;
 }
@@ -448,12 +449,19 @@ NB_MODULE(mlxbench_native, m) {
 
   m.def(
       "lift",
-      [](const dist::Group& group) {
+      [](const dist::Group& group, bool force) {
         nb::gil_scoped_release free;
-        group_of(group).lift();
+        group_of(group).lift(force);
       },
       nb::arg("group"),
-      "Take limits back that have refused nothing.");
+      nb::arg("force"),
+      "Take limits back; those that have refused something only when forced.");
+
+  m.def(
+      "rest",
+      [](const dist::Group& group) { group_of(group).rest(); },
+      nb::arg("group"),
+      "Take note that nothing is being evaluated, where MLX does not tell when something ends.");
 
   m.def(
       "release",

@@ -55,6 +55,7 @@ class Cells:
     def end(self, good: bool) -> dict[str, Any] | None:
         """A cell has ended; how far the group has come, see `Collectives.progress`."""
         GROUP.only(())
+        GROUP.rest()
         if good:
             PROTECTION.commit()
         return GROUP.progress()

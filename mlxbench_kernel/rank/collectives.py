@@ -49,6 +49,9 @@ class Collectives:
         self._native: ModuleType | None = None
         self._sites: dict[str, Any] = {}
         self._cells: dict[str, tuple[str, int]] = {}
+        self._calls = 0
+        self._called = 0.0
+        self._there: Sequence[int] = ()
         self._originals: dict[str, Callable[..., Any]] = {}
 
     @property
@@ -120,10 +123,19 @@ class Collectives:
         @functools.wraps(original)
         def collective(*args: Any, group: Any = None, **keywords: Any) -> Any:
             if group is None or group is self.group:
+                if self._native is None:
+                    self._refuse_alone(original.__name__)
                 group = self._site(self._line(sys._getframe(1)))
             return original(*args, group=group, **keywords)
 
         return collective
+
+    def _refuse_alone(self, name: str) -> None:
+        """Without the native module, what cannot end is refused where it is called."""
+        if self._there:
+            raise RuntimeError(ALONE + name)
+        self._calls += 1
+        self._called = time.time()
 
     def _wrapped_init(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
@@ -173,7 +185,10 @@ class Collectives:
     # -- what others are told, from any thread ---------------------------------
 
     def progress(self) -> dict[str, Any] | None:
-        """How far this rank has come; None without the native module.
+        """How far this rank has come; None where there is no group.
+
+        Without the native module only the calls of collectives are known, and what a cell has
+        called counts as running until the cell ends.
 
         Returns
         -------
@@ -182,12 +197,20 @@ class Collectives:
             group that were asked for on it), ``peers`` (list of rank, sends, receives),
             ``chain`` (checksum of their operations, shapes and dtypes), ``limited``,
             ``refused`` (whether the limits have refused anything), ``broken`` (why, "" when it
-            is not), ``running`` (operation, peer, number; None when none runs) and
-            ``waits`` (seconds since that began).
+            is not), ``running`` (operation, peer, number; None when none runs), ``certain``
+            (False where it may have ended) and ``waits`` (seconds since that began).
         """
-        if not self.lasting:
+        if self.group is None:
             return None
-        said: dict[str, Any] = self._native.progress(self.group)  # type: ignore[union-attr]
+        if self._native is None:
+            running = ("a collective", -1, self._calls) if self._called else None
+            waits = time.time() - self._called if self._called else 0.0
+            return {
+                "link": 0, "whole": self._calls, "peers": [], "chain": 0, "limited": False,
+                "refused": False, "broken": "", "running": running, "certain": False,
+                "waits": waits,
+            }  # fmt: skip
+        said: dict[str, Any] = self._native.progress(self.group)
         since = said.pop("since")
         said["peers"] = [(peer, *counts) for peer, counts in said["peers"].items()]
         said["waits"] = time.time() - since if said["running"] is not None else 0.0
@@ -229,7 +252,7 @@ class Collectives:
     def chain(self, whole: int) -> int | None:
         """The checksum after this many collectives of the present link, None where forgotten."""
         said = self.progress()
-        if said is None:
+        if said is None or not self.lasting:
             return None
         if whole == said["whole"]:
             return int(said["chain"])
@@ -256,10 +279,16 @@ class Collectives:
             pairs = {peer: (sends, receives) for peer, sends, receives in peers}
             self._native.limit(self.group, whole, pairs, reason)  # type: ignore[union-attr]
 
-    def lift(self) -> None:
-        """Take limits back that have refused nothing."""
+    def lift(self, force: bool) -> None:
+        """Take limits back; those that have refused something only when forced."""
         if self.lasting:
-            self._native.lift(self.group)  # type: ignore[union-attr]
+            self._native.lift(self.group, force)  # type: ignore[union-attr]
+
+    def rest(self) -> None:
+        """Take note that no cell runs."""
+        self._called = 0.0
+        if self.lasting:
+            self._native.rest(self.group)  # type: ignore[union-attr]
 
     def release(self, reason: str) -> None:
         """Free whatever waits, and refuse everything until `renew`."""
@@ -268,6 +297,7 @@ class Collectives:
 
     def only(self, ranks: Sequence[int]) -> None:
         """Refuse what needs ranks beside these; none lets everything through again."""
+        self._there = ranks
         if self.lasting:
             self._native.only(self.group, set(ranks), ALONE)  # type: ignore[union-attr]
 

@@ -111,9 +111,9 @@ class ControlHandlers:
         """See `Collectives.limit`."""
         GROUP.limit(whole, peers, reason)
 
-    def lift(self) -> None:
+    def lift(self, force: bool = False) -> None:
         """See `Collectives.lift`."""
-        GROUP.lift()
+        GROUP.lift(force)
 
     def release(self, reason: str) -> None:
         """See `Collectives.release`."""

@@ -2,72 +2,23 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 import psutil
 import pytest
+from faults import BLOCKED, SETUP, Told, in_background, interrupted, wait_until_waiting
 from running import Recorded, processes
 
 from mlxbench_kernel.cluster import Cluster
 from mlxbench_kernel.errors import CellTimeout, CollectiveMismatch, UsageError
 
-SETUP = """
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.one = nn.Linear(8, 16)
-        self.two = nn.Linear(16, 1)
-    def __call__(self, x):
-        return self.two(nn.relu(self.one(x)))
-
-g = mx.distributed.init()
-mx.random.seed(3)
-model, optimizer = Net(), optim.Adam(1e-2)
-optimizer.init(model.trainable_parameters())
-sharded = nn.layers.distributed.AllToShardedLinear(8, 8, group=group)
-add = mx.compile(lambda x: mx.distributed.all_sum(x, group=group))
-mx.eval(model.parameters(), sharded.parameters())
-x = mx.random.normal((32, 8)) + rank
-y = mx.sum(x, axis=1, keepdims=True)
-treasure = mx.arange(5) + rank
-mx.eval(x, y)
-
-def loss_of(x, y):
-    return nn.losses.mse_loss(model(x), y)
-
-def step(x, y):
-    loss, grads = nn.value_and_grad(model, loss_of)(x, y)
-    grads = nn.average_gradients(grads, group=g)
-    optimizer.update(model, grads)
-    return loss
-
-state = [model.state, optimizer.state, mx.random.state]
-compiled_step = mx.compile(step, inputs=state, outputs=state)
-"""
 CHECK = """
 total = mx.distributed.all_sum(mx.ones(3) * (rank + 1), group=g).tolist()
 shape = sharded(mx.ones((1, 8))).shape
 added = add(mx.ones(2)).tolist()
 kept = (treasure.tolist(), total, added)
 """
-
-
-class Told:
-    """What was said about a fault."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def __call__(self, text: str) -> None:
-        self.texts.append(text)
-
-    def __str__(self) -> str:
-        return "\n".join(self.texts)
 
 
 @pytest.fixture(scope="module", params=[2, 4])
@@ -101,20 +52,6 @@ def assert_usable(ranks: Cluster) -> None:
     assert ranks.pull("kept") == {
         rank: ([rank + i for i in range(5)], total, [float(size)] * 2) for rank in range(size)
     }
-
-
-def in_background(ranks: Cluster, code: str, **keywords: Any) -> Future[Any]:
-    pool = ThreadPoolExecutor(1)
-    future = pool.submit(ranks.execute, code, **keywords)
-    pool.shutdown(wait=False)
-    return future
-
-
-def wait_until_waiting(ranks: Cluster, rank: int) -> None:
-    """Until a rank is inside a collective."""
-    deadline = time.monotonic() + 20
-    while ranks.client.call("progress", [rank], 2)[rank]["running"] is None:
-        assert time.monotonic() < deadline
 
 
 # -- row 1 ---------------------------------------------------------------------
@@ -320,33 +257,6 @@ def test_a_rank_that_never_comes_is_named_and_interrupt_frees(
 
 
 # -- row 5 ---------------------------------------------------------------------
-
-
-def interrupted(ranks: Cluster, code: str, when: Any, presses: int = 1) -> tuple[Any, str, float]:
-    """Run a cell in the main thread and press Ctrl-C as soon as `when` has returned."""
-    pressed: list[float] = []
-
-    def press() -> None:
-        when()
-        for _ in range(presses):
-            pressed.append(time.monotonic())
-            psutil.Process().send_signal(signal.SIGINT)
-
-    told = Told()
-    thread = threading.Thread(target=press)
-    thread.start()
-    try:
-        ranks.execute(code, tell=told)
-        time.sleep(5)  # where the second one comes late
-    except (KeyboardInterrupt, CellTimeout) as error:
-        raised = error
-    finally:
-        ended = time.monotonic()
-        thread.join()
-    return raised, str(told), ended - pressed[0]
-
-
-BLOCKED = "if rank == 0:\n    mx.eval(mx.distributed.all_sum(mx.ones(4), group=g))"
 
 
 @pytest.mark.parametrize("presses", [1, 2])
