@@ -174,7 +174,7 @@ class CellRun:
                 self._watch.free(list(self._replies), "interrupted")
             wait(self._replies.values(), timeout=SETTLE_SECONDS)
         self._finish()
-        if self.busy:
+        if self.busy and not self._watch.is_stuck(self.busy):
             ranks = ",".join(map(str, self.busy))
             raise CellTimeout(
                 f"interrupted, but {self._who()}: what MLX computes ends before it stops. The next "
