@@ -13,14 +13,14 @@ from typing import Any
 
 from mlxbench_kernel import native
 from mlxbench_kernel.cluster import hosts as remote
-from mlxbench_kernel.cluster import reach, rendezvous, state
+from mlxbench_kernel.cluster import reach, rendezvous, ring, state
 from mlxbench_kernel.cluster.client import BenchClient
 from mlxbench_kernel.cluster.hostfile import BACKENDS, Host, Hostfile
 from mlxbench_kernel.cluster.machinery import Machinery, Progress, local_plan
 from mlxbench_kernel.cluster.report import HostReport
 from mlxbench_kernel.cluster.state import ClusterInfo, Options, RankInfo
 from mlxbench_kernel.errors import ClusterError, UsageError
-from mlxbench_kernel.rank import ports, startup
+from mlxbench_kernel.rank import neighbours, ports, startup
 
 PATH_SECONDS = 5.0
 LISTEN_SECONDS = 1.0
@@ -159,6 +159,30 @@ class BringUp:
         self, home: Path, hosts: Sequence[Host], backend: str, client: BenchClient
     ) -> ClusterInfo:
         size = len(hosts)
+        seed = self._options.seed
+        seed = random.SystemRandom().randrange(2**32) if seed is None else seed
+        for again in range(ring.TRIES):
+            addresses = self._agree(hosts, backend, client)
+            watch = ring.RingWatch(client, [host.ssh for host in hosts], addresses)
+            try:
+                identities = self._form(hosts, backend, client, addresses, seed, watch)
+                break
+            except ring.StrangerError as error:
+                self._start_over(hosts, client, watch, error, last=again + 1 == ring.TRIES)
+        self._note_native(hosts, identities)
+        ranks = tuple(
+            RankInfo(rank, who["host"], who["pid"], who["device"], who["mlx"])
+            for rank, who in enumerate(identities)
+        )
+        info = ClusterInfo(
+            home.name, size, backend if size > 1 else "one rank", seed, os.getcwd(), self._options,
+            os.getpid(), state.process_started(), ranks, tuple(self._notes),
+        )  # fmt: skip
+        info.save()
+        return info
+
+    def _agree(self, hosts: Sequence[Host], backend: str, client: BenchClient) -> list[list[str]]:
+        """Reserve free ports, and see that every path to them is open."""
         ips = rendezvous.reservations(backend, hosts)
         addresses = self._on_ranks(client, hosts, ports.reserve, [(own,) for own in ips])
         wanted = rendezvous.targets(backend, addresses)
@@ -174,11 +198,23 @@ class BringUp:
                     "in the hostfile and the firewall there; %mlx_dist doctor --hostfile F tries "
                     "every path"
                 )
+        return addresses
+
+    def _form(
+        self,
+        hosts: Sequence[Host],
+        backend: str,
+        client: BenchClient,
+        addresses: Sequence[Sequence[str]],
+        seed: int,
+        watch: ring.RingWatch,
+    ) -> list[dict[str, Any]]:
+        """Let all ranks join; a ring has to hold them and nobody else."""
+        size = len(hosts)
+        watched = backend == "ring" and size > 1
         self._on_ranks(client, hosts, startup.prepare, [() for _ in hosts])
         # All ranks let go before one starts: it might connect to a reservation that is still open.
         self._on_ranks(client, hosts, ports.release, [() for _ in hosts])
-        seed = self._options.seed
-        seed = random.SystemRandom().randrange(2**32) if seed is None else seed
         settings = rendezvous.settings(backend, hosts, addresses)
         name = rendezvous.init_name(backend)
         identities = self._on_ranks(
@@ -187,18 +223,57 @@ class BringUp:
             startup.join,
             [(r, size, name, s.variables, s.files, seed) for r, s in enumerate(settings)],
             before_last=lambda: _wait_for_listeners(client, backend, addresses),
+            meanwhile=(lambda _: watch.look()) if watched else None,
         )
-        self._note_native(hosts, identities)
-        ranks = tuple(
-            RankInfo(rank, who["host"], who["pid"], who["device"], who["mlx"])
-            for rank, who in enumerate(identities)
+        if watched:
+            watch.settle()
+            self._prove(hosts, client, addresses)
+        return identities
+
+    def _prove(
+        self, hosts: Sequence[Host], client: BenchClient, addresses: Sequence[Sequence[str]]
+    ) -> None:
+        deadline = time.monotonic() + ring.PROOF_SECONDS
+
+        def give_up(waiting: Collection[int]) -> None:
+            if time.monotonic() > deadline:
+                wrong(min(waiting))
+
+        def wrong(rank: int) -> None:
+            raise ring.StrangerError(rank, hosts[rank].ssh, addresses[rank][0], "")
+
+        size = len(hosts)
+        right = self._on_ranks(
+            client, hosts, neighbours.prove, [(r, size) for r in range(size)], meanwhile=give_up
         )
-        info = ClusterInfo(
-            home.name, size, backend if size > 1 else "one rank", seed, os.getcwd(), self._options,
-            os.getpid(), state.process_started(), ranks, tuple(self._notes),
-        )  # fmt: skip
-        info.save()
-        return info
+        if not all(right):
+            wrong(right.index(False))
+
+    def _start_over(
+        self,
+        hosts: Sequence[Host],
+        client: BenchClient,
+        watch: ring.RingWatch,
+        error: ring.StrangerError,
+        last: bool,
+    ) -> None:
+        """Bring all ranks out of a wrong ring; on the last try, raise."""
+        if last:
+            raise error.finally_()
+        self._progress(0.85, f"{error}: trying again")
+        own = [(list(addresses),) for addresses in watch.addresses]
+        try:
+            self._on_ranks(
+                client,
+                hosts,
+                neighbours.is_out,
+                [() for _ in hosts],
+                meanwhile=lambda _: watch.let_go(),
+            )
+            self._on_ranks(client, hosts, neighbours.start_over, own)
+        except ClusterError as failure:
+            raise ClusterError(f"{error}; {failure}") from None
+        self._notes.append(f"{error}; the ring was formed again")
 
     def _note_native(self, hosts: Sequence[Host], identities: Sequence[dict[str, Any]]) -> None:
         reasons = {host.ssh: who["native"] for host, who in zip(hosts, identities, strict=True)}
@@ -213,10 +288,12 @@ class BringUp:
         function: Callable[..., Any],
         arguments: Sequence[tuple[Any, ...]],
         before_last: Callable[[], None] = lambda: None,
+        meanwhile: Callable[[Collection[int]], None] | None = None,
     ) -> list[Any]:
         """Call a function on all ranks at once, each with its own arguments.
 
-        The last rank is called after `before_last` has returned.
+        The last rank is called after `before_last` has returned; `meanwhile` is called with the
+        ranks that are still at it, and may raise.
         """
         calls = []
         for rank, own in enumerate(arguments):
@@ -239,6 +316,8 @@ class BringUp:
                     f"{self._options.timeout:g} s (--timeout)"
                 )
             wait(list(pending.values()), timeout=0.05)
+            if pending and meanwhile is not None:
+                meanwhile(pending)
         return [call.get() for call in calls]
 
     def _left(self) -> float:

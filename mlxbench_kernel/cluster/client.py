@@ -7,7 +7,7 @@ were started here go to their listener instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from functools import partial
@@ -132,16 +132,21 @@ class BenchClient(ipyparallel.Client):  # type: ignore[misc]
         dict
             Answers by rank; ranks that did not answer in time, or are gone, are left out.
         """
+        return self.call_each(name, dict.fromkeys(ranks, arguments), timeout)
+
+    def call_each(
+        self, name: str, arguments: Mapping[int, Mapping[str, Any]], timeout: float
+    ) -> dict[int, Any]:
+        """As `call`, with arguments of its own for each rank."""
         living = set(self.ids)
-        content = {"call": name, "arguments": arguments}
         futures = {
             rank: self._send(
                 self._control_stream,
                 REQUEST,
-                content=content,
+                content={"call": name, "arguments": own},
                 ident=self._build_targets(rank)[0][0],
             )
-            for rank in ranks
+            for rank, own in arguments.items()
             if rank in living
         }
         answers = {}

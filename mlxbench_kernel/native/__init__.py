@@ -27,7 +27,7 @@ def load() -> ModuleType | None:
     Returns
     -------
     module or None
-        With ``init(backend: str) -> mx.distributed.Group`` and
+        With ``init(backend: str) -> mx.distributed.Group``, ``clear_backends() -> None`` and
         ``blank(shape: Sequence[int], dtype: mx.Dtype) -> mx.array``. None where it cannot be
         had; nothing is raised, and `reason` says why.
     """

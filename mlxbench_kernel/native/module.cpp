@@ -60,6 +60,15 @@ NB_MODULE(mlxbench_native, m) {
       "mx.distributed.init(strict=True, backend=backend), without holding the GIL.");
 
   m.def(
+      "clear_backends",
+      [] {
+        // The last group to go waits for its threads, which may be waiting for the GIL.
+        nb::gil_scoped_release free;
+        dist::clear_backends();
+      },
+      "Empty the cache of mx.distributed.init, which then makes a new group.");
+
+  m.def(
       "blank",
       &blank,
       nb::arg("shape"),
