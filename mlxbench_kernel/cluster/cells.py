@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from mlxbench_kernel.cluster.client import BenchClient
+from mlxbench_kernel.cluster.state import SILENT
 from mlxbench_kernel.errors import CellTimeout, ClusterError
 
 REDRAW_SECONDS = 0.1
@@ -153,25 +154,30 @@ class CellRun:
                 )
             if waited > STRAGGLER_SECONDS and now - asked > 1.0:
                 asked = now
-                status = f"{waited:.0f} s · {self._who()}" if self._is_uneven(busy) else ""
+                states = self._states()
+                uneven = self._is_uneven(states)
+                status = f"{waited:.0f} s · {_sentence(states)}" if uneven else ""
             if self._output is not None:
                 self._output.refresh(status)
             left = REDRAW_SECONDS if timeout is None else min(REDRAW_SECONDS, timeout - waited)
             wait([self._replies[rank] for rank in busy], timeout=max(left, 0.0))
 
-    def _is_uneven(self, busy: list[int]) -> bool:
+    def _is_uneven(self, states: dict[int, str]) -> bool:
         """Whether it says something to name the busy ranks: all alike is just a long cell."""
-        return len(set(self._doing(busy).values())) > 1 or len(busy) < len(self._replies)
+        silent = any(state.startswith(SILENT) for state in states.values())
+        return silent or len(set(states.values())) > 1 or len(states) < len(self._replies)
 
     def _who(self) -> str:
-        busy = self.busy
-        states = {
+        return _sentence(self._states())
+
+    def _states(self) -> dict[int, str]:
+        """What becomes of the ranks whose cell has not ended rightly."""
+        gone = {
             rank: "gone"
             for rank, reply in self._replies.items()
             if reply.done() and not self._came_back(reply)
         }
-        states |= self._doing(busy)
-        return ", ".join(f"rank {rank} is {state}" for rank, state in states.items())
+        return gone | self._doing(self.busy)
 
     def _settle(self) -> None:
         """Tell the output which ranks have ended."""
@@ -207,6 +213,10 @@ class CellRun:
         return type(reply.result()).__name__ != "RemoteError" or (
             reply.result().ename != "EngineError"
         )
+
+
+def _sentence(states: dict[int, str]) -> str:
+    return ", ".join(f"rank {rank} is {state}" for rank, state in states.items())
 
 
 def _unsaid(answer: Any) -> dict[str, Any]:

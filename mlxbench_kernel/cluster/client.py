@@ -7,6 +7,7 @@ were started here go to their listener instead.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -29,6 +30,7 @@ class BenchClient(ipyparallel.Client):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.__dict__["_listeners"] = {}
+        self.__dict__["_unanswered"] = {}
         super().__init__(*args, **kwargs)
 
     @unpack_message  # type: ignore[untyped-decorator]
@@ -37,6 +39,7 @@ class BenchClient(ipyparallel.Client):  # type: ignore[misc]
         found = self._listeners.get(message["parent_header"].get("msg_id"))
         if found is not None and kind in DISPLAYED:
             rank, listener = found
+            self._unanswered.pop(rank, None)
             listener(rank, message)
         else:
             super()._dispatch_iopub.__wrapped__(self, message)
@@ -149,6 +152,9 @@ class BenchClient(ipyparallel.Client):  # type: ignore[misc]
             for rank, own in arguments.items()
             if rank in living
         }
+        for rank, future in futures.items():
+            self._unanswered.setdefault(rank, time.monotonic())
+            future.add_done_callback(partial(self._answered, rank))
         answers = {}
         for rank, future in futures.items():
             try:
@@ -159,3 +165,12 @@ class BenchClient(ipyparallel.Client):  # type: ignore[misc]
             if reply.get("status") == "ok":
                 answers[rank] = reply["result"]
         return answers
+
+    def _answered(self, rank: int, reply: Any) -> None:
+        self._unanswered.pop(rank, None)
+
+    def silence(self, rank: int) -> float:
+        """Seconds for which a rank has answered nothing that it was asked, and said nothing."""
+        now = time.monotonic()
+        asked: float = self._unanswered.get(rank, now)
+        return now - asked

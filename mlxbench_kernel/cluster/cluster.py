@@ -6,7 +6,7 @@ import dataclasses
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ from mlxbench_kernel.cluster.bringup import BringUp
 from mlxbench_kernel.cluster.cells import CellOutputSink, CellResult, CellRun
 from mlxbench_kernel.cluster.client import BenchClient
 from mlxbench_kernel.cluster.machinery import Machinery, Progress
-from mlxbench_kernel.cluster.state import ClusterInfo, Options, RankInfo
+from mlxbench_kernel.cluster.state import SILENT, ClusterInfo, Options, RankInfo
 from mlxbench_kernel.cluster.transfer import Transfer
 from mlxbench_kernel.errors import ClusterError, UsageError
 from mlxbench_kernel.interrupts import held
 from mlxbench_kernel.memory import MemorySample
 
 ANSWER_SECONDS = 2.0
+SILENT_SECONDS = 1.0  # after which a rank that is asked what it does is called silent
 SETTLE_SECONDS = 1.0  # that an interrupted cell may take to end
 
 
@@ -248,20 +249,34 @@ class Cluster:
         for info in self.info.ranks:
             sample = samples.get(info.rank)
             if sample is None:
-                gone = info.rank not in living
-                ranks.append(dataclasses.replace(info, state="gone" if gone else "silent"))
+                state = self._missing(info.rank, living)
+                ranks.append(dataclasses.replace(info, state=state))
             else:
                 memory = MemorySample(**sample["memory"])
                 ranks.append(dataclasses.replace(info, memory=memory, state=_doing(sample)))
         return ranks
 
     def doing(self, ranks: Sequence[int]) -> dict[int, str]:
-        """What ranks are doing; those that do not answer are "silent", or "gone"."""
+        """What ranks are doing; those that do not answer are silent, or gone.
+
+        Returns
+        -------
+        dict
+            By rank, as `RankInfo.state` says it.
+        """
         self._require_controller()
-        samples = self.client.call("sample", ranks, timeout=ANSWER_SECONDS)
+        samples = self.client.call("sample", ranks, timeout=SILENT_SECONDS)
         living = set(self.client.ids)
-        missing = {rank: "silent" if rank in living else "gone" for rank in ranks}
-        return missing | {rank: _doing(sample) for rank, sample in samples.items()}
+        return {
+            rank: _doing(samples[rank]) if rank in samples else self._missing(rank, living)
+            for rank in ranks
+        }
+
+    def _missing(self, rank: int, living: Collection[int]) -> str:
+        """State of a rank that does not answer."""
+        if rank not in living:
+            return "gone"
+        return f"{SILENT} {self.client.silence(rank):.0f} s ({self._machinery.host(rank)})"
 
     def complete(self, code: str, cursor: int, timeout: float = 0.5) -> tuple[int, list[str]]:
         """Completions in the namespace of rank 0.

@@ -18,6 +18,7 @@ from jupyter_core.paths import jupyter_runtime_dir
 from mlxbench_kernel.cluster.controller import alive
 from mlxbench_kernel.memory import MemorySample
 
+SILENT = "silent for"
 STARTING_SECONDS = 600.0  # after which a folder without a description was left by a start
 
 
@@ -34,7 +35,8 @@ class RankInfo:
     memory
         The last sample, None when the rank did not answer.
     state
-        "idle", "gone", "silent", or what it is doing: "busy 12 s · line 3: mx.eval(loss)".
+        "idle", "gone", "silent for 7 s (mac-b)" where its host or the network to it does not
+        answer, or what it is doing: "busy 12 s · line 3: mx.eval(loss)".
     """
 
     rank: int
