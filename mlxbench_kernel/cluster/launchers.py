@@ -153,5 +153,5 @@ def rank_arguments(plan: dict[str, Any], rank: int | None) -> list[str]:
 # rank without a controller leaves after 10 s, and a pause of the network shorter than that
 # costs nothing.
 HEARTBEAT_MS = 200
-HEARTBEAT_MISSES = 14
-CONTROLLER_MISSES = 50
+HEARTBEAT_MISSES = 80
+CONTROLLER_MISSES = 280
