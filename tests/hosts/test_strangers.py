@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import socket
 import struct
 from collections.abc import Iterator, Sequence
@@ -74,12 +73,6 @@ def stranger(
         found.leave()
 
 
-def hostfile(network: machines.Network, folder: Path) -> str:
-    path = folder / "hosts.json"
-    path.write_text(json.dumps([{"ssh": m.name, "ips": [m.ip]} for m in network.machines]))
-    return str(path)
-
-
 @pytest.mark.parametrize(("manner", "rank"), [("silent", 1), ("leaves", 0)])
 def test_a_stranger_in_the_ring_leads_to_another_try(
     namespaces: machines.Network,
@@ -90,7 +83,7 @@ def test_a_stranger_in_the_ring_leads_to_another_try(
     rank: int,
 ) -> None:
     with stranger(monkeypatch, manner, rank, tries=1) as found:
-        cluster = Cluster.up(hostfile=hostfile(namespaces, tmp_path))
+        cluster = Cluster.up(hostfile=namespaces.hostfile(tmp_path))
         try:
             code = "mx.distributed.all_sum(mx.array(rank + 1), group=group).item()"
             cluster.execute(code, output=recorded)
@@ -109,6 +102,6 @@ def test_a_stranger_who_stays_is_named(
 ) -> None:
     with stranger(monkeypatch, "talks", 1, tries=3) as found:
         with pytest.raises(ClusterError, match=f"Keep {namespaces.here} away") as caught:
-            Cluster.up(hostfile=hostfile(namespaces, tmp_path))
+            Cluster.up(hostfile=namespaces.hostfile(tmp_path))
         assert "in 3 tries" in str(caught.value) and "\n" not in str(caught.value)
         assert len(set(found.attacked)) == 3
