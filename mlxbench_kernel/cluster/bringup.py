@@ -18,6 +18,7 @@ from mlxbench_kernel.cluster.client import BenchClient
 from mlxbench_kernel.cluster.hostfile import BACKENDS, Host, Hostfile
 from mlxbench_kernel.cluster.machinery import Machinery, Progress, local_plan
 from mlxbench_kernel.cluster.report import HostReport
+from mlxbench_kernel.cluster.ssh_rank import KEYS_VARIABLE
 from mlxbench_kernel.cluster.state import ClusterInfo, Options, RankInfo
 from mlxbench_kernel.errors import ClusterError, UsageError
 from mlxbench_kernel.rank import neighbours, ports, startup
@@ -141,8 +142,6 @@ class BringUp:
         for rank, (host, gpu) in enumerate(zip(hostfile.hosts, own_gpus, strict=True)):
             if host.is_local:
                 plan = local_plan(home, rank, options.python)
-                if listen:
-                    plan["connection"] = ""
             else:
                 plan = remote.plan(reports[host.ssh], home.name, rank)
             plan["environment"] = {**environment, **gpu}
@@ -151,7 +150,7 @@ class BringUp:
         mpirun = None
         if backend == "mpi" and len(hostfile.hosts) > 1:
             _check_mpi(reports.values())
-            names = [*plans[0]["environment"], *(["IPP_CONNECTION_INFO"] if listen else [])]
+            names = [*plans[0]["environment"], *([KEYS_VARIABLE] if listen else [])]
             mpirun = rendezvous.mpirun(hostfile.hosts, names)
         return Machinery.create(home, plans, mpirun=mpirun, keep=options.keep, listen=listen)
 

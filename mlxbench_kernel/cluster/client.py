@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 import ipyparallel
-from ipyparallel.client.client import MessageFuture, unpack_message
+from ipyparallel.client.client import MessageFuture
 
 from mlxbench_kernel.rank.control import REQUEST
 
@@ -33,8 +33,10 @@ class BenchClient(ipyparallel.Client):  # type: ignore[misc]
         self.__dict__["_unanswered"] = {}
         super().__init__(*args, **kwargs)
 
-    @unpack_message  # type: ignore[untyped-decorator]
-    def _dispatch_iopub(self, message: dict[str, Any]) -> None:
+    def _dispatch_iopub(self, parts: list[Any]) -> None:
+        message = self._unpack(parts)
+        if message is None:
+            return
         kind = message["header"]["msg_type"]
         found = self._listeners.get(message["parent_header"].get("msg_id"))
         if found is not None and kind in DISPLAYED:
@@ -43,6 +45,24 @@ class BenchClient(ipyparallel.Client):  # type: ignore[misc]
             listener(rank, message)
         else:
             super()._dispatch_iopub.__wrapped__(self, message)
+
+    def _dispatch_notification(self, parts: list[Any]) -> None:
+        message = self._unpack(parts)
+        if message is not None:
+            super()._dispatch_notification.__wrapped__(self, message)
+
+    def _unpack(self, parts: list[Any]) -> dict[str, Any] | None:
+        """A message that is signed as it should be; None for anything else.
+
+        Whoever may connect on this machine may publish. ipyparallel would raise in the stream's
+        callback, and the stream then stops until something else comes.
+        """
+        try:
+            _, parts = self.session.feed_identities(parts, copy=False)
+            message: dict[str, Any] = self.session.deserialize(parts, content=True, copy=False)
+        except Exception:  # what is broken, and how, is a stranger's choice
+            return None
+        return message
 
     def start_cells(
         self, code: str, ranks: Sequence[int], listener: Listener

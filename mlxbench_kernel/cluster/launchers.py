@@ -20,7 +20,7 @@ from ipyparallel.cluster.launcher import (
 )
 from traitlets import Dict, List, Unicode
 
-from mlxbench_kernel.cluster.ssh_rank import SSHRankLauncher
+from mlxbench_kernel.cluster.ssh_rank import KEYS_VARIABLE, SSHRankLauncher
 
 RANK_MODULE = "mlxbench_kernel.rank"
 
@@ -95,6 +95,7 @@ class RankSetLauncher(LocalEngineSetLauncher):  # type: ignore[misc]
         }
         arguments = rank_arguments(plan, rank)
         if not plan["ssh"]:
+            common["environment"].pop(KEYS_VARIABLE, None)  # the rank reads the controller's file
             return LocalRankLauncher(
                 **common,
                 profile_dir=self.profile_dir,
@@ -107,6 +108,7 @@ class RankSetLauncher(LocalEngineSetLauncher):  # type: ignore[misc]
             **common,
             remote_python=plan["python"],
             command=[plan["python"], "-m", RANK_MODULE, *arguments],
+            connection=plan["connection"],
             remote_output_file=str(PurePosixPath(plan["folder"]) / "rank.log"),
         )
         launcher.hostname = plan["ssh"]
@@ -142,7 +144,7 @@ def rank_arguments(plan: dict[str, Any], rank: int | None) -> list[str]:
         "--RankEngine.timeout=30",
         f"--RankEngine.max_heartbeat_misses={HEARTBEAT_MISSES}",
     ]
-    if plan["connection"]:
+    if rank is not None or not plan["ssh"]:  # mpirun hands the environment to other hosts instead
         arguments.append(f"--RankEngine.url_file={plan['connection']}")
     if rank is not None:
         arguments.append(f"--RankEngine.id={rank}")
