@@ -287,6 +287,12 @@ class Network:
         """The switch's port that leads to a machine."""
         return f"{self._bridge}p{self.machines.index(machine)}"
 
+    def hostfile(self, folder: Path) -> str:
+        """Write a hostfile of all hosts; its path."""
+        path = folder / "hosts.json"
+        path.write_text(json.dumps([{"ssh": m.name, "ips": [m.ip]} for m in self.machines]))
+        return str(path)
+
     def cut(self, machine: Machine) -> None:
         """Pull a machine's cable."""
         ip("link", "set", self._port(machine), "down")

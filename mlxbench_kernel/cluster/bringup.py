@@ -18,6 +18,7 @@ from mlxbench_kernel.cluster.forming import PATH_SECONDS, Forming
 from mlxbench_kernel.cluster.hostfile import BACKENDS, Host, Hostfile
 from mlxbench_kernel.cluster.machinery import Machinery, Progress, local_plan
 from mlxbench_kernel.cluster.report import HostReport
+from mlxbench_kernel.cluster.ssh_rank import KEYS_VARIABLE
 from mlxbench_kernel.cluster.state import ClusterInfo, Options, RankInfo
 from mlxbench_kernel.errors import ClusterError, UsageError
 from mlxbench_kernel.rank import files, startup
@@ -144,8 +145,6 @@ class BringUp:
         for rank, (host, gpu) in enumerate(zip(hostfile.hosts, own_gpus, strict=True)):
             if host.is_local:
                 plan = local_plan(home, rank, options.python)
-                if listen:
-                    plan["connection"] = ""
             else:
                 plan = remote.plan(reports[host.ssh], home.name, rank)
             plan["environment"] = {**environment, **gpu}
@@ -154,7 +153,7 @@ class BringUp:
         mpirun = None
         if backend == "mpi" and len(hostfile.hosts) > 1:
             _check_mpi(reports.values())
-            names = [*plans[0]["environment"], *(["IPP_CONNECTION_INFO"] if listen else [])]
+            names = [*plans[0]["environment"], *([KEYS_VARIABLE] if listen else [])]
             mpirun = rendezvous.mpirun(hostfile.hosts, names)
         return Machinery.create(home, plans, mpirun=mpirun, keep=options.keep, listen=listen)
 
@@ -163,10 +162,9 @@ class BringUp:
     ) -> ClusterInfo:
         size = len(hosts)
         forming = Forming(client, hosts, backend, self._left())
-        places = forming.places()
         seed = self._options.seed
         seed = random.SystemRandom().randrange(2**32) if seed is None else seed
-        identities = forming.join(places, [(startup.join, (seed,))] * size)
+        identities = forming.form([(startup.join, (seed,))] * size, self._again)
         self._note_native(hosts, identities)
         renewable = rendezvous.init_name(backend) in FREED_IN_PLACE and not any(
             who["native"] for who in identities
@@ -188,6 +186,10 @@ class BringUp:
         for host, reason in reasons.items():
             if reason:
                 self._notes.append(f"{host}: works without the native module ({reason})")
+
+    def _again(self, text: str) -> None:
+        self._progress(0.85, f"{text}: trying again")
+        self._notes.append(f"{text}; the ring was formed again")
 
     def _left(self) -> float:
         return max(self._deadline - time.monotonic(), 1.0)

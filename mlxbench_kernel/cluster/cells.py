@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from mlxbench_kernel.cluster.client import BenchClient
+from mlxbench_kernel.cluster.state import SILENT
 from mlxbench_kernel.cluster.watch import GroupWatch
 from mlxbench_kernel.errors import CellTimeout, ClusterError
 from mlxbench_kernel.interrupts import held
@@ -241,9 +242,12 @@ class CellRun:
 
     def _is_uneven(self, busy: list[int]) -> bool:
         """Whether it says something to name the busy ranks: all alike is just a long cell."""
-        return len(set(self._states.values())) > 1 or len(busy) < len(self._replies)
+        states = self._states.values()
+        silent = any(state.startswith(SILENT) for state in states)
+        return silent or len(set(states)) > 1 or len(busy) < len(self._replies)
 
     def _who(self) -> str:
+        """What becomes of the ranks whose cell has not ended rightly, in words."""
         busy = self.busy
         states = {
             rank: "gone"

@@ -8,14 +8,14 @@ were started here go to their listener instead.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from functools import partial
 from typing import Any
 
 import ipyparallel
-from ipyparallel.client.client import MessageFuture, unpack_message
+from ipyparallel.client.client import MessageFuture
 
 from mlxbench_kernel.rank.history import OUTPUT, SENT
 from mlxbench_kernel.rank.requests import META, REQUEST
@@ -35,6 +35,7 @@ class BenchClient(ipyparallel.Client):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.__dict__["_listeners"] = {}
         self.__dict__["engines"] = []
+        self.__dict__["_unanswered"] = {}
         super().__init__(*args, **kwargs)
 
     def engine(self, rank: int) -> int:
@@ -56,15 +57,36 @@ class BenchClient(ipyparallel.Client):  # type: ignore[misc]
         identity: bytes = self._build_targets(self.engine(rank))[0][0]
         return identity
 
-    @unpack_message  # type: ignore[untyped-decorator]
-    def _dispatch_iopub(self, message: dict[str, Any]) -> None:
+    def _dispatch_iopub(self, parts: list[Any]) -> None:
+        message = self._unpack(parts)
+        if message is None:
+            return
         kind = message["header"]["msg_type"]
         found = self._listeners.get(message["parent_header"].get("msg_id"))
         if found is not None and kind in OUTPUT:
             rank, listener = found
+            self._unanswered.pop(rank, None)
             listener(rank, message)
         else:
             super()._dispatch_iopub.__wrapped__(self, message)
+
+    def _dispatch_notification(self, parts: list[Any]) -> None:
+        message = self._unpack(parts)
+        if message is not None:
+            super()._dispatch_notification.__wrapped__(self, message)
+
+    def _unpack(self, parts: list[Any]) -> dict[str, Any] | None:
+        """A message that is signed as it should be; None for anything else.
+
+        Whoever may connect on this machine may publish. ipyparallel would raise in the stream's
+        callback, and the stream then stops until something else comes.
+        """
+        try:
+            _, parts = self.session.feed_identities(parts, copy=False)
+            message: dict[str, Any] = self.session.deserialize(parts, content=True, copy=False)
+        except Exception:  # what is broken, and how, is a stranger's choice
+            return None
+        return message
 
     def start_cells(
         self, code: str, ranks: Sequence[int], listener: Listener, about: dict[str, Any]
@@ -175,18 +197,26 @@ class BenchClient(ipyparallel.Client):  # type: ignore[misc]
         dict
             Answers by rank; ranks that did not answer in time, or are gone, are left out.
         """
+        return self.call_each(name, dict.fromkeys(ranks, arguments), timeout)
+
+    def call_each(
+        self, name: str, arguments: Mapping[int, Mapping[str, Any]], timeout: float
+    ) -> dict[int, Any]:
+        """As `call`, with arguments of its own for each rank."""
         living = set() if self.closed else self.living()
-        content = {"call": name, "arguments": arguments}
         futures = {
             rank: self._send(
                 self._control_stream,
                 REQUEST,
-                content=content,
+                content={"call": name, "arguments": own},
                 ident=self._identity(rank),
             )
-            for rank in ranks
+            for rank, own in arguments.items()
             if rank in living
         }
+        for rank, future in futures.items():
+            self._unanswered.setdefault(rank, time.monotonic())
+            future.add_done_callback(partial(self._answered, rank))
         answers = {}
         for rank, future in futures.items():
             try:
@@ -197,3 +227,12 @@ class BenchClient(ipyparallel.Client):  # type: ignore[misc]
             if reply.get("status") == "ok":
                 answers[rank] = reply["result"]
         return answers
+
+    def _answered(self, rank: int, reply: Any) -> None:
+        self._unanswered.pop(rank, None)
+
+    def silence(self, rank: int) -> float:
+        """Seconds for which a rank has answered nothing that it was asked, and said nothing."""
+        now = time.monotonic()
+        asked: float = self._unanswered.get(rank, now)
+        return now - asked

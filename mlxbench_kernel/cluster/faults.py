@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -40,6 +41,7 @@ class Faults:
         self._cluster = cluster
         self.reason = ""
         self.stuck = False
+        self._mending = threading.RLock()  # an interrupt and the cell it ends both mend
 
     def mend(self, tell: Tell) -> None:
         """Mend what can be mended now.
@@ -51,6 +53,10 @@ class Faults:
         tell
             Is told in words what was done.
         """
+        with self._mending:
+            self._mend(tell)
+
+    def _mend(self, tell: Tell) -> None:
         if not self.reason:
             return
         cluster = self._cluster

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import wait
-from typing import Any
+from typing import Any, NoReturn
 
-from mlxbench_kernel.cluster import rendezvous
+from mlxbench_kernel.cluster import rendezvous, ring
 from mlxbench_kernel.cluster.client import BenchClient
 from mlxbench_kernel.cluster.hostfile import Host
 from mlxbench_kernel.errors import ClusterError
-from mlxbench_kernel.rank import ports, startup
+from mlxbench_kernel.rank import neighbours, ports, startup
 from mlxbench_kernel.rank.startup import Place
 
 PATH_SECONDS = 5.0
@@ -42,31 +42,14 @@ class Forming:
         self._timeout = timeout
         self._deadline = time.monotonic() + timeout
 
-    def places(self, check: bool = True) -> list[Place]:
-        """Reserve ports and try all paths.
-
-        Parameters
-        ----------
-        check
-            Whether the paths have to be tried.
-
-        Returns
-        -------
-        list of Place
-            What each rank needs to join.
-
-        Raises
-        ------
-        ClusterError
-            A rank cannot reach another one.
-        """
+    def _places(self) -> list[Place]:
+        """Reserve ports and try all paths; what each rank needs to join."""
         hosts, backend = self._hosts, self._backend
         size = len(hosts)
         ips = rendezvous.reservations(backend, hosts)
         addresses = self.on_ranks(ports.reserve, [(own,) for own in ips])
         wanted = rendezvous.targets(backend, addresses)
-        if check:
-            self._check(addresses, wanted)
+        self._check(addresses, wanted)
         settings = rendezvous.settings(backend, hosts, addresses)
         name = rendezvous.init_name(backend)
         return [
@@ -89,17 +72,22 @@ class Forming:
                     "every path"
                 )
 
-    def join(
-        self, places: Sequence[Place], calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]
+    def form(
+        self,
+        calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]],
+        again: Callable[[str], None] = lambda text: None,
     ) -> list[Any]:
         """Have every rank join, by a function of its own.
 
+        A ring has to hold the ranks and nobody else: where a stranger has got into it, all
+        start over on other ports.
+
         Parameters
         ----------
-        places
-            From `places`.
         calls
-            For each rank the function, and what it takes after the rank's place.
+            For each rank the function, which takes its `Place`, and what it takes besides.
+        again
+            Told why, before another try.
 
         Returns
         -------
@@ -109,14 +97,67 @@ class Forming:
         Raises
         ------
         ClusterError
-            One of them failed.
+            One of them failed, a rank cannot reach another one, or there always was a stranger.
         """
+        for number in range(ring.TRIES):
+            places = self._places()
+            names = [host.ssh for host in self._hosts]
+            watch = ring.RingWatch(self._client, names, [place.listens for place in places])
+            try:
+                return self._join(places, calls, watch)
+            except ring.StrangerError as error:
+                if number + 1 == ring.TRIES:
+                    raise error.finally_() from None
+                again(str(error))
+                self._start_over(watch, error)
+        raise AssertionError
+
+    def _join(
+        self,
+        places: Sequence[Place],
+        calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]],
+        watch: ring.RingWatch,
+    ) -> list[Any]:
+        watched = self._backend == "ring" and len(places) > 1
         self.on_ranks(startup.prepare, [() for _ in places])
         # All ranks let go before one starts: it might connect to a reservation that is still open.
         self.on_ranks(ports.release, [() for _ in places])
         functions = [function for function, _ in calls]
         arguments = [(place, *more) for place, (_, more) in zip(places, calls, strict=True)]
-        return self.on_ranks(functions, arguments, lambda: self._wait_for_listeners(places))
+        found = self.on_ranks(
+            functions,
+            arguments,
+            before_last=lambda: self._wait_for_listeners(places),
+            meanwhile=(lambda _: watch.look()) if watched else None,
+        )
+        if watched:
+            watch.settle()
+            self._prove(places)
+        return found
+
+    def _prove(self, places: Sequence[Place]) -> None:
+        deadline = time.monotonic() + ring.PROOF_SECONDS
+
+        def wrong(rank: int) -> NoReturn:
+            raise ring.StrangerError(rank, self._hosts[rank].ssh, places[rank].listens[0], "")
+
+        def give_up(waiting: Collection[int]) -> None:
+            if time.monotonic() > deadline:
+                wrong(min(waiting))
+
+        arguments = [(place.rank, place.size) for place in places]
+        right = self.on_ranks(neighbours.prove, arguments, meanwhile=give_up)
+        if not all(right):
+            wrong(right.index(False))
+
+    def _start_over(self, watch: ring.RingWatch, error: ring.StrangerError) -> None:
+        """Bring all ranks out of a wrong ring."""
+        everyone = [() for _ in watch.addresses]
+        try:
+            self.on_ranks(neighbours.is_out, everyone, meanwhile=lambda _: watch.let_go())
+            self.on_ranks(neighbours.start_over, [(list(own),) for own in watch.addresses])
+        except ClusterError as failure:
+            raise ClusterError(f"{error}; {failure}") from None
 
     def _wait_for_listeners(self, places: Sequence[Place]) -> None:
         """In a ring, wait until all ranks but the last one listen.
@@ -141,6 +182,7 @@ class Forming:
         function: Callable[..., Any] | Sequence[Callable[..., Any]],
         arguments: Sequence[tuple[Any, ...]],
         before_last: Callable[[], None] = lambda: None,
+        meanwhile: Callable[[Collection[int]], None] | None = None,
     ) -> list[Any]:
         """Call a function on all ranks at once, each with its own arguments.
 
@@ -152,6 +194,8 @@ class Forming:
             For each rank.
         before_last
             The last rank is called after this has returned.
+        meanwhile
+            Called with the ranks that are still at it; may raise.
 
         Raises
         ------
@@ -180,4 +224,6 @@ class Forming:
                     f"{functions[rank].__name__} within {self._timeout:g} s (--timeout)"
                 )
             wait(list(pending.values()), timeout=0.05)
+            if pending and meanwhile is not None:
+                meanwhile(pending)
         return [call.get() for call in calls]

@@ -126,12 +126,11 @@ class Healing:
         counts = client.call("protected", left, ANSWER_SECONDS)
         count = common(counts)
         forming = Forming(client, info.hosts, info.backend, info.options.timeout)
-        places = forming.places()
         calls: list[Any] = [
             (startup.join, (info.seed,)) if rank in gone else (recovering.rejoin_and_mend, (count,))
             for rank in range(info.size)
         ]
-        found = forming.join(places, calls)
+        found = forming.form(calls)
         self._note_ranks({rank: found[rank] for rank in gone})
         reason = cluster.faults.reason or f"rank {gone[0]} was gone"
         cluster.faults.reason = ""

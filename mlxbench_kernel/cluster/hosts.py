@@ -173,7 +173,7 @@ def plan(report: HostReport, cluster: str, rank: int) -> dict[str, Any]:
         "python": report.executable,
         "folder": f"{home}/rank-{rank}",
         "work_dir": os.getcwd() if report.has_folder else home,
-        "connection": "",
+        "connection": f"{home}/rank-{rank}/controller.json",
         "environment": {},
     }
 

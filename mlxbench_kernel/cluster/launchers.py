@@ -23,7 +23,7 @@ from ipyparallel.cluster.launcher import (
 from traitlets import Dict, List, Unicode
 
 from mlxbench_kernel.cluster.deaths import Death
-from mlxbench_kernel.cluster.ssh_rank import SSHRankLauncher
+from mlxbench_kernel.cluster.ssh_rank import KEYS_VARIABLE, SSHRankLauncher
 
 RANK_MODULE = "mlxbench_kernel.rank"
 
@@ -135,6 +135,7 @@ class RankSetLauncher(LocalEngineSetLauncher):  # type: ignore[misc]
         }
         arguments = rank_arguments(plan, rank)
         if not plan["ssh"]:
+            common["environment"].pop(KEYS_VARIABLE, None)  # the rank reads the controller's file
             return LocalRankLauncher(
                 **common,
                 profile_dir=self.profile_dir,
@@ -147,6 +148,7 @@ class RankSetLauncher(LocalEngineSetLauncher):  # type: ignore[misc]
             **common,
             remote_python=plan["python"],
             command=[plan["python"], "-m", RANK_MODULE, *arguments],
+            connection=plan["connection"],
             remote_output_file=str(PurePosixPath(plan["folder"]) / "rank.log"),
         )
         launcher.hostname = plan["ssh"]
@@ -183,7 +185,7 @@ def rank_arguments(plan: dict[str, Any], rank: int | None) -> list[str]:
         "--RankEngine.max_heartbeat_misses=1",  # with 0 it would not listen to heartbeats
         *plan["lifetime"],
     ]
-    if plan["connection"]:
+    if rank is not None or not plan["ssh"]:  # mpirun hands the environment to other hosts instead
         arguments.append(f"--RankEngine.url_file={plan['connection']}")
     if rank is not None:
         arguments.append(f"--RankEngine.id={rank}")

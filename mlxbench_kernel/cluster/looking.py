@@ -10,11 +10,12 @@ from typing import Any
 from mlxbench_kernel.cluster.client import BenchClient
 from mlxbench_kernel.cluster.history import PastCell, ask, ask_last_cell
 from mlxbench_kernel.cluster.machinery import Machinery
-from mlxbench_kernel.cluster.state import ClusterInfo, RankInfo
+from mlxbench_kernel.cluster.state import SILENT, ClusterInfo, RankInfo
 from mlxbench_kernel.errors import ClusterError, UsageError
 from mlxbench_kernel.memory import MemorySample
 
 ANSWER_SECONDS = 2.0
+SILENT_SECONDS = 1.0  # after which a rank that is asked what it does is called silent
 DEATH_SECONDS = 0.8  # that the host of a rank that died may take to say how
 
 
@@ -91,8 +92,8 @@ class Looking:
         for info in self.info.ranks:
             sample = samples.get(info.rank)
             if sample is None:
-                gone = info.rank not in living
-                ranks.append(dataclasses.replace(info, state="gone" if gone else "silent"))
+                state = self._unheard(info.rank, living)
+                ranks.append(dataclasses.replace(info, state=state))
             else:
                 memory = MemorySample(**sample["memory"])
                 ranks.append(dataclasses.replace(info, memory=memory, state=_doing(sample)))
@@ -101,14 +102,23 @@ class Looking:
     def doing(self, ranks: Sequence[int]) -> dict[int, str]:
         """What ranks are doing; those that do not answer are "silent", or "gone"."""
         self._require_controller()
-        samples = self._ask_for_samples(ranks)
+        samples = self._ask_for_samples(ranks, SILENT_SECONDS)
         living = self.client.living()
-        missing = {rank: "silent" if rank in living else "gone" for rank in ranks}
+        missing = {rank: self._unheard(rank, living) for rank in ranks}
         return missing | {rank: _doing(sample) for rank, sample in samples.items()}
 
-    def _ask_for_samples(self, ranks: Sequence[int]) -> dict[int, Any]:
+    def _unheard(self, rank: int, living: set[int]) -> str:
+        """State of a rank that does not answer."""
+        if rank not in living:
+            return "gone"
+        host = self.machinery.host(self.client.engine(rank))
+        return f"{SILENT} {self.client.silence(rank):.0f} s ({host})"
+
+    def _ask_for_samples(
+        self, ranks: Sequence[int], timeout: float = ANSWER_SECONDS
+    ) -> dict[int, Any]:
         """Samples of the ranks that answer; the last ones are kept, for `why_gone`."""
-        samples = self.client.call("sample", ranks, timeout=ANSWER_SECONDS)
+        samples = self.client.call("sample", ranks, timeout)
         now = time.monotonic()
         self._samples.update({rank: (now, sample) for rank, sample in samples.items()})
         return samples

@@ -47,8 +47,8 @@ class Machinery(ipyparallel.Cluster):  # type: ignore[misc]
             Its private folder; the folder's name is the cluster's id.
         plans
             For each rank ``ssh`` ("" for a local process), ``python``, ``folder``,
-            ``work_dir``, ``connection`` (file with the controller's address, "" where it is
-            given another way) and ``environment``.
+            ``work_dir``, ``connection`` (file with the controller's address and keys; ranks of
+            mpirun get them another way) and ``environment``.
         mpirun
             Command that starts all ranks, for backend mpi.
         keep

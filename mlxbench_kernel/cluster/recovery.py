@@ -56,8 +56,7 @@ def recover(
     forming = Forming(client, hosts, backend, FORM_SECONDS)
     said = []
     if renew:
-        places = forming.places(check=False)
-        found = forming.join(places, [(recovering.rejoin_and_mend, (count,))] * len(places))
+        found = forming.form([(recovering.rejoin_and_mend, (count,))] * len(hosts))
         said.append(f"the group was made anew in {time.monotonic() - start:.1f} s")
     else:
         found = on(client, living, recovering.mend, count)

@@ -21,17 +21,21 @@ from mlxbench_kernel.cluster.deaths import Death
 from mlxbench_kernel.errors import ClusterError
 
 MARK = "mlxbench-rank:"
+KEYS_VARIABLE = "IPP_CONNECTION_INFO"  # that ipyparallel's cluster puts them into
 START_SECONDS = 20.0
 WATCH_SECONDS = 60.0  # of one connection; then another one goes on
 LEAVE_SECONDS = 1.0
 LOG_BYTES = 20_000
 ENDED = "ended"  # file in the rank's folder with the exit status of its process
 
-# The environment holds the cluster's keys, so it comes over standard input. A process stays
-# beside the rank, asleep, until that has ended: only the one that started it learns how.
+# The cluster's keys come over standard input and stay in a file that the rank removes: anything
+# that runs as this user, and the user's own `ps`, shows an environment. A process stays beside
+# the rank, asleep, until that has ended: only the one that started it learns how.
 _START = """
 import json, os, signal, subprocess, sys
 asked = json.loads(sys.stdin.buffer.read())
+with open(asked["connection"], "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+    file.write(asked["keys"])
 reading, writing = os.pipe()
 if os.fork() == 0:
     try:
@@ -107,6 +111,7 @@ class SSHRankLauncher(SSHEngineLauncher):  # type: ignore[misc]
     """One rank on a host that was looked at before (`hosts.probe`)."""
 
     command = List(Unicode())
+    connection = Unicode(help="Where the rank finds the controller's address and keys, once.")
     _output: str | None = None
     _watching: subprocess.Popen[bytes] | None = None
 
@@ -118,9 +123,12 @@ class SSHRankLauncher(SSHEngineLauncher):  # type: ignore[misc]
         ClusterError
             The host did not do it; says why.
         """
+        environment = self.get_env()
         asked = {
             "command": list(self.command),
-            "environment": self.get_env(),
+            "connection": self.connection,
+            "keys": environment.pop(KEYS_VARIABLE),
+            "environment": environment,
             "log": self.remote_output_file,
             "ended": str(PurePosixPath(self.remote_output_file).with_name(ENDED)),
         }

@@ -22,6 +22,7 @@ from mlxbench_kernel.rank import files
 from mlxbench_kernel.rank.lifetime import alive
 
 ELSEWHERE = "make room there, or set JUPYTER_RUNTIME_DIR to a folder where you can write"
+SILENT = "silent for"
 STARTING_SECONDS = 600.0  # after which a folder without a description was left by a start
 
 
@@ -38,7 +39,8 @@ class RankInfo:
     memory
         The last sample, None when the rank did not answer.
     state
-        "idle", "gone", "silent", or what it is doing: "busy 12 s · line 3: mx.eval(loss)".
+        "idle", "gone", "silent for 7 s (mac-b)" where its host or the network to it does not
+        answer, or what it is doing: "busy 12 s · line 3: mx.eval(loss)".
     """
 
     rank: int

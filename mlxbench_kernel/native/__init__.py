@@ -27,8 +27,7 @@ def load() -> ModuleType | None:
     Returns
     -------
     module or None
-        With ``init(backend: str) -> mx.distributed.Group`` and
-        ``blank(shape: Sequence[int], dtype: mx.Dtype) -> mx.array``. None where it cannot be
+        What it offers is in ``module.cpp``, each with its docstring. None where it cannot be
         had; nothing is raised, and `reason` says why.
     """
     global _decided

@@ -324,7 +324,14 @@ NB_MODULE(mlxbench_native, m) {
       nb::arg("backend"),
       "mx.distributed.init(strict=True, backend=backend), without holding the GIL.");
 
-  m.def("forget_backends", &dist::clear_backends, "Let the next init make new connections.");
+  m.def(
+      "forget_backends",
+      [] {
+        // The last group to go waits for its threads, which may be waiting for the GIL.
+        nb::gil_scoped_release free;
+        dist::clear_backends();
+      },
+      "Let the next init make new connections.");
 
   m.def(
       "forget_compiled",

@@ -28,6 +28,7 @@ CALLS = frozenset(
     {
         "sample", "interrupt", "leave", "complete", "listening", "shut", "watch", "progress",
         "chain", "collectives", "limit", "lift", "release", "protected", "rescue", "history",
+        "links", "let_go",
     }
 )  # fmt: skip
 
@@ -140,6 +141,18 @@ class ControlHandlers:
         from mlxbench_kernel.rank import ports
 
         return ports.listening(address)
+
+    def links(self, own: list[str], right: list[str]) -> dict[str, list[Any]]:
+        """The connections of this rank's ring (`neighbours.links`)."""
+        from mlxbench_kernel.rank import neighbours
+
+        return neighbours.links(own, right)
+
+    def let_go(self, own: list[str], right: list[str]) -> None:
+        """Leave a wrong ring (`neighbours.let_go`)."""
+        from mlxbench_kernel.rank import neighbours
+
+        neighbours.let_go(own, right)
 
     def leave(self) -> None:
         """End this process, just after this reply has left."""

@@ -127,6 +127,8 @@ class RankEngine(IPEngine):  # type: ignore[misc]
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.02)
+        if self.scratch and Path(self.url_file).parent == Path(self.scratch):
+            os.unlink(self.url_file)  # made for this rank alone; it holds the cluster's keys
 
     def start_heartbeat(self, hb_ping: str, hb_pong: str, hb_period: int, identity: bytes) -> None:
         """Answer the controller's heartbeat, and watch it on the control thread's loop."""

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import machines
 import pytest
 
+from mlxbench_kernel.cluster import Cluster
+
 
 @pytest.fixture(scope="session")
 def _one_sshd() -> Iterator[machines.Sshd]:
@@ -36,3 +38,18 @@ def namespaces(
     yield _three_hosts
     for machine in _three_hosts.machines:
         _three_hosts.mend(machine)
+
+
+@pytest.fixture(scope="module")
+def ranks_on_hosts(
+    _three_hosts: machines.Network, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
+    """A rank on each of the three hosts, shared by the tests of a module that leave them well."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", _three_hosts.path)
+        cluster = Cluster.up(hostfile=_three_hosts.hostfile(tmp_path_factory.mktemp("hosts")))
+        try:
+            yield cluster
+        finally:
+            left = cluster.down()
+        assert left == []

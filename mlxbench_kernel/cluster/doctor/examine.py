@@ -50,6 +50,8 @@ def examine(hostfile: str | None = None, python: str | None = None) -> Iterator[
             yield from one_host.findings(report, own, file.backend)
         else:
             yield Finding(name, "ssh", False, report.cause, report.fix)
+    if hostfile is not None and len({host.ssh for host in file.hosts}) > 1:
+        yield _encryption(file.backend)
     yield from paths.back(reports)
     if complete:
         yield from paths.between(file.hosts, reports, file.backend)
@@ -63,6 +65,15 @@ def _hostfile(file: Hostfile) -> Finding:
         return Finding("this machine", "hostfile", False, str(error), "mlx.distributed_config")
     count = len(file.hosts)
     return Finding("this machine", "hostfile", True, f"{file.path}: {count} ranks for {backend}")
+
+
+def _encryption(backend: str) -> Finding:
+    named = backend if backend not in ("", "any") else "ring, nccl or mpi"
+    detail = (
+        f"cells and variables travel encrypted; what ranks exchange over {named} is not encrypted: "
+        "anyone on that network can read and change it"
+    )
+    return Finding("this machine", "encryption", None, detail)
 
 
 def _kernelspec() -> Finding:
