@@ -89,7 +89,11 @@ class BenchClient(ipyparallel.Client):  # type: ignore[misc]
         return message
 
     def start_cells(
-        self, code: str, ranks: Sequence[int], listener: Listener, about: dict[str, Any]
+        self,
+        code: str,
+        ranks: Sequence[int],
+        listener: Listener,
+        about: Mapping[str, Any] | None = None,
     ) -> dict[int, MessageFuture]:
         """Send a cell to ranks.
 
@@ -125,7 +129,7 @@ class BenchClient(ipyparallel.Client):  # type: ignore[misc]
                             self._mux_stream,  # a bare socket would swallow its stream's events
                             code,
                             silent=False,
-                            metadata={META: about, **sent},
+                            metadata={META: dict(about or {}), **sent},
                             ident=identity,
                             message_future_hook=partial(self._listen, rank, listener),
                         )

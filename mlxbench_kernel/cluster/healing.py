@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 ANSWER_SECONDS = 2.0
 RESCUE_SECONDS = 120.0
 SETTLE_SECONDS = 2.0
+RETURN_SECONDS = 10.0
 RESCUE_FOLDER = "~/.cache/mlxbench/rescue"
 LOST = "what was neither protected nor made by a set-up cell is gone"
 
@@ -59,6 +60,11 @@ class Healing:
             cluster.bring_back(self._progress)
             self._tell("the controller is back")
         gone, silent = self._missing()
+        deadline = time.monotonic() + RETURN_SECONDS
+        while silent and not drop and time.monotonic() < deadline:
+            # TCP tries a connection again after as long as it has been cut.
+            self._progress(0.05, f"waiting for {self._names(silent)} to answer")
+            gone, silent = self._missing()
         if silent and not drop:
             raise ClusterError(
                 f"{self._names(silent)} does not answer: type %mlx_dist heal again when its host "

@@ -46,7 +46,7 @@ class Transfer:
     ) -> None:
         self._client = client
         self._ranks = list(ranks)
-        self._view = client.direct_view(self._ranks)
+        self._view = client.direct_view([client.engine(rank) for rank in ranks])
         self._doing = doing
         self._progress = progress or (lambda done, text: None)
         self._done = 0.0
@@ -149,7 +149,9 @@ class Transfer:
 
         def give(place: tuple[int, int, int]) -> ipyparallel.AsyncResult:
             rank, index, offset = place
-            return self._client.direct_view([rank]).apply_async(pieces.give, index, offset)
+            return self._client.direct_view([self._client.engine(rank)]).apply_async(
+                pieces.give, index, offset
+            )
 
         with self._cleared(places):
             window = WINDOW * len(by_rank)

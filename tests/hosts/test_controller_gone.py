@@ -6,7 +6,6 @@ import json
 import stat
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import machines
@@ -99,7 +98,7 @@ def test_ranks_are_told_to_leave_when_the_notebook_is_killed(
     until(lambda: not list((sshd.home / RUN).glob("*")))
 
 
-def test_a_network_pause_drops_nothing(
+def test_a_cell_sent_into_a_dead_network_arrives_once(
     namespaces: machines.Network, tmp_path: Path, recorded: Recorded
 ) -> None:
     first, second = namespaces.machines[:2]
@@ -107,18 +106,9 @@ def test_a_network_pause_drops_nothing(
     try:
         cluster.execute("kept = rank + 100")
         namespaces.cut(second)
-        threading.Event().wait(PAUSE_SECONDS)  # the fault itself is that this time passes
-        assert cluster.client.ids == [0, 1]
-        assert cluster.status()[1].state == "silent"
-        namespaces.mend(second)
-        # TCP tries again ever more rarely: after a pause of 22 s it may take as long again.
-        cluster.execute("kept", output=recorded, timeout=60)
-        assert [recorded.text(rank) for rank in (0, 1)] == ["100", "101"]
-        # A cell that was sent into a dead network arrives, once.
-        namespaces.cut(second)
         cell = cluster.client.start_cells("kept += 1", [0, 1], lambda rank, message: None)
         until(lambda: cell[0].done())
-        assert cluster.status()[1].state == "silent"
+        assert cluster.status()[1].state.startswith("silent for")
         namespaces.mend(second)
         until(cell[1].done, 60)
         assert cluster.pull("kept") == {0: 101, 1: 102}

@@ -80,7 +80,7 @@ def heard_only_where_it_should(
     """Nobody listens beyond the host itself and the hostfile's network."""
     own = {machine.name: machine.ip for machine in network.machines} | {"here": network.here}
     new = {found for found in listening.listeners(network) if found not in before}
-    controller = cluster._machinery.controller.pid
+    controller = cluster.machinery.controller.pid
     of_controller = {found for found in new if controller in found.pids}
     assert len(of_controller) >= 8 and {found.ip for found in of_controller} == {network.here}
     for found in new:

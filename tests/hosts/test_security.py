@@ -58,7 +58,7 @@ def strangers(
 
 def of_cluster(cluster: Cluster, network: machines.Network) -> set[listening.Listener]:
     """What the controller, the ranks and their nannies listen on."""
-    own = {cluster._machinery.controller.pid, *(rank.pid for rank in cluster.info.ranks)}
+    own = {cluster.machinery.controller.pid, *(rank.pid for rank in cluster.info.ranks)}
     for pid in list(own):
         own |= {child.pid for child in psutil.Process(pid).children(recursive=True)}
     return {found for found in listening.listeners(network) if found.pids & own}
@@ -142,7 +142,9 @@ def nobody_is_shown_a_key(cluster: Cluster, homes: Sequence[Path]) -> None:
         for file in home.rglob("*"):
             if file.is_file() and shows(file.read_text(errors="replace")):
                 with_key.add(file)
-    assert with_key == set((cluster.info.home / "security").glob("ipcontroller-*.json"))
+    security = cluster.info.home / "security"
+    curve = {security / "controller-curve.json"} & set(security.iterdir())
+    assert with_key == {*security.glob("ipcontroller-*.json"), *curve}
     for file in with_key:
         assert file.stat().st_mode & 0o777 == 0o600
         assert file.parent.stat().st_mode & 0o777 == 0o700

@@ -12,9 +12,10 @@ import machines
 import pytest
 from running import Recorded
 
-from mlxbench_kernel.cluster import Cluster, bringup
-from mlxbench_kernel.cluster.client import BenchClient
+from mlxbench_kernel.cluster import Cluster
+from mlxbench_kernel.cluster.forming import Forming
 from mlxbench_kernel.errors import ClusterError
+from mlxbench_kernel.rank.startup import Place
 
 
 class Stranger:
@@ -60,13 +61,13 @@ def stranger(
 ) -> Iterator[Stranger]:
     """A stranger who comes before the last rank connects, when all others listen."""
     found = Stranger(manner, rank, tries)
-    wait_for_listeners = bringup._wait_for_listeners
+    wait_for_listeners = Forming._wait_for_listeners
 
-    def then_come(client: BenchClient, backend: str, addresses: Sequence[Sequence[str]]) -> None:
-        wait_for_listeners(client, backend, addresses)
-        found.come(addresses)
+    def then_come(forming: Forming, places: Sequence[Place]) -> None:
+        wait_for_listeners(forming, places)
+        found.come([place.listens for place in places])
 
-    monkeypatch.setattr(bringup, "_wait_for_listeners", then_come)
+    monkeypatch.setattr(Forming, "_wait_for_listeners", then_come)
     try:
         yield found
     finally:
