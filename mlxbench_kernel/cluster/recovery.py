@@ -58,6 +58,7 @@ def recover(
     if renew:
         places = forming.places(check=False)
         found = forming.join(places, [(recovering.rejoin_and_mend, (count,))] * len(places))
+        number_link(client, range(len(places)))
         said.append(f"the group was made anew in {time.monotonic() - start:.1f} s")
     else:
         found = on(client, living, recovering.mend, count)
@@ -66,6 +67,14 @@ def recover(
     if names:
         on(client, living, recovering.refuse, names, reason)
     return said + outcome(found, names)
+
+
+def number_link(client: BenchClient, ranks: Sequence[int]) -> None:
+    """Have ranks number their new connections alike: what is compared is told apart by it."""
+    found = client.call("progress", ranks, ANSWER_SECONDS).values()
+    links = {said["link"] for said in found if said is not None}
+    if len(links) > 1:
+        client.call("number_link", ranks, ANSWER_SECONDS, link=max(links))
 
 
 def on(
