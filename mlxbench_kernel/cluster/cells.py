@@ -82,6 +82,13 @@ class CellRun:
         What the ranks have to know of the cell.
     gone
         Says why a rank is gone, and what to type.
+
+    Attributes
+    ----------
+    result : CellResult
+        What became of it, as far as it has come.
+    left_running : bool
+        Whether time was up before anything went wrong: then nothing is to be broken off.
     """
 
     def __init__(
@@ -107,6 +114,7 @@ class CellRun:
         self._secondary: dict[int, dict[str, Any]] = {}
         self._failed: dict[int, float] = {}
         self._over = False
+        self.left_running = False
         self._showing_late = False
         self._states: dict[int, str] = {}
         client.forget_cells()
@@ -189,6 +197,7 @@ class CellRun:
             waited = now - self._started
             if timeout is not None and waited >= timeout:
                 self._finish()
+                self.left_running = not (self.result.errors or self._watch.freed)
                 raise CellTimeout(
                     f"no end after {timeout:g} s: {self._who()}. Nothing was aborted: "
                     "%mlx_dist interrupt stops them, %mlx_dist status looks again"
@@ -214,6 +223,16 @@ class CellRun:
             return "the ranks disagreed on a collective"
         errors = [rank for rank in self.result.errors if rank not in self._secondary]
         return self._failure(errors[0], gone=False) if errors else "the cell was interrupted"
+
+    def failed_alike(self) -> bool:
+        """Whether all ranks have raised the same."""
+        said = {(error["ename"], error["evalue"]) for error in self.result.errors.values()}
+        return (
+            len(self.result.errors) == len(self._replies)
+            and self._watch.whole
+            and len(said) == 1
+            and not any(name == "KeyboardInterrupt" for name, _ in said)
+        )
 
     def _see_failures(self, busy: list[int]) -> None:
         """When the cell has failed on a rank, free those who would wait for it."""
