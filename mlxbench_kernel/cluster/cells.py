@@ -19,6 +19,7 @@ GRACE_SECONDS = 0.15  # after one rank has raised: the others mostly raise the s
 LOOK_SECONDS = 0.5
 STRAGGLER_SECONDS = 2.5
 OUTPUT_SECONDS = 2.0
+RETRY_SECONDS = 0.02
 INTERRUPT_SECONDS = 0.3  # until ranks that wait in a collective are freed
 SETTLE_SECONDS = 0.6
 
@@ -174,7 +175,13 @@ class CellRun:
 
     def _interrupt(self) -> None:
         """Stop the cell everywhere; whoever waits in a collective is freed."""
-        self._client.call("interrupt", self.busy, timeout=INTERRUPT_SECONDS)
+        started = time.monotonic()
+        idle = self.busy
+        while idle and time.monotonic() - started < INTERRUPT_SECONDS:
+            was_busy = self._client.call("interrupt", idle, timeout=INTERRUPT_SECONDS)
+            # One that is idle, and has not replied, has still to begin with the cell.
+            idle = [rank for rank in self.busy if was_busy.get(rank) is False]
+            wait([self._replies[rank] for rank in idle], timeout=RETRY_SECONDS)
         wait(self._replies.values(), timeout=INTERRUPT_SECONDS)
         if self.busy:
             if self._watch.is_waiting(self.busy):
@@ -190,6 +197,7 @@ class CellRun:
 
     def _wait(self, timeout: float | None) -> None:
         status, asked, looked = "", self._started, self._started
+        states: dict[int, str] = {}
         while busy := self.busy:
             self._settle()
             self._see_failures(busy)
@@ -197,6 +205,7 @@ class CellRun:
             waited = now - self._started
             if timeout is not None and waited >= timeout:
                 self._finish()
+                self._states = self._doing(busy) | states
                 self.left_running = not (self.result.errors or self._watch.freed)
                 raise CellTimeout(
                     f"no end after {timeout:g} s: {self._who()}. Nothing was aborted: "

@@ -12,7 +12,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -234,9 +234,17 @@ class Soak:
         return states[1 - rank] == "idle" and found[rank]["running"] is not None
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C raises; what a shell starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.timeout(240 + 10 * ROUNDS)
 def test_faults_at_random_moments_of_a_training_loop(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ctrl_c: None
 ) -> None:
     print(f"\nMLXBENCH_SOAK_SEED={SEED} MLXBENCH_SOAK_ROUNDS={ROUNDS}")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
