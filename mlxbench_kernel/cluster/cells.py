@@ -20,6 +20,7 @@ GRACE_SECONDS = 0.15  # after one rank has raised: the others mostly raise the s
 LOOK_SECONDS = 0.5
 STRAGGLER_SECONDS = 2.5
 OUTPUT_SECONDS = 2.0
+RETRY_SECONDS = 0.02
 INTERRUPT_SECONDS = 0.3  # until ranks that wait in a collective are freed
 SETTLE_SECONDS = 0.6
 STUCK_SECONDS = 1.0  # after a failure, where ranks cannot be freed
@@ -84,6 +85,13 @@ class CellRun:
         What the ranks have to know of the cell.
     gone
         Says why a rank is gone, and what to type.
+
+    Attributes
+    ----------
+    result : CellResult
+        What became of it, as far as it has come.
+    left_running : bool
+        Whether time was up before anything went wrong: then nothing is to be broken off.
     """
 
     def __init__(
@@ -109,6 +117,7 @@ class CellRun:
         self._secondary: dict[int, dict[str, Any]] = {}
         self._failed: dict[int, float] = {}
         self._over = False
+        self.left_running = False
         self._showing_late = False
         self._states: dict[int, str] = {}
         client.forget_cells()
@@ -168,7 +177,13 @@ class CellRun:
 
     def _interrupt(self) -> None:
         """Stop the cell everywhere; whoever waits in a collective is freed."""
-        self._client.call("interrupt", self.busy, timeout=INTERRUPT_SECONDS)
+        started = time.monotonic()
+        idle = self.busy
+        while idle and time.monotonic() - started < INTERRUPT_SECONDS:
+            was_busy = self._client.call("interrupt", idle, timeout=INTERRUPT_SECONDS)
+            # One that is idle, and has not replied, has still to begin with the cell.
+            idle = [rank for rank in self.busy if was_busy.get(rank) is False]
+            wait([self._replies[rank] for rank in idle], timeout=RETRY_SECONDS)
         wait(self._replies.values(), timeout=INTERRUPT_SECONDS)
         if self.busy:
             if self._watch.is_waiting(self.busy):
@@ -184,6 +199,7 @@ class CellRun:
 
     def _wait(self, timeout: float | None) -> None:
         status, asked, looked = "", self._started, self._started
+        states: dict[int, str] = {}
         while busy := self.busy:
             self._settle()
             self._see_failures(busy)
@@ -191,6 +207,8 @@ class CellRun:
             waited = now - self._started
             if timeout is not None and waited >= timeout:
                 self._finish()
+                self._states = self._doing(busy) | states
+                self.left_running = not (self.result.errors or self._watch.freed)
                 raise CellTimeout(
                     f"no end after {timeout:g} s: {self._who()}. Nothing was aborted: "
                     "%mlx_dist interrupt stops them, %mlx_dist status looks again"
@@ -219,6 +237,16 @@ class CellRun:
             return "the ranks disagreed on a collective"
         errors = [rank for rank in self.result.errors if rank not in self._secondary]
         return self._failure(errors[0], gone=False) if errors else "the cell was interrupted"
+
+    def failed_alike(self) -> bool:
+        """Whether all ranks have raised the same."""
+        said = {(error["ename"], error["evalue"]) for error in self.result.errors.values()}
+        return (
+            len(self.result.errors) == len(self._replies)
+            and self._watch.whole
+            and len(said) == 1
+            and not any(name == "KeyboardInterrupt" for name, _ in said)
+        )
 
     def _see_failures(self, busy: list[int]) -> None:
         """When the cell has failed on a rank, free those who would wait for it."""

@@ -203,16 +203,20 @@ class Cluster(Looking):
                 self.setup.note(code, setup)
             return result
         finally:
-            if not good:
+            if not good and not run.left_running:
                 with held():
                     self._see_to(run, watch, tell)
 
     def _see_to(self, run: CellRun, watch: GroupWatch, tell: Tell) -> None:
         """After a cell that did not end well: mend the group if it was damaged."""
-        if self.size > 1 and (watch.is_damaged() or not self._all_there()):
+        if self.size == 1:
+            return
+        if watch.is_damaged() or not self._all_there():
             self.faults.reason = self.faults.reason or run.fault()
             self.faults.stuck |= watch.stuck
             self.faults.mend(tell)
+        else:
+            self.faults.level(run.fault(), run.failed_alike(), tell)
 
     def _all_there(self) -> bool:
         return len(self.client.living() & set(range(self.size))) == self.size
@@ -250,6 +254,8 @@ class Cluster(Looking):
         states = self.faults.free("interrupted", was_busy)
         late = [rank for rank in was_busy if was_busy[rank] and states[rank] != "idle"]
         self.faults.mend(tell)
+        if self.size > 1 and any(was_busy.values()) and not self.faults.reason:
+            self.faults.level("interrupted", False, tell)
         found: dict[str, list[int]] = {}
         for rank, does in states.items():
             if does == "idle":

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from mlxbench_kernel.cluster.recovery import recover
+from mlxbench_kernel.cluster.recovery import on, recover
 from mlxbench_kernel.errors import ClusterError
+from mlxbench_kernel.rank import recovering
 from mlxbench_kernel.rank.requests import RELEASED
 
 if TYPE_CHECKING:
@@ -94,6 +95,37 @@ class Faults:
         if any(group["broken"] or group["running"] for group in groups):
             return False
         return len({(group["whole"], group["chain"]) for group in groups}) < 2
+
+    def level(self, reason: str, alike: bool, tell: Tell) -> None:
+        """After a cell that did not end well, though no collective was broken off: see that
+        what is protected is the same on all ranks.
+
+        An interrupt finds ranks at different places, between two collectives or in the middle of
+        an update. They go back to the last values that all have completed.
+
+        Parameters
+        ----------
+        reason
+            What happened.
+        alike
+            Whether it happened on all ranks at the same place: then all are left as they are
+            if they are equal.
+        tell
+            Is told in words what was done.
+        """
+        cluster = self._cluster
+        ranks = sorted(cluster.client.living() & set(range(cluster.size)))
+        if not any(cluster.client.call("protected", ranks, ANSWER_SECONDS).values()):
+            return
+        if self._busy():
+            self.reason = reason  # the next cell sees to it
+            return
+        found = set(map(tuple, on(cluster.client, ranks, recovering.standing)))
+        if len(found) == 1 and (alike or all(settled for _, settled in found)):
+            return
+        info = cluster.info
+        for line in recover(cluster.client, info.hosts, info.backend, reason, ranks, renew=False):
+            tell(line)
 
     def free(self, what: str, ranks: Iterable[int]) -> dict[int, str]:
         """See that interrupted ranks end: those that wait in a collective are freed.

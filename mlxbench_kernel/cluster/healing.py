@@ -13,7 +13,7 @@ from mlxbench_kernel.cluster.cells import CellRun
 from mlxbench_kernel.cluster.faults import Tell
 from mlxbench_kernel.cluster.forming import Forming
 from mlxbench_kernel.cluster.machinery import Progress
-from mlxbench_kernel.cluster.recovery import common, on, outcome
+from mlxbench_kernel.cluster.recovery import common, number_link, on, outcome
 from mlxbench_kernel.cluster.state import RankInfo
 from mlxbench_kernel.cluster.transfer import Transfer
 from mlxbench_kernel.cluster.watch import GroupWatch
@@ -137,6 +137,7 @@ class Healing:
             for rank in range(info.size)
         ]
         found = forming.form(calls)
+        number_link(client, range(info.size))
         self._note_ranks({rank: found[rank] for rank in gone})
         reason = cluster.faults.reason or f"rank {gone[0]} was gone"
         cluster.faults.reason = ""
@@ -191,7 +192,7 @@ class Healing:
         for name in sharded:
             del state[name]
         Transfer(client, ranks, cluster.doing, None).push({recovering.STATE: state})
-        missing = on(client, ranks, recovering.accept)
+        missing = on(client, ranks, recovering.accept, count)
         on(client, [donor], recovering.forget)
         for rank, names in zip(ranks, missing, strict=True):
             if names:

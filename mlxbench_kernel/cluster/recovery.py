@@ -57,6 +57,7 @@ def recover(
     said = []
     if renew:
         found = forming.form([(recovering.rejoin_and_mend, (count,))] * len(hosts))
+        number_link(client, range(len(hosts)))
         said.append(f"the group was made anew in {time.monotonic() - start:.1f} s")
     else:
         found = on(client, living, recovering.mend, count)
@@ -65,6 +66,14 @@ def recover(
     if names:
         on(client, living, recovering.refuse, names, reason)
     return said + outcome(found, names)
+
+
+def number_link(client: BenchClient, ranks: Sequence[int]) -> None:
+    """Have ranks number their new connections alike: what is compared is told apart by it."""
+    found = client.call("progress", ranks, ANSWER_SECONDS).values()
+    links = {said["link"] for said in found if said is not None}
+    if len(links) > 1:
+        client.call("number_link", ranks, ANSWER_SECONDS, link=max(links))
 
 
 def on(

@@ -1,7 +1,8 @@
 """Run a notebook without a browser and say what ran: ``make demo``.
 
 ``python -m mlxbench_kernel.kernel.demo NOTEBOOK`` executes the notebook from top to bottom
-in the kernel "MLX Bench". The notebook's file is only read.
+in the kernel "MLX Bench". The notebook's file is only read. As in JupyterLab, a cell with the tag
+``raises-exception`` may raise; here it has to, because the text around it says that it does.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from mlxbench_kernel.errors import BenchError, UsageError
 from mlxbench_kernel.kernel.spec import NAME
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_RAISES = "raises-exception"  # the tag of cells that may raise, in JupyterLab and nbclient
 _LINES = 16  # of a cell's output, at most
 
 
@@ -42,6 +44,8 @@ class Demo:
     ----------
     cells
         Code cells that ran so far.
+    raised
+        Those of them that raised, as their tag says.
     ranks
         The most ranks that the notebook had at once, over all its clusters.
 
@@ -60,6 +64,8 @@ class Demo:
             raise UsageError(f"{path} is not a notebook") from None
         self.total = sum(cell.cell_type == "code" for cell in self.notebook.cells)
         self.cells = 0
+        self.raised = 0
+        self._silent: list[int] = []
         self.ranks = 0
         self._began = 0.0
         self._client = NotebookClient(
@@ -79,7 +85,8 @@ class Demo:
         Raises
         ------
         BenchError
-            A cell raised or took too long, or the kernel could not be had or died.
+            A cell raised or took too long, one that was to raise did not, or the kernel could
+            not be had or died.
         """
         began = time.monotonic()
         try:
@@ -98,7 +105,11 @@ class Demo:
                 f"Jupyter does not know the kernel {NAME}: python -m mlxbench_kernel.kernel.spec"
             ) from None
         seconds = time.monotonic() - began
-        print(f"\n{self.cells} cells in {seconds:.1f} s, on {self.ranks} ranks: all ran")
+        if self._silent:
+            numbers = ", ".join(map(str, self._silent))
+            raise BenchError(f"cell {numbers} was to raise, by its tag {_RAISES}, and did not")
+        raised = f"; {self.raised} raised, as they should" if self.raised else ""
+        print(f"\n{self.cells} cells in {seconds:.1f} s, on {self.ranks} ranks: all ran{raised}")
 
     def _start(self, cell: Any, cell_index: int) -> None:
         self._began = time.monotonic()
@@ -109,6 +120,11 @@ class Demo:
         seconds = time.monotonic() - self._began
         self.cells += 1
         self.ranks = max(self.ranks, self._running())
+        if _RAISES in cell.metadata.get("tags", ()):
+            if execute_reply["content"]["status"] == "error":
+                self.raised += 1
+            else:
+                self._silent.append(self.cells)
         print(f"[{self.cells}/{self.total}] {seconds:5.1f} s  {_title(cell.source)}")
         lines = list(_lines(cell.outputs))
         if len(lines) > _LINES:

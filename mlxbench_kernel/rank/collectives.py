@@ -47,6 +47,7 @@ class Collectives:
         self.group: Any = None
         self.backend = ""
         self._native: ModuleType | None = None
+        self._before = 0  # connections that the other ranks had before this process was there
         self._sites: dict[str, Any] = {}
         self._cells: dict[str, tuple[str, int]] = {}
         self._calls = 0
@@ -113,6 +114,14 @@ class Collectives:
         self._native.replace(self.group, raw, list(sockets), self.backend in FREED_IN_PLACE)
         if self.group.size() != size:
             self._native.forget_compiled()  # traces hold the old size
+
+    def number_link(self, link: int) -> None:
+        """Say which number the present connections have on all ranks.
+
+        A rank that was started again has seen fewer of them than the others.
+        """
+        if self.lasting:
+            self._before += link - self.progress()["link"]  # type: ignore[index]
 
     def original(self, name: str) -> Callable[..., Any]:
         """A function of ``mx.distributed`` as MLX has it."""
@@ -212,6 +221,7 @@ class Collectives:
             }  # fmt: skip
         said: dict[str, Any] = self._native.progress(self.group)
         since = said.pop("since")
+        said["link"] += self._before
         said["peers"] = [(peer, *counts) for peer, counts in said["peers"].items()]
         said["waits"] = time.time() - since if said["running"] is not None else 0.0
         return said
@@ -245,6 +255,7 @@ class Collectives:
         entries = []
         for number, row in enumerate(rows, first):
             entry = {"number": number, **dict(zip(names, row, strict=True))}
+            entry["link"] += self._before
             entry["dtype"] = str(entry["dtype"]).rsplit(".", 1)[-1]
             entries.append(entry)
         return entries

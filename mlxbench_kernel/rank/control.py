@@ -28,7 +28,7 @@ CALLS = frozenset(
     {
         "sample", "interrupt", "leave", "complete", "listening", "shut", "watch", "progress",
         "chain", "collectives", "limit", "lift", "release", "protected", "rescue", "history",
-        "links", "let_go",
+        "links", "let_go", "number_link",
     }
 )  # fmt: skip
 
@@ -107,6 +107,10 @@ class ControlHandlers:
     def collectives(self, since: int = 0) -> list[dict[str, Any]]:
         """The collective log, see `Collectives.log`."""
         return GROUP.log(since)
+
+    def number_link(self, link: int) -> None:
+        """See `Collectives.number_link`."""
+        GROUP.number_link(link)
 
     def limit(self, whole: int, peers: list[tuple[int, int, int]], reason: str) -> None:
         """See `Collectives.limit`."""

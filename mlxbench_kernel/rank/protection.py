@@ -97,25 +97,33 @@ class Protection:
         """Keep the values of now, if all of them are complete."""
         if not self.trees or not GROUP.intact:
             return
-        roots = [self._root(name, tree) for name, tree in self.trees.items()]
-        parts = _freeze(roots)
-        if parts is None:
+        found = self._frozen()
+        if found is None:
             return
+        parts, variables = found
         # Rarely evaluated by the user: what is drawn needs the other half of each split.
         key: mx.array = mx.random.state[0]  # type: ignore[index]
         self._evaluate(key)
+        if self.kept and _same(self.kept[-1], parts, variables):
+            return
+        said = GROUP.progress()
+        self._count += 1
+        at = None if said is None else (said["link"], said["whole"])
+        self.kept.append(Kept(self._count, parts, variables, key, at))
+
+    def _frozen(self) -> tuple[list[tuple[Any, Any]], dict[str, Any]] | None:
+        """The parts and variables of `Kept`, as they are now; None when some are incomplete."""
+        roots = [self._root(name, tree) for name, tree in self.trees.items()]
+        parts = _freeze(roots)
+        if parts is None:
+            return None
         copies = parts[0][1]  # of the list just made, which is no container of the user's
         variables = {
             name: copies[index]
             for index, (name, tree) in enumerate(self.trees.items())
             if _is_variable(tree)
         }
-        if self.kept and _same(self.kept[-1], parts[1:], variables):
-            return
-        said = GROUP.progress()
-        self._count += 1
-        at = None if said is None else (said["link"], said["whole"])
-        self.kept.append(Kept(self._count, parts[1:], variables, key, at))
+        return parts[1:], variables
 
     def _root(self, name: str, tree: Any) -> Any:
         if _is_variable(tree):
@@ -164,6 +172,20 @@ class Protection:
         """Set the state of ``mx.random`` to a key, uint32 of shape [2]."""
         high, low = (int(str(key[half].item())) for half in (0, 1))
         mx.random.seed(high << 32 | low)  # mlx/random.cpp: a key is its seed, in two halves
+
+    def begin_again(self, count: int) -> None:
+        """Forget what is kept, and keep the values of now as those after `count` evaluations."""
+        self.kept.clear()
+        self._count = count - 1
+        self.commit()
+
+    def standing(self) -> tuple[int, bool]:
+        """How many evaluations have completed, and whether the values are still those of then."""
+        last = self.kept[-1].count if self.kept else 0
+        if not self.trees or _module() is None:
+            return last, True
+        found = self._frozen()
+        return last, found is not None and bool(self.kept) and _same(self.kept[-1], *found)
 
     def step(self) -> int | None:
         """The last kept value of a protected number called ``step``."""

@@ -45,11 +45,11 @@ def offer(count: int) -> list[str]:
     return rescue.sharded()
 
 
-def accept() -> list[str]:
+def accept(count: int) -> list[str]:
     """Take over the state in that variable, see `rescue.take`."""
     from mlxbench_kernel.rank import rescue
 
-    return rescue.take(_namespace().pop(STATE))
+    return rescue.take(_namespace().pop(STATE), count)
 
 
 def forget() -> None:
@@ -67,6 +67,11 @@ def load(folder: str, count: int) -> list[str]:
 def remove(folder: str) -> None:
     """Remove a folder of `rescue.save`, which the ranks of a host share."""
     shutil.rmtree(os.path.expanduser(folder), ignore_errors=True)
+
+
+def standing() -> tuple[int, bool]:
+    """See `Protection.standing`."""
+    return PROTECTION.standing()
 
 
 def protected() -> dict[str, Any]:

@@ -79,7 +79,7 @@ def load(folder: str, count: int) -> list[str]:
         about = file.metadata()
         dtypes = json.loads(about["dtypes"])
         found = [file.get_tensor(str(index)) for index in range(len(dtypes))]
-    return take(arrays.put_together(base64.b64decode(about["structure"]), found))
+    return take(arrays.put_together(base64.b64decode(about["structure"]), found), count)
 
 
 def _path(folder: Path, count: int) -> Path:
@@ -92,8 +92,15 @@ def give(count: int | None) -> dict[str, Any]:
     return _trees(PROTECTION, kept[-1]) if kept else {}
 
 
-def take(trees: dict[str, Any]) -> list[str]:
+def take(trees: dict[str, Any], count: int) -> list[str]:
     """Put given values into what is protected here, and make them its last completed ones.
+
+    Parameters
+    ----------
+    trees
+        From `give`.
+    count
+        The completed evaluation that they are from, here as on all ranks from now on.
 
     Returns
     -------
@@ -110,8 +117,7 @@ def take(trees: dict[str, Any]) -> list[str]:
             _absorb(containers(PROTECTION.trees[name]), tree)
         else:
             PROTECTION.trees[name] = PROTECTION.namespace[name] = tree
-    PROTECTION.kept.clear()
-    PROTECTION.commit()
+    PROTECTION.begin_again(count)
     return missing
 
 

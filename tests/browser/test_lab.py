@@ -1,4 +1,4 @@
-"""The quickstart, as its reader sees it in JupyterLab."""
+"""The tutorials, as their readers see them in JupyterLab."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 from lab import Lab, picture
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, Locator, Page
 
-QUICKSTART = Path(__file__).parents[2] / "notebooks" / "00_quickstart.ipynb"
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 RUN_SECONDS = 100
 
 
@@ -22,10 +22,10 @@ def test_the_launcher_offers_the_kernel(lab: Lab, browser: Browser) -> None:
     page.close()
 
 
-def test_the_quickstart_runs_from_top_to_bottom(lab: Lab, browser: Browser) -> None:
-    shutil.copy(QUICKSTART, lab.folder / "quickstart.ipynb")
-    page = browser.new_page(viewport={"width": 1300, "height": 5200})
-    lab.notebook(page, "quickstart.ipynb")
+def run_all(lab: Lab, page: Page, name: str) -> Locator:
+    """Open a tutorial, run all its cells, and wait until its ranks have ended."""
+    shutil.copy(NOTEBOOKS / f"{name}.ipynb", lab.folder)
+    lab.notebook(page, f"{name}.ipynb")
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     outputs = page.locator(".jp-Notebook")
@@ -33,11 +33,33 @@ def test_the_quickstart_runs_from_top_to_bottom(lab: Lab, browser: Browser) -> N
         ended = outputs.get_by_text("ranks 0-1 ended")
         ended.wait_for(state="attached", timeout=RUN_SECONDS * 1000)
     finally:
-        picture(page, "quickstart")
+        picture(page, name)
+    return outputs
+
+
+def errors(outputs: Locator) -> int:
+    return outputs.locator('[data-mime-type="application/vnd.jupyter.error"]').count()
+
+
+def test_the_quickstart_runs_from_top_to_bottom(lab: Lab, browser: Browser) -> None:
+    page = browser.new_page(viewport={"width": 1300, "height": 5200})
+    outputs = run_all(lab, page, "00_quickstart")
     text = outputs.inner_text()
     assert "[0-1] We are 2 ranks." in text
     assert "[0]   I am rank 0." in text and "[1]   I am rank 1." in text
     assert "digits recognised" in text
     assert outputs.locator(".js-plotly-plot").count() >= 2
-    assert outputs.locator('[data-mime-type="application/vnd.jupyter.error"]').count() == 0
+    assert errors(outputs) == 0
+    page.close()
+
+
+def test_when_things_go_wrong_runs_from_top_to_bottom(lab: Lab, browser: Browser) -> None:
+    page = browser.new_page(viewport={"width": 1300, "height": 9000})
+    outputs = run_all(lab, page, "01_when_things_go_wrong")
+    text = outputs.inner_text()
+    assert "ValueError: a bad file, for instance" in text
+    assert "rank 0: all_sum  float32 [4]" in text and "rank 1: all_sum  float32 [8]" in text
+    assert "rank 1 on" in text and "is back" in text
+    assert "all losses and all weights are the same, bit by bit" in text
+    assert errors(outputs) == 6
     page.close()

@@ -3,18 +3,46 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
 
 from mlxbench_kernel.kernel.demo import main
 
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+RAISES = {"tags": ["raises-exception"]}
 
-def notebook(path: Path, *cells: str) -> Path:
+
+def notebook(path: Path, *cells: str, metadata: dict[str, Any] | None = None) -> Path:
     new = nbformat.v4
-    document = new.new_notebook(cells=[new.new_code_cell(source) for source in cells])
+    document = new.new_notebook(
+        cells=[new.new_code_cell(source, metadata=metadata or {}) for source in cells]
+    )
     nbformat.write(document, path)
     return path
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_every_tutorial_runs(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cells = nbformat.read(path, as_version=4).cells
+    assert not any(cell.get("outputs") for cell in cells)
+    assert main([str(path)]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    raising = sum("raises-exception" in cell.metadata.get("tags", ()) for cell in cells)
+    assert ("all ran" if not raising else f"all ran; {raising} raised, as they should") in last
+
+
+def test_a_cell_that_is_to_raise_may_and_has_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = notebook(tmp_path / "raises.ipynb", "1 / 0", "int('no')", metadata=RAISES)
+    assert main([str(path)]) == 0
+    assert capsys.readouterr().out.endswith(": all ran; 2 raised, as they should\n")
+    path = notebook(tmp_path / "silent.ipynb", "1 / 0", "x = 1", metadata=RAISES)
+    assert main([str(path)]) == 1
+    told = "demo: cell 2 was to raise, by its tag raises-exception, and did not\n"
+    assert capsys.readouterr().err == told
 
 
 def test_it_says_what_ran_and_leaves_the_notebook_as_it_was(

@@ -164,6 +164,16 @@ def test_sends_among_the_ranks_of_a_cell_are_let_through(ranks: Cluster) -> None
     assert_usable(ranks)
 
 
+def test_a_step_that_was_refused_does_not_stay_in_what_is_protected(two: Cluster) -> None:
+    two.execute("protect(model=model, optimizer=optimizer)\nmx.eval(step(x, y), state)")
+    two.execute("before = model.two.weight.tolist()")
+    told = Told()
+    assert two.execute("mx.eval(step(x, y), state)", ranks=[1], tell=told).errors
+    assert "model, optimizer: back at their last completed values" in str(told)
+    assert not two.execute("assert before == model.two.weight.tolist()").errors
+    assert_usable(two)
+
+
 # -- row 3 ---------------------------------------------------------------------
 
 MISMATCHES = {
@@ -240,6 +250,18 @@ def test_a_late_rank_is_named_and_nothing_is_aborted(two: Cluster, recorded: Rec
     assert not two.execute("assert late.tolist() == [2.0] * 4").errors
 
 
+def test_a_timeout_breaks_nothing_off(two: Cluster) -> None:
+    code = (
+        "import time\nif rank:\n    time.sleep(2)\n"
+        "late = mx.distributed.all_sum(mx.ones(4), group=g)\nmx.eval(late)"
+    )
+    told = Told()
+    with pytest.raises(CellTimeout, match=r"rank 0 is waiting .* in all_sum.*rank 1 is busy"):
+        two.execute(code, timeout=1.5, tell=told)
+    assert not two.execute("assert late.tolist() == [2.0] * 4", tell=told).errors
+    assert str(told) == ""
+
+
 def test_a_rank_that_never_comes_is_named_and_interrupt_frees(
     two: Cluster, recorded: Recorded
 ) -> None:
@@ -293,6 +315,22 @@ def test_ctrl_c_in_a_training_loop(ranks: Cluster) -> None:
     ends = ranks.pull("ends")
     assert all(ends[rank] == ends[0] for rank in ends)
     assert_usable(ranks)
+
+
+def test_ranks_interrupted_at_different_places_go_back_together(two: Cluster) -> None:
+    two.execute("protect(model=model, optimizer=optimizer)\nmx.eval(step(x, y), state)")
+    two.execute("before = model.two.weight.tolist()")
+    code = "import time\nif rank:\n    loss = step(x, y)\nwhile True:\n    time.sleep(0.01)"
+
+    def looping() -> None:
+        while not all("time.sleep" in does for does in two.doing([0, 1]).values()):
+            pass
+
+    raised, told, _ = interrupted(two, code, looping)  # an update is pending on rank 1
+    assert isinstance(raised, KeyboardInterrupt)
+    assert "model, optimizer: back at their last completed values" in told
+    assert not two.execute("assert before == model.two.weight.tolist()").errors
+    assert_usable(two)
 
 
 def test_ctrl_c_in_a_long_evaluation_gives_the_prompt_back(two: Cluster) -> None:
@@ -371,6 +409,19 @@ def test_a_killed_rank_is_brought_back_by_heal(ranks: Cluster, moment: str) -> N
     )
     assert ranks.pull("after") == dict.fromkeys(range(ranks.size), before)
     assert_usable(ranks)
+
+
+def test_a_rank_that_was_brought_back_counts_like_the_others(two: Cluster) -> None:
+    two.execute(SETUP + "protect(model=model, optimizer=optimizer)", setup=True)
+    assert not two.execute("for _ in range(5):\n    mx.eval(step(x, y), state)").errors
+    two.restart(ranks=[0])
+    told = Told()
+    two.execute("mx.eval(step(x, y), state)\nif rank:\n    1 / 0\nstep(x, y)", tell=told)
+    two.execute("if rank:\n    1 / 0\nmx.eval(step(x, y), state)", tell=told)
+    assert "model, optimizer: back at their last completed values" in str(told)
+    with pytest.raises(CollectiveMismatch):
+        two.execute(MISMATCHES["deadlock"].replace("recv((3,), mx.float32, 1)", "all_max(x)"))
+    assert_usable(two)
 
 
 def test_restart_of_one_rank_keeps_the_others(two: Cluster) -> None:

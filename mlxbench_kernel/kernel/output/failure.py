@@ -139,11 +139,11 @@ class ErrorLog:
             del entries[0]
         while entries and _is_machinery(entries[0]):
             del entries[0]
-        current = next((m[1] for entry in entries if (m := _CELL.search(_first(entry)))), None)
+        current = next((m[1] for entry in entries if (m := _cell(entry))), None)
         line = None
         shown: list[str] = []
         for entry in entries:
-            match = _CELL.search(_first(entry))
+            match = _cell(entry)
             if match is None:
                 shown += entry.split("\n")
                 continue
@@ -174,6 +174,12 @@ def _renumbered(match: re.Match[str], shift: int) -> str:
     for _ in range(len(number) - len(match[2])):
         before = re.sub(r"[ -]", "", before, count=1)
     return before + number
+
+
+def _cell(entry: str) -> re.Match[str] | None:
+    """Where a frame names its cell; the message of an error may name one too, as its user does."""
+    first = _first(entry)
+    return _CELL.search(first) if ansi.strip(first).lstrip().startswith("Cell ") else None
 
 
 def _first(entry: str) -> str:
