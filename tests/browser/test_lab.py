@@ -37,10 +37,6 @@ def run_all(lab: Lab, page: Page, name: str) -> Locator:
     return outputs
 
 
-def errors(outputs: Locator) -> int:
-    return outputs.locator('[data-mime-type="application/vnd.jupyter.error"]').count()
-
-
 def test_the_quickstart_runs_from_top_to_bottom(lab: Lab, browser: Browser) -> None:
     page = browser.new_page(viewport={"width": 1300, "height": 5200})
     outputs = run_all(lab, page, "00_quickstart")
@@ -49,7 +45,8 @@ def test_the_quickstart_runs_from_top_to_bottom(lab: Lab, browser: Browser) -> N
     assert "[0]   I am rank 0." in text and "[1]   I am rank 1." in text
     assert "digits recognised" in text
     assert outputs.locator(".js-plotly-plot").count() >= 2
-    assert errors(outputs) == 0
+    # As which JupyterLab 4.6 shows errors too.
+    assert outputs.locator('[data-mime-type="application/vnd.jupyter.stderr"]').count() == 0
     page.close()
 
 
@@ -61,5 +58,6 @@ def test_when_things_go_wrong_runs_from_top_to_bottom(lab: Lab, browser: Browser
     assert "rank 0: all_sum  float32 [4]" in text and "rank 1: all_sum  float32 [8]" in text
     assert "rank 1 on" in text and "is back" in text
     assert "all losses and all weights are the same, bit by bit" in text
-    assert errors(outputs) == 6
+    for error in ("UsageError: ", "RuntimeError: ", "CollectiveMismatch: ", "CellTimeout: "):
+        assert error in text
     page.close()

@@ -29,11 +29,11 @@ ROUNDS = int(os.environ.get("MLXBENCH_SOAK_ROUNDS", "15"))
 SEED = int(os.environ.get("MLXBENCH_SOAK_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
 ANSWER_SECONDS = 30.0  # for what takes a moment: a hang is what is looked for
 MOMENT_SECONDS = 0.3  # within which a fault from outside falls
-# In a rank: IPython opens its history's files at the first cells, and a module or a thread pool
-# that is first needed after a fault keeps a descriptor or two. In this process: the client of a
-# controller keeps its sockets until it is closed, and each thread that ever asked it has one
-# pair for waking. Neither grows with the rounds; a socket of the ring kept per round would.
-SLACK = 8
+# Files and sockets that a process may have more of afterwards. A rank opens some when it first
+# needs them, and those of a ring that was made anew are closed when the last array that was made
+# in the old one is gone. Measured: at most 8 more after 15 rounds, and after 200 as well; a
+# socket lost per round would be more than this.
+SLACK = 12
 
 # The step counts before it is evaluated: what completes with the weights carries their number.
 SETUP = """
@@ -249,7 +249,8 @@ def test_faults_at_random_moments_of_a_training_loop(
     print(f"\nMLXBENCH_SOAK_SEED={SEED} MLXBENCH_SOAK_ROUNDS={ROUNDS}")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    started, folders = processes(), set(clusters_folder().glob("*"))
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
+    started = processes()
     cluster = Cluster.up(2, seed=7)
     try:
         assert not cluster.execute(SETUP, setup=True, timeout=ANSWER_SECONDS).errors
@@ -281,6 +282,6 @@ def test_faults_at_random_moments_of_a_training_loop(
     finally:
         cluster.down()
     assert processes() <= started
-    assert set(clusters_folder().glob("*")) - folders == set()
+    assert list(clusters_folder().iterdir()) == []
     # mx.compile keeps what it has compiled for the CPU in a folder mlx there (MLX 0.32.4).
-    assert {each.name for each in tmp_path.iterdir()} <= {"mlx"}
+    assert {each.name for each in tmp_path.iterdir()} <= {"mlx", "runtime"}
