@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import wait
@@ -16,6 +17,12 @@ from mlxbench_kernel.interrupts import held
 from mlxbench_kernel.rank.requests import LOST, META, RELEASED
 
 REDRAW_SECONDS = 0.1
+# What MLX's ring writes, many times, when a connection ends (mlx/distributed/ring/ring.cpp).
+_NOISE = re.compile(
+    r"^\[ring\] (Socket \d+ was closed by the peer|Too many send/recv errors\..*"
+    r"|(Sending to|Receiving from) socket .*)\n",
+    re.MULTILINE,
+)
 GRACE_SECONDS = 0.15  # after one rank has raised: the others mostly raise the same
 LOOK_SECONDS = 0.5
 STRAGGLER_SECONDS = 2.5
@@ -130,6 +137,10 @@ class CellRun:
                 self._secondary[rank] = content  # it follows from another rank's
                 return
             self.result.errors[rank] = content
+        if kind == "stream":
+            content = {**content, "text": _NOISE.sub("", content["text"])}
+            if not content["text"]:
+                return
         if self._output is not None:
             self._output.message(rank, kind, content)
             if self._over and not self._showing_late:

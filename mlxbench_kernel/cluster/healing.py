@@ -54,6 +54,10 @@ class Healing:
 
     def heal(self, drop: bool) -> None:
         """See `Cluster.heal`."""
+        self._heal(drop)
+        self._progress(1.0, "healed")
+
+    def _heal(self, drop: bool) -> None:
         cluster = self._cluster
         if not cluster.controller_runs:
             self._progress(0.0, "bringing the controller back")

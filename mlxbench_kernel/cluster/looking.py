@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from mlxbench_kernel.cluster import words
 from mlxbench_kernel.cluster.client import BenchClient
 from mlxbench_kernel.cluster.history import PastCell, ask, ask_last_cell
 from mlxbench_kernel.cluster.machinery import Machinery
@@ -158,7 +159,5 @@ class Looking:
 
 
 def _doing(sample: Mapping[str, Any]) -> str:
-    if sample["state"] == "idle":
-        return "idle"
-    where = f" · line {sample['line']}: {sample['source']}" if sample["line"] else ""
-    return f"busy {sample['seconds']:.0f} s{where}"
+    waits = words.waiting(sample)
+    return words.doing(sample) + (f" · {waits}" if waits else "")

@@ -12,7 +12,7 @@ Logs = Mapping[int, Sequence[Entry]]
 
 
 def aligned(logs: Logs) -> list[dict[int, Entry]]:
-    """The collectives of the whole group on the last link, one row for each.
+    """The collectives of the whole group, one row for each.
 
     Parameters
     ----------
@@ -24,23 +24,20 @@ def aligned(logs: Logs) -> list[dict[int, Entry]]:
     list of dict
         Entries by rank; a rank that has none at this place is left out.
     """
-    links = [log[-1]["link"] for log in logs.values() if log]
-    if not links:
-        return []
-    last = max(links)
-    rows: dict[int, dict[int, Entry]] = {}
+    rows: dict[tuple[int, int], dict[int, Entry]] = {}
+    firsts = []
     for rank, log in logs.items():
-        for entry in log:
-            if entry["link"] == last and entry["peer"] < 0:
-                rows.setdefault(entry["turn"], {})[rank] = entry
+        whole = [entry for entry in log if entry["peer"] < 0]
+        firsts += [_place(entry) for entry in whole[:1]]
+        for entry in whole:
+            rows.setdefault(_place(entry), {})[rank] = entry
     # What one rank has forgotten already cannot be compared.
-    first = max(
-        (next(e["turn"] for e in log if e["link"] == last and e["peer"] < 0)
-         for log in logs.values()
-         if any(e["link"] == last and e["peer"] < 0 for e in log)),
-        default=0,
-    )  # fmt: skip
-    return [rows[turn] for turn in sorted(rows) if turn >= first]
+    first = max(firsts, default=(0, 0))
+    return [rows[place] for place in sorted(rows) if place >= first]
+
+
+def _place(entry: Entry) -> tuple[int, int]:
+    return entry["link"], entry["turn"]
 
 
 def agrees(row: Mapping[int, Entry]) -> bool:
@@ -65,8 +62,10 @@ def find_mismatch(
     CollectiveMismatch or None
         With a line for each rank.
     """
+    last = max((log[-1]["link"] for log in logs.values() if log), default=0)
     for row in aligned(logs):
-        if len(row) == len(logs) and not agrees(row):
+        now = all(entry["link"] == last for entry in row.values())
+        if now and len(row) == len(logs) and not agrees(row):
             return _told(row)
     if (pair := _unequal_pair(logs)) is not None:
         return _told(pair)

@@ -12,11 +12,11 @@ from typing import Any
 
 from mlxbench_kernel.cluster.client import BenchClient
 from mlxbench_kernel.cluster.mismatch import find_mismatch
+from mlxbench_kernel.cluster.words import WAIT_SECONDS, doing, waiting
 from mlxbench_kernel.errors import CollectiveMismatch
 from mlxbench_kernel.rank.requests import RELEASED
 
 ANSWER_SECONDS = 1.0
-WAIT_SECONDS = 0.5  # of a collective, before it is looked at more closely
 NO_LIMIT = 2**63 - 1
 
 
@@ -109,16 +109,16 @@ class GroupWatch:
         answers = self._client.call("watch", busy, ANSWER_SECONDS)
         groups = {rank: said["group"] for rank, said in answers.items() if said["group"]}
         self._progress.update(groups)
-        waiting = [r for r, group in groups.items() if group["waits"] > WAIT_SECONDS]
+        late = [r for r, group in groups.items() if group["waits"] > WAIT_SECONDS]
         certain = all(group["certain"] for group in groups.values())
-        if self._whole and not self.freed and waiting:
+        if self._whole and not self.freed and late:
             others = [rank for rank in self._ranks if rank not in groups]
             for rank, group in self._client.call("progress", others, ANSWER_SECONDS).items():
                 self.note(rank, group)
             self.compare(busy)
-            if certain and not self.freed and len(waiting) == len(self._ranks):
+            if certain and not self.freed and len(late) == len(self._ranks):
                 self._look_for_deadlock(groups, busy)
-        return {rank: _words(said) for rank, said in answers.items()}
+        return {rank: waiting(said) or doing(said) for rank, said in answers.items()}
 
     def is_waiting(self, ranks: Sequence[int]) -> bool:
         """Whether one of the ranks is in a collective."""
@@ -209,23 +209,3 @@ def _has_counterpart(rank: int, running: dict[int, Any]) -> bool:
         return all(other[1] < 0 for other in running.values())
     theirs, back, _ = running[peer]
     return bool(back == rank and (theirs == "send") != (operation == "send"))
-
-
-def _words(said: dict[str, Any]) -> str:
-    """What a rank does, for a person."""
-    group = said["group"]
-    waits = group is not None and group["running"] is not None and group["waits"] > WAIT_SECONDS
-    if not waits or not group["certain"]:
-        if said["state"] == "idle":
-            return "idle"
-        where = f" · line {said['line']}: {said['source']}" if said["line"] else ""
-        last = (
-            f" · last asked for {group['running'][0]}, {group['waits']:.0f} s ago" if waits else ""
-        )
-        return f"busy {said['seconds']:.0f} s{where}{last}"
-    operation, peer, _ = group["running"]
-    direction = "to" if operation == "send" else "from"
-    what = operation if peer < 0 else f"{operation} {direction} rank {peer}"
-    form = f" of {group['dtype']} {list(group['shape'])}" if "dtype" in group else ""
-    line = f" · {group['line']}" if group.get("line") else ""
-    return f"waiting {group['waits']:.0f} s in {what}{form}{line}"

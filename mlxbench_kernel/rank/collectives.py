@@ -134,7 +134,7 @@ class Collectives:
             if group is None or group is self.group:
                 if self._native is None:
                     self._refuse_alone(original.__name__)
-                group = self._site(self._line(sys._getframe(1)))
+                group = self.site(self._line(sys._getframe(1)))
             return original(*args, group=group, **keywords)
 
         return collective
@@ -155,7 +155,8 @@ class Collectives:
 
         return init
 
-    def _site(self, line: str) -> Any:
+    def site(self, line: str) -> Any:
+        """The group, as it is called from a line."""
         if self._native is None:
             return self.group
         site = self._sites.get(line)

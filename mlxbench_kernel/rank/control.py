@@ -67,13 +67,13 @@ class ControlHandlers:
 
     def sample(self) -> dict[str, Any]:
         """Memory now, the largest variables as last seen (`Recorder.largest`), and what the main
-        thread is doing (see `Activity.now`)."""
+        thread is doing (see `watch`)."""
         from mlxbench_kernel import memory
 
         return {
             "memory": dataclasses.asdict(memory.sample()),
             "largest": self._recorder.largest,
-            **self._activity.now(),
+            **self.watch(),
         }
 
     def interrupt(self) -> bool:

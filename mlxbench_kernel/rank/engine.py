@@ -69,6 +69,8 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
         self.history.follow(self.session)
         ControlHandlers(self).install()
         self.cells = Cells(self.shell)
+        # ipyparallel notes every request, which would be all that %mlx_dist log shows.
+        self.log.addFilter(lambda record: not record.getMessage().startswith("Handling "))
         self.shell.ask_exit = _stay
 
     async def do_execute(self, code: str, *args: Any, **keywords: Any) -> dict[str, Any]:

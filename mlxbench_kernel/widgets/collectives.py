@@ -26,9 +26,9 @@ class CollectivesTable(Table):
 
         rows = aligned(logs)
         ranks = sorted(logs)
-        differing = next(
-            (i for i, row in enumerate(rows) if len(row) > 1 and not agrees(row)), None
-        )
+        wrong = [index for index, row in enumerate(rows) if not agrees(row)]
+        links = [next(iter(rows[index].values()))["link"] for index in wrong]
+        differing = wrong[links.index(links[-1])] if wrong else None  # in the last group with one
         end = len(rows) if differing is None else min(len(rows), differing + most // 2 + 1)
         begin = max(0, end - most)
         texts = [
@@ -44,11 +44,11 @@ class CollectivesTable(Table):
             for rank in ranks
             for entry in [entry for entry in logs[rank] if entry["peer"] >= 0][-3:]
         ]
-        caption = f"{len(rows)} collectives of the whole group since it was made"
+        caption = f"the last {len(rows)} collectives of the whole group"
         if begin or end < len(rows):
             caption += f", {end - begin} of them shown"
         if differing is not None:
-            caption += f"; {DIFFERS} marks the first on which the ranks disagree"
+            caption += f"; {DIFFERS} marks the first on which the ranks disagreed"
         header = ["", "#", *(f"rank {rank}" for rank in ranks)]
         super().__init__(header, texts + pairwise, caption)
 
