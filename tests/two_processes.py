@@ -138,9 +138,7 @@ class Pair:
     def run(self, code: str) -> list[Any]:
         """Have both run the same; what each has left in `value`."""
         numbers = [rank.ask(code) for rank in self.ranks]
-        return [
-            rank.answer(number) for rank, number in zip(self.ranks, numbers, strict=True)
-        ]
+        return [rank.answer(number) for rank, number in zip(self.ranks, numbers, strict=True)]
 
     def renew(self) -> None:
         """Make the connections anew."""

@@ -109,11 +109,14 @@ assert averages["weight"].tolist() == [[1.0] * 4] * 4
 
 
 def test_init_gives_the_lasting_group(pair: Pair) -> None:
-    assert pair.run(
-        "g = mx.distributed.init()\n"
-        "value = [module.is_lasting(g), g.size(), g.rank() == rank, "
-        "mx.distributed.all_sum(mx.array(1.0)).item()]"
-    ) == [[True, 2, True, 2.0]] * 2
+    assert (
+        pair.run(
+            "g = mx.distributed.init()\n"
+            "value = [module.is_lasting(g), g.size(), g.rank() == rank, "
+            "mx.distributed.all_sum(mx.array(1.0)).item()]"
+        )
+        == [[True, 2, True, 2.0]] * 2
+    )
 
 
 # -- its memory ----------------------------------------------------------------
@@ -183,11 +186,23 @@ value = [GROUP.log(since), after["whole"] - before["whole"], GROUP.progress()["r
         assert count == 1, "what is lazy was not asked for"
         assert running is None
         whole, pairwise, lazy = log
-        assert (whole["operation"], whole["shape"], whole["dtype"]) == ("all_sum", [2, 3], "bfloat16")
+        assert (whole["operation"], whole["shape"], whole["dtype"]) == (
+            "all_sum",
+            [2, 3],
+            "bfloat16",
+        )
         assert pairwise["operation"] == ("recv" if rank else "send")
-        assert (pairwise["peer"], pairwise["shape"], pairwise["turn"]) == (1 - rank, [4], pairwise["turn"])
+        assert (pairwise["peer"], pairwise["shape"], pairwise["turn"]) == (
+            1 - rank,
+            [4],
+            pairwise["turn"],
+        )
         assert (lazy["operation"], lazy["dtype"]) == ("all_gather", "int8")
-        assert [each["line"] for each in log] == ["line 4", "line 8" if rank else "line 6", "line 9"]
+        assert [each["line"] for each in log] == [
+            "line 4",
+            "line 8" if rank else "line 6",
+            "line 9",
+        ]
         for each in log:
             assert 0 < each["asked"] <= each["begun"] <= each["done"]
         assert lazy["turn"] == whole["turn"] + 1 and whole["peer"] == lazy["peer"] == -1
@@ -306,12 +321,15 @@ pending = mx.distributed.all_gather(mx.array([float(rank)]), group=old)
 links = GROUP.progress()["link"]
 """)
     pair.renew()
-    assert pair.run("""
+    assert (
+        pair.run("""
 value = [
     add(mx.ones(2)).tolist(), layer(mx.ones((1, 4))).shape[-1], pending.tolist(),
     GROUP.progress()["link"] - links, mx.distributed.init() is group, old.size(),
 ]
-""") == [[[2.0, 2.0], 2, [0.0, 1.0], 1, True, 2]] * 2
+""")
+        == [[[2.0, 2.0], 2, [0.0, 1.0], 1, True, 2]] * 2
+    )
 
 
 def test_a_dead_peer_is_an_error_and_what_is_left_lives() -> None:
