@@ -98,8 +98,8 @@ class StaleNames(ast.NodeTransformer):
         if not self.reasons or not isinstance(node, ast.Module):
             return node
         accepted = {name for each in node.body if (name := _accepted(each)) is not None}
-        used, assigned = _names(node)
-        reached = _reached(used, self.namespace) - accepted
+        used, assigned = _names(node, self.namespace)
+        reached = used - accepted
         refused = [name for name in self.reasons if name in reached]
         if refused:
             first = refused[0]
@@ -121,18 +121,19 @@ def _accepted(statement: ast.stmt) -> str | None:
     return None
 
 
-def _names(tree: ast.Module) -> tuple[set[str], set[str]]:
-    """Names that a cell reads, unless it has assigned them before, and those that it assigns."""
+def _names(tree: ast.Module, namespace: Mapping[str, Any]) -> tuple[set[str], set[str]]:
+    """Names that a cell reads, itself or by functions of the user, unless it has assigned them
+    before, and those that it assigns."""
     code = compile(tree, "<cell>", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     used: set[str] = set()
     assigned: set[str] = set()
     for instruction in dis.get_instructions(code):
         if instruction.opname == "LOAD_NAME":
-            used |= {instruction.argval} - assigned
+            used |= _reached({instruction.argval} - assigned, namespace) - assigned
         elif instruction.opname == "STORE_NAME":
             assigned.add(instruction.argval)
     for inner in _inner(code):  # what functions use is used later, if at all
-        used |= _globals(inner) - assigned
+        used |= _reached(_globals(inner) - assigned, namespace) - assigned
     return used, assigned
 
 

@@ -1,0 +1,114 @@
+"""Names that are refused until they are assigned again."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from mlxbench_kernel.rank.stale import StaleError, StaleNames
+
+DEFINITIONS = """
+import functools
+def uses(): return model + 1
+def deeper(): return uses()
+def inside():
+    def inner(): return model
+    return inner
+def local():
+    model = 1
+    return model
+def default(x=3): return x
+def wrapping(function): return lambda: function()
+closed = wrapping(uses)
+partly = functools.partial(uses)
+compiled = mx.compile(uses)
+cached = functools.lru_cache(uses)
+class Net:
+    def step(self): return model
+net = Net()
+bound = net.step
+"""
+
+
+@pytest.fixture
+def stale() -> StaleNames:
+    namespace: dict[str, Any] = {"mx": mx, "functools": functools, "model": mx.ones(2), "other": 1}
+    exec(DEFINITIONS, namespace)
+    stale = StaleNames(namespace)
+    stale.refuse(["model", "is not there"], "rank 1 raised ValueError")
+    return stale
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "model",
+        "model = model + 1",
+        "x = 1; model.weight = x",
+        "model += 1",
+        "for x in [1]:\n    y = model",
+        "[model for x in y]",
+        "print(f'{model}')",
+        "def f(): return model",
+        "lambda: model",
+        "uses()",
+        "deeper()",
+        "inside()",
+        "closed()",
+        "partly()",
+        "compiled()",
+        "cached()",
+        "bound()",
+        "del model.weight",
+        "await model",
+        "uses()\nmodel = 1",
+        "model = 1 if model is None else 2",
+        "other = model\nmodel = other",
+    ],
+)
+def test_what_would_read_it_is_refused(stale: StaleNames, code: str) -> None:
+    with pytest.raises(StaleError, match="model may be half changed: rank 1 raised ValueError"):
+        stale.visit(ast.parse(code))
+    assert list(stale.reasons) == ["model"]
+
+
+@pytest.mark.parametrize("code", ["other", "local()", "default()", "x.model", "f(model=1)", "pass"])
+def test_what_does_not_read_it_runs_and_it_stays_refused(stale: StaleNames, code: str) -> None:
+    stale.visit(ast.parse(code))
+    assert list(stale.reasons) == ["model"]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "model = 1",
+        "model = 1\nmodel + 1",
+        "model = 1\nuses()",
+        "model = 1\ncompiled(); deeper()",
+        "model = 1\ndef f(): return model",
+        "for model in y:\n    model",
+        "import x as model",
+        "def model(): pass",
+        "class model: pass",
+        "model, x = 1, 2",
+        "model = model",
+        "model = model\nprint(model)",
+        "with x as model: pass",
+    ],
+)
+def test_assigning_it_accepts_it(stale: StaleNames, code: str) -> None:
+    stale.visit(ast.parse(code))
+    assert stale.reasons == {}
+    stale.visit(ast.parse("model"))
+
+
+def test_several_names_are_told_at_once(stale: StaleNames) -> None:
+    stale.refuse(["other"], "interrupted")
+    with pytest.raises(StaleError, match="model, other may be half changed.*Assign them again"):
+        stale.visit(ast.parse("other, model"))
+    stale.visit(ast.parse("other = 3"))
+    assert list(stale.reasons) == ["model"]
