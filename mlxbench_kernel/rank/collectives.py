@@ -291,7 +291,7 @@ class Collectives:
             pairs = {peer: (sends, receives) for peer, sends, receives in peers}
             self._native.limit(self.group, whole, pairs, reason)  # type: ignore[union-attr]
 
-    def lift(self, force: bool) -> None:
+    def lift(self, force: bool = False) -> None:
         """Take limits back; those that have refused something only when forced."""
         if self.lasting:
             self._native.lift(self.group, force)  # type: ignore[union-attr]
