@@ -189,7 +189,7 @@ class Cluster(Looking):
         if not everywhere:
             check_alone(code, chosen, shift)
         self._require(chosen)
-        self.faults.wait(tell)
+        self.faults.wait(tell, (lambda text: None) if output is None else output.refresh)
         watch = GroupWatch(self.client, chosen, self.size, self.info.renewable)
         about: dict[str, Any] = {"ranks": [] if everywhere else chosen}
         if name:

@@ -160,15 +160,20 @@ class Faults:
         reason = f"{RELEASED}: {self.reason}"
         self._cluster.client.call("release", everyone, ANSWER_SECONDS, reason=reason)
 
-    def wait(self, tell: Tell) -> None:
-        """Before a cell: mend what is left, once all ranks have ended what they do."""
-        told = False
+    def wait(self, tell: Tell, show: Tell) -> None:
+        """Before a cell: mend what is left, once all ranks have ended what they do.
+
+        Parameters
+        ----------
+        tell
+            Is told in words what was done.
+        show
+            Shows who is waited for meanwhile.
+        """
         if self.reason and self._cluster.info.renewable:
             self._release()
         while self.reason and (busy := self._busy()):
-            if not told:
-                told = True
-                tell(f"waiting for {self._who(busy)}, to make the group anew")
+            show(f"waiting for {self._who(busy)} before the group can be made anew")
         self.mend(tell)
 
     def _busy(self) -> dict[int, str]:

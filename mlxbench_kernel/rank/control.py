@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 CALLS = frozenset(
     {
-        "sample", "interrupt", "leave", "complete", "listening", "shut", "watch", "progress",
+        "sample", "interrupt", "leave", "complete", "listening", "watch", "progress",
         "chain", "collectives", "limit", "lift", "release", "protected", "rescue", "history",
         "links", "let_go", "number_link",
     }
@@ -133,12 +133,6 @@ class ControlHandlers:
         from mlxbench_kernel.rank.rescue import save
 
         return save(PROTECTION, folder)
-
-    def shut(self, addresses: list[str]) -> None:
-        """End an ``init`` that waits at these addresses, see `ports.shut`."""
-        from mlxbench_kernel.rank import ports
-
-        ports.shut(addresses)
 
     def listening(self, address: str) -> bool:
         """Whether MLX listens on this address, waiting for a neighbour (`ports.listening`)."""

@@ -1,4 +1,4 @@
-"""Ports of a rank: reserved by asking the system, tried from the neighbours' side, and shut.
+"""Ports of a rank: reserved by asking the system, and tried from the neighbours' side.
 
 ``mx.distributed.init`` waits for its neighbours without a timeout, so every path it will
 need is tried before. A reservation is a listening socket; it is closed just before MLX
@@ -111,16 +111,6 @@ def connections(own: Sequence[str], others: Sequence[str]) -> list[int]:
             except OSError:  # closed meanwhile
                 pass
     return found
-
-
-def shut(own: Sequence[str]) -> None:
-    """End an ``mx.distributed.init`` that waits at these addresses for a neighbour."""
-    for descriptor in connections(own, ()):
-        with socket.socket(fileno=descriptor) as found:
-            try:
-                found.shutdown(socket.SHUT_RDWR)
-            except OSError:  # macOS: a listening socket has no connection to shut
-                pass
 
 
 def _port(address: str) -> int:
