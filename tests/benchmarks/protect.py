@@ -29,9 +29,9 @@ from mlxbench_kernel.rank.protection import PROTECTION
 class Block(nn.Module):
     def __init__(self):
         super().__init__()
-        self.norm, self.up, self.down = nn.RMSNorm({width}), nn.Linear({width}, {hidden}), nn.Linear(
-            {hidden}, {width}, bias=False)
-        self.gate = nn.Linear({width}, {hidden})
+        self.norm = nn.RMSNorm({width})
+        self.up, self.gate = nn.Linear({width}, {hidden}), nn.Linear({width}, {hidden})
+        self.down = nn.Linear({hidden}, {width}, bias=False)
     def __call__(self, x):
         y = self.norm(x)
         return x + self.down(nn.silu(self.gate(y)) * self.up(y))

@@ -108,7 +108,7 @@ def test_assigning_it_accepts_it(stale: StaleNames, code: str) -> None:
 
 def test_several_names_are_told_at_once(stale: StaleNames) -> None:
     stale.refuse(["other"], "interrupted")
-    with pytest.raises(StaleError, match="model, other may be half changed.*Assign them again"):
+    with pytest.raises(StaleError, match=r"model, other may be half changed.*Assign them again"):
         stale.visit(ast.parse("other, model"))
     stale.visit(ast.parse("other = 3"))
     assert list(stale.reasons) == ["model"]
