@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from IPython.core.inputtransformer2 import TransformerManager
 
+from mlxbench_kernel.errors import StorageError
 from mlxbench_kernel.rank.files import write_text
 
 
@@ -41,7 +43,8 @@ class SetupCells:
         new = [each for each in kept if each not in self.cells]
         if new:
             self.cells += new
-            self.save(self._path.parent)
+            with suppress(StorageError):  # on a full disk another notebook will not know of them
+                self.save(self._path.parent)
 
     def save(self, home: Path) -> None:
         """Write them to a cluster's folder."""
