@@ -62,6 +62,7 @@ class Revival:
             for rank in ended:  # while there was nobody to be told
                 client.unregister(rank)
             silent = self._wait_for_ranks(client, set(range(len(machinery.plans))) - set(ended))
+            self._forget(client, set(ended))
         except BaseException:
             client.close(linger=0)
             raise
@@ -99,6 +100,15 @@ class Revival:
             if time.monotonic() > deadline:
                 return ranks - there
             time.sleep(LOOK_SECONDS)  # nor is what other processes connect
+
+    def _forget(self, client: BenchClient, ended: set[int]) -> None:
+        """See that nobody counts on ranks that ended: the controller remembers them, and may have
+        been told too early."""
+        deadline = time.monotonic() + ASK_SECONDS
+        while (there := ended & set(client.ids)) and time.monotonic() < deadline:
+            for rank in there:
+                client.unregister(rank)
+            time.sleep(LOOK_SECONDS)  # the controller's answer is no event of this process
 
     def _connections(self, port: int, status: str = psutil.CONN_ESTABLISHED) -> int:
         """How many connections to a port of the controller there are."""
