@@ -348,8 +348,14 @@ class Group : public std::enable_shared_from_this<Group> {
     auto self = shared_from_this();
     if (!link->lane) {
       encoder.dispatch([self, turn, number, link] { self->begin(turn, number, *link); });
-      call(*link->inner, input, output, stream);
-      encoder.dispatch([self, number, link] { self->end(number, *link); });
+      auto end = [self, number, link] { self->end(number, *link); };
+      try {
+        call(*link->inner, input, output, stream);
+      } catch (...) {  // the backend has no such operation
+        encoder.dispatch(end);
+        throw;
+      }
+      encoder.dispatch(end);
       return;
     }
     // A copy of an array's handle would keep MLX from using its memory again.
@@ -363,7 +369,12 @@ class Group : public std::enable_shared_from_this<Group> {
     encoder.dispatch([=]() mutable {
       self->begin(turn, number, *link);
       auto finished = std::make_shared<bool>(false);
-      call(*link->inner, from ? &*from : nullptr, to ? &*to : nullptr, *link->lane);
+      try {
+        call(*link->inner, from ? &*from : nullptr, to ? &*to : nullptr, *link->lane);
+      } catch (...) {  // the backend has no such operation
+        self->end(number, *link);
+        throw;
+      }
       mx::scheduler::enqueue(*link->lane, [link, finished] {
         std::lock_guard lock(link->mutex);
         *finished = true;

@@ -95,3 +95,14 @@ def test_a_killed_rank(trained: Cluster) -> None:
     cell.result(timeout=60)
     trained.heal(tell=told)
     assert_rebuilt(trained, told, before)
+
+
+def test_an_operation_that_the_backend_lacks_costs_nothing(trained: Cluster) -> None:
+    told = Told()
+    pids = [rank.pid for rank in trained.info.ranks]
+    trained.execute("treasure = rank + 5")
+    code = "mx.eval(mx.distributed.sum_scatter(mx.ones((4,)), group=group))"
+    errors = trained.execute(code, tell=told, timeout=30).errors
+    assert all("sum_scatter" in error["evalue"] for error in errors.values()) and len(errors) == 2
+    assert [rank.pid for rank in trained.info.ranks] == pids, str(told)
+    assert trained.pull("treasure") == {0: 5, 1: 6}
