@@ -88,6 +88,13 @@ class Log {
     }
   }
 
+  std::optional<Record> at(uint64_t number) const {
+    std::lock_guard lock(mutex_);
+    uint64_t first = next_ - records_.size();
+    return number < first || number >= next_ ? std::nullopt
+                                             : std::optional(records_[number - first]);
+  }
+
   // With the number of the first.
   std::pair<uint64_t, std::vector<Record>> since(uint64_t number) const {
     std::lock_guard lock(mutex_);
@@ -147,6 +154,7 @@ struct Link {
   bool broken{false};
   std::string reason;
   std::optional<Turn> running;
+  uint64_t record{0};  // of what runs, in the log
   double since{0};
   bool certain{true};  // false: it was asked for last, and may have ended
   bool stuck{false};  // MLX has not come back, although its sockets are shut
@@ -212,6 +220,7 @@ struct Progress {
   bool refused;  // whether the limits have refused anything
   std::string broken;  // why; "" when it is not
   std::optional<Turn> running;
+  uint64_t record;
   double since;
   bool certain;
 };
@@ -318,6 +327,7 @@ class Group : public std::enable_shared_from_this<Group> {
         refused_,
         link_->broken ? link_->reason : "",
         link_->running,
+        link_->record,
         link_->since,
         link_->certain};
   }
@@ -338,6 +348,7 @@ class Group : public std::enable_shared_from_this<Group> {
       {
         std::lock_guard lock(link->mutex);
         link->running = turn;
+        link->record = number;
         link->since = now();
         link->certain = false;
       }
@@ -460,6 +471,7 @@ class Group : public std::enable_shared_from_this<Group> {
         throw std::runtime_error(link.reason);
       }
       link.running = turn;
+      link.record = number;
       link.since = start;
     }
     log().change(number, [start](Record& record) { record.begun = start; });

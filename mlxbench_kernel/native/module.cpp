@@ -264,6 +264,14 @@ static nb::object as_tuple(const std::optional<bench::Turn>& turn) {
   return nb::make_tuple(turn->operation, turn->peer, turn->number);
 }
 
+static nb::tuple as_tuple(const mx::Shape& shape) {
+  nb::list extents;
+  for (auto extent : shape) {
+    extents.append(extent);
+  }
+  return nb::tuple(extents);
+}
+
 static nb::dict progress(const dist::Group& group) {
   auto now = group_of(group).progress();
   nb::dict said;
@@ -275,6 +283,11 @@ static nb::dict progress(const dist::Group& group) {
   said["refused"] = now.refused;
   said["broken"] = now.broken;
   said["running"] = as_tuple(now.running);
+  if (auto record = now.running ? bench::log().at(now.record) : std::nullopt) {
+    said["shape"] = as_tuple(record->shape);
+    said["dtype"] = record->dtype;
+    said["line"] = record->line;
+  }
   said["certain"] = now.certain;
   said["since"] = now.since;
   return said;
@@ -284,16 +297,12 @@ static nb::tuple collectives(uint64_t since) {
   auto [first, records] = bench::log().since(since);
   nb::list rows;
   for (auto& record : records) {
-    nb::list shape;
-    for (auto extent : record.shape) {
-      shape.append(extent);
-    }
     rows.append(nb::make_tuple(
         record.link,
         record.turn.operation,
         record.turn.peer,
         record.turn.number,
-        nb::tuple(shape),
+        as_tuple(record.shape),
         record.dtype,
         record.group,
         record.line,

@@ -60,11 +60,6 @@ class Collectives:
         """Whether the group is logged and can be limited, and on ring also freed and renewed."""
         return self._native is not None and self.group is not None
 
-    @property
-    def freed_in_place(self) -> bool:
-        """Whether a blocked collective can be freed, and the group made anew, in this process."""
-        return self.lasting and self.backend in FREED_IN_PLACE
-
     def begin(
         self, raw: Any, backend: str, native: ModuleType | None, sockets: Sequence[int]
     ) -> Any:
@@ -207,8 +202,9 @@ class Collectives:
             group that were asked for on it), ``peers`` (list of rank, sends, receives),
             ``chain`` (checksum of their operations, shapes and dtypes), ``limited``,
             ``refused`` (whether the limits have refused anything), ``broken`` (why, "" when it
-            is not), ``running`` (operation, peer, number; None when none runs), ``certain``
-            (False where it may have ended) and ``waits`` (seconds since that began).
+            is not), ``running`` (operation, peer, number; None when none runs), of that
+            ``shape``, ``dtype`` and ``line`` where they are known, ``certain`` (False where it
+            may have ended) and ``waits`` (seconds since that began).
         """
         if self.group is None:
             return None
@@ -225,6 +221,8 @@ class Collectives:
         said["link"] += self._before
         said["peers"] = [(peer, *counts) for peer, counts in said["peers"].items()]
         said["waits"] = time.time() - since if said["running"] is not None else 0.0
+        if "dtype" in said:
+            said["dtype"] = _dtype(said["dtype"])
         return said
 
     @property
@@ -257,7 +255,7 @@ class Collectives:
         for number, row in enumerate(rows, first):
             entry = {"number": number, **dict(zip(names, row, strict=True))}
             entry["link"] += self._before
-            entry["dtype"] = str(entry["dtype"]).rsplit(".", 1)[-1]
+            entry["dtype"] = _dtype(entry["dtype"])
             entries.append(entry)
         return entries
 
@@ -312,6 +310,10 @@ class Collectives:
         self._there = ranks
         if self.lasting:
             self._native.only(self.group, set(ranks), ALONE)  # type: ignore[union-attr]
+
+
+def _dtype(dtype: mx.Dtype) -> str:
+    return str(dtype).removeprefix("mlx.core.")
 
 
 GROUP = Collectives()

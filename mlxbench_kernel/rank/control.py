@@ -87,14 +87,8 @@ class ControlHandlers:
 
     def watch(self) -> dict[str, Any]:
         """What the main thread is doing (see `Activity.now`), and ``group``: how far the group
-        has come (see `Collectives.progress`), with the ``shape``, ``dtype`` and ``line`` of what
-        runs."""
-        progress = GROUP.progress()
-        if progress is not None and progress["running"] is not None:
-            entries = [each for each in GROUP.log() if each["begun"] and not each["done"]]
-            if entries:
-                progress |= {key: entries[-1][key] for key in ("shape", "dtype", "line")}
-        return {**self._activity.now(), "group": progress}
+        has come (see `Collectives.progress`)."""
+        return {**self._activity.now(), "group": GROUP.progress()}
 
     def progress(self) -> dict[str, Any] | None:
         """How far the group has come, see `Collectives.progress`."""

@@ -9,7 +9,7 @@ replaces stays in memory until the step after it, so up to two more copies of wh
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -39,15 +39,12 @@ class Kept:
         Arrays and numbers that are variables themselves, by name.
     random
         Key of ``mx.random``: uint32 of shape [2].
-    collectives
-        Link and number of collectives at that time; None without the native module.
     """
 
     count: int
     parts: list[tuple[Any, Any]]
     variables: dict[str, Any]
     random: mx.array
-    collectives: tuple[int, int] | None
 
 
 class Protection:
@@ -101,15 +98,13 @@ class Protection:
         if found is None:
             return
         parts, variables = found
+        if self.kept and _same(self.kept[-1], parts, variables):
+            return
         # Rarely evaluated by the user: what is drawn needs the other half of each split.
         key: mx.array = mx.random.state[0]  # type: ignore[index]
         self._evaluate(key)
-        if self.kept and _same(self.kept[-1], parts, variables):
-            return
-        said = GROUP.progress()
         self._count += 1
-        at = None if said is None else (said["link"], said["whole"])
-        self.kept.append(Kept(self._count, parts, variables, key, at))
+        self.kept.append(Kept(self._count, parts, variables, key))
 
     def _frozen(self) -> tuple[list[tuple[Any, Any]], dict[str, Any]] | None:
         """The parts and variables of `Kept`, as they are now; None when some are incomplete."""
@@ -273,7 +268,7 @@ def _freeze(tree: Any) -> list[tuple[Any, Any]] | None:
         parts: list[tuple[Any, Any]] | None = module.freeze(tree)
         return parts
     found: list[tuple[Any, Any]] = []
-    _copy(tree, found, lambda array: array)
+    _copy(tree, found)
     return found
 
 
@@ -294,18 +289,18 @@ def _leaf(value: Any) -> Any:
     return _handle(value)
 
 
-def _copy(value: Any, parts: list[tuple[Any, Any]], leaf: Callable[[Any], Any]) -> Any:
+def _copy(value: Any, parts: list[tuple[Any, Any]]) -> Any:
     """What ``native.freeze`` does."""
     if isinstance(value, dict):
         copy: Any = {}
         parts.append((value, copy))
-        copy.update({key: _copy(each, parts, leaf) for key, each in value.items()})
+        copy.update({key: _copy(each, parts) for key, each in value.items()})
     elif isinstance(value, list):
         copy = []
         parts.append((value, copy))
-        copy.extend(_copy(each, parts, leaf) for each in value)
+        copy.extend(_copy(each, parts) for each in value)
     elif isinstance(value, tuple):
-        return tuple(_copy(each, parts, leaf) for each in value)
+        return tuple(_copy(each, parts) for each in value)
     return value
 
 
