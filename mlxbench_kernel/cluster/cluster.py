@@ -32,8 +32,8 @@ ANSWER_SECONDS = 2.0
 class Cluster(Looking):
     """Ranks that are up; made by `Cluster.up` or `Cluster.attach`.
 
-    Rank r is always ipyparallel's engine id r; `client` is the ipyparallel client, for what
-    is not offered here.
+    Rank r is ipyparallel's engine id r, until `heal` has dropped ranks; `client` is the
+    ipyparallel client, for what is not offered here.
     """
 
     def __init__(self, info: ClusterInfo, machinery: Machinery, client: BenchClient) -> None:
@@ -211,15 +211,12 @@ class Cluster(Looking):
         """After a cell that did not end well: mend the group if it was damaged."""
         if self.size == 1:
             return
-        if watch.is_damaged() or not self._all_there():
+        if watch.is_damaged() or len(self.living()) < self.size:
             self.faults.reason = self.faults.reason or run.fault()
             self.faults.stuck |= watch.stuck
             self.faults.mend(tell)
         else:
             self.faults.level(run.fault(), run.failed_alike(), tell)
-
-    def _all_there(self) -> bool:
-        return len(self.client.living() & set(range(self.size))) == self.size
 
     def results(self, ranks: Iterable[int] | None = None) -> dict[int, Any]:
         """Value of the last expression of each rank's last cell.
@@ -344,7 +341,7 @@ class Cluster(Looking):
 
     def rebuild(self, reason: str, tell: Tell) -> None:
         """Start all ranks anew, with what is protected; see `Healing.rebuild`."""
-        Healing(self, None, tell).rebuild(reason, self.client.living() & set(range(self.size)))
+        Healing(self, None, tell).rebuild(reason, self.living())
 
     def restart(
         self,

@@ -62,7 +62,7 @@ class Faults:
             return
         cluster = self._cluster
         info = cluster.info
-        living = sorted(cluster.client.living() & set(range(cluster.size)))
+        living = cluster.living()
         whole = len(living) == cluster.size
         if not info.renewable and (self.stuck or not self._is_intact(living)):
             if whole:
@@ -114,7 +114,7 @@ class Faults:
             Is told in words what was done.
         """
         cluster = self._cluster
-        ranks = sorted(cluster.client.living() & set(range(cluster.size)))
+        ranks = cluster.living()
         if not any(cluster.client.call("protected", ranks, ANSWER_SECONDS).values()):
             return
         if self._busy():
@@ -136,16 +136,16 @@ class Faults:
             What the ranks do then, see `Cluster.doing`.
         """
         chosen = list(ranks)
-        states = self._ended(chosen, INTERRUPT_SECONDS)
+        states = self.ended(chosen, INTERRUPT_SECONDS)
         if all(does == "idle" for does in states.values()):
             return states
         found = self._cluster.client.call("progress", chosen, ANSWER_SECONDS)
         if any(said and said["running"] for said in found.values()):
             self.reason = self.reason or what
             self._release()
-        return self._ended(chosen, SETTLE_SECONDS)
+        return self.ended(chosen, SETTLE_SECONDS)
 
-    def _ended(self, ranks: Sequence[int], seconds: float) -> dict[int, str]:
+    def ended(self, ranks: Sequence[int], seconds: float) -> dict[int, str]:
         """What ranks do, as soon as all are idle, or after so many seconds."""
         deadline = time.monotonic() + seconds
         while True:
@@ -177,9 +177,7 @@ class Faults:
         self.mend(tell)
 
     def _busy(self) -> dict[int, str]:
-        cluster = self._cluster
-        ranks = sorted(cluster.client.living() & set(range(cluster.size)))
-        states = self._ended(ranks, IDLE_SECONDS)
+        states = self.ended(self._cluster.living(), IDLE_SECONDS)
         return {rank: does for rank, does in states.items() if does != "idle"}
 
     def _who(self, busy: dict[int, str]) -> str:

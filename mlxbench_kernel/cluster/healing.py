@@ -13,7 +13,7 @@ from mlxbench_kernel.cluster.cells import CellRun
 from mlxbench_kernel.cluster.faults import Tell
 from mlxbench_kernel.cluster.forming import Forming
 from mlxbench_kernel.cluster.machinery import Progress
-from mlxbench_kernel.cluster.recovery import common, number_link, on, outcome
+from mlxbench_kernel.cluster.recovery import common, number_link, on, outcome, refuse
 from mlxbench_kernel.cluster.state import RankInfo
 from mlxbench_kernel.cluster.transfer import Transfer
 from mlxbench_kernel.cluster.watch import GroupWatch
@@ -111,14 +111,12 @@ class Healing:
         """Free ranks from the old group and see that they are idle."""
         client = self._cluster.client
         client.call("release", ranks, ANSWER_SECONDS, reason=f"{RELEASED}: a rank is gone")
-        deadline = time.monotonic() + SETTLE_SECONDS
-        while busy := [r for r, does in self._cluster.doing(ranks).items() if does != "idle"]:
-            if time.monotonic() > deadline:
-                raise ClusterError(
-                    f"{self._names(busy)} still runs a cell: %mlx_dist interrupt stops it, then "
-                    "type %mlx_dist heal again. Nothing was changed"
-                )
-            time.sleep(0.02)  # the end of a cell that others wait for is no event here
+        states = self._cluster.faults.ended(ranks, SETTLE_SECONDS)
+        if busy := [rank for rank, does in states.items() if does != "idle"]:
+            raise ClusterError(
+                f"{self._names(busy)} still runs a cell: %mlx_dist interrupt stops it, then "
+                "type %mlx_dist heal again. Nothing was changed"
+            )
 
     def _start_again(self, gone: Sequence[int], left: Sequence[int]) -> None:
         cluster, client = self._cluster, self._cluster.client
@@ -146,8 +144,7 @@ class Healing:
         reason = cluster.faults.reason or f"rank {gone[0]} was gone"
         cluster.faults.reason = ""
         mended = [found[rank] for rank in left]
-        names = sorted({name for each in mended for name in each["incomplete"]})
-        on(client, range(info.size), recovering.refuse, names, reason)
+        names = refuse(client, range(info.size), mended, reason)
         self._tell(f"{self._names(gone)} is back, {time.monotonic() - start:.1f} s")
         self._repeat_setup(gone)
         self._give_state(gone, left, count)

@@ -51,6 +51,10 @@ class Looking:
         """Whether ipyparallel's controller is there."""
         return not self.client.closed and self.machinery.controller_running()
 
+    def living(self) -> list[int]:
+        """The ranks whose processes are there, as far as the controller knows."""
+        return sorted(self.client.living() & set(range(self.size)))
+
     def choose(self, ranks: Iterable[int] | None) -> list[int]:
         """The ranks, checked and in order; all of them for None."""
         if ranks is None:

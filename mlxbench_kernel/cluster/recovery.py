@@ -61,11 +61,32 @@ def recover(
         said.append(f"the group was made anew in {time.monotonic() - start:.1f} s")
     else:
         found = on(client, living, recovering.mend, count)
-    # On all ranks, because they have to stay equal.
+    return said + outcome(found, refuse(client, living, found, reason))
+
+
+def refuse(
+    client: BenchClient, ranks: Sequence[int], found: Sequence[Mapping[str, Any]], reason: str
+) -> list[str]:
+    """Have names refused that may be half changed on a rank: on all, for they have to stay equal.
+
+    Parameters
+    ----------
+    client, ranks
+        Where.
+    found
+        From `recovering.mend`.
+    reason
+        What happened, for messages.
+
+    Returns
+    -------
+    list of str
+        These names.
+    """
     names = sorted({name for each in found for name in each["incomplete"]})
     if names:
-        on(client, living, recovering.refuse, names, reason)
-    return said + outcome(found, names)
+        on(client, ranks, recovering.refuse, names, reason)
+    return names
 
 
 def number_link(client: BenchClient, ranks: Sequence[int]) -> None:
