@@ -20,6 +20,7 @@
 #include <set>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -143,11 +144,27 @@ inline Lanes& lanes() {
   return *lanes;
 }
 
+// Whether to look again and again for a while before sleeping: being woken takes longer than a
+// short collective does. MLX's ring does so too, for as long as it waits.
+inline bool cores_to_spare() {
+  static const bool spare = std::thread::hardware_concurrency() >= 8;
+  return spare;
+}
+
+template <typename Condition>
+void look_for(Condition&& condition) {
+  auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(100);
+  while (cores_to_spare() && !condition() && std::chrono::steady_clock::now() < end) {
+    std::this_thread::yield();
+  }
+}
+
 // MLX's own group, with what it takes to break it off.
 struct Link {
   const std::shared_ptr<GroupImpl> inner;
   const std::vector<int> sockets;  // duplicates of MLX's, so that no number is used again
   const std::optional<mx::Stream> lane;
+  std::atomic<uint64_t> given{0};  // collectives that the lane has been given
 
   std::mutex mutex;
   std::condition_variable changed;
@@ -379,26 +396,31 @@ class Group : public std::enable_shared_from_this<Group> {
     }
     encoder.dispatch([=]() mutable {
       self->begin(turn, number, *link);
-      auto finished = std::make_shared<bool>(false);
+      auto finished = std::make_shared<std::atomic<bool>>(false);
+      auto turns = ++link->given;
       try {
         call(*link->inner, from ? &*from : nullptr, to ? &*to : nullptr, *link->lane);
       } catch (...) {  // the backend has no such operation
         self->end(number, *link);
         throw;
       }
-      mx::scheduler::enqueue(*link->lane, [link, finished] {
-        std::lock_guard lock(link->mutex);
-        *finished = true;
-        link->stuck = false;
-        link->changed.notify_all();
+      mx::scheduler::enqueue(*link->lane, [link, finished, turns] {
+        {
+          std::lock_guard lock(link->mutex);
+          *finished = true;
+          link->stuck = false;
+          link->changed.notify_all();
+        }
+        look_for([&] { return link->given != turns; });
       });
+      look_for([&] { return finished->load(); });
       {
         std::unique_lock lock(link->mutex);
         link->changed.wait(lock, [&] { return *finished || link->broken; });
         if (!*finished) {
           // MLX must not write into memory that is used for something else.
           link->stuck = !link->changed.wait_for(
-              lock, std::chrono::milliseconds(500), [&] { return *finished; });
+              lock, std::chrono::milliseconds(500), [&] { return finished->load(); });
         }
       }
       if (*finished) {

@@ -83,11 +83,17 @@ static std::vector<std::pair<uintptr_t, size_t>> buffers(const nb::list& arrays)
   return found;
 }
 
+// The array in a Python object, or null. nanobind would look the type up for each one.
+static mx::array* as_array(nb::handle object) {
+  static const auto type = reinterpret_cast<PyTypeObject*>(nb::type<mx::array>().ptr());
+  return PyObject_TypeCheck(object.ptr(), type) ? nb::inst_ptr<mx::array>(object) : nullptr;
+}
+
 // Walks dicts, lists and tuples; `see` is called with each array and says whether to go on.
 template <typename See>
 static bool walk(nb::handle tree, See&& see) {
-  if (nb::isinstance<mx::array>(tree)) {
-    return see(nb::cast<mx::array&>(tree));
+  if (auto array = as_array(tree)) {
+    return see(*array);
   }
   if (PyDict_Check(tree.ptr())) {
     PyObject *key, *value;
@@ -169,8 +175,8 @@ static std::vector<bool> unsettled(const std::vector<mx::array>& arrays) {
 }
 
 static nb::object copied(nb::handle value, nb::list& copies) {
-  if (nb::isinstance<mx::array>(value)) {
-    return nb::cast(mx::array(nb::cast<mx::array&>(value)));
+  if (auto array = as_array(value)) {
+    return nb::cast(mx::array(*array));
   }
   if (PyTuple_CheckExact(value.ptr())) {
     nb::list parts;
@@ -201,10 +207,9 @@ static bool is_same(nb::handle one, nb::handle other) {
   if (one.is(other)) {
     return true;
   }
-  bool is_array = nb::isinstance<mx::array>(one);
-  if (is_array || nb::isinstance<mx::array>(other)) {
-    return is_array && nb::isinstance<mx::array>(other) &&
-        nb::cast<mx::array&>(one).id() == nb::cast<mx::array&>(other).id();
+  auto first = as_array(one), second = as_array(other);
+  if (first || second) {
+    return first && second && first->id() == second->id();
   }
   if (PyDict_CheckExact(one.ptr()) && PyDict_CheckExact(other.ptr())) {
     if (PyDict_Size(one.ptr()) != PyDict_Size(other.ptr())) {

@@ -1,14 +1,16 @@
 """A training step with 100 collectives, and a collective alone, through the group of a rank.
 
-Ours: the lasting group, with its log, its lane and the wrapped ``mx.distributed``, in a cell that
-the notebook looks after as it does always. Reference: a second ring of MLX's own among the same
-ranks, used through MLX's own functions. The two alternate step by step in the same processes, so
-that nothing but the group differs; what polling and the cell cost is in ``step.py``, where the
-reference is a process without either.
+Three rings among the same ranks take turns, step by step in the same processes, so that nothing
+but the group differs; what polling and the cell cost is in ``step.py``, where the reference is a
+process without either.
 
-Also printed, without a target: microseconds that a collective of four bytes takes on both sides
-when nothing else happens. There the hop to the lane's thread and back shows, which a collective
-of any size hides behind its own waiting.
+- the group of a rank as it is: wrapped ``mx.distributed``, log, and a thread of its own for
+  MLX's ring, which can be left when it hangs (`Lanes` in ``native/group.h``);
+- the same without that thread: what the *log* costs;
+- reference: MLX's own group, used through MLX's own functions.
+
+Also printed, without a target: microseconds that a collective of four bytes takes when nothing
+else happens. There the hop to that thread and back shows, which a step hides between others.
 """
 
 from __future__ import annotations
@@ -28,18 +30,26 @@ TINY = 1000  # collectives of four bytes, one after another
 
 # Weights from 64 kB to 1 MB, each averaged on its own; no bias, so a layer is one collective.
 CELL = """
-import json, os, tempfile, time
+import json, os, sys, tempfile, time
 from mlxbench_kernel import native
 from mlxbench_kernel.rank.collectives import GROUP
 
 module = native.load()
-module.forget_backends()
-with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-    json.dump({hosts}, file)
-    file.flush()
-    os.environ["MLX_HOSTFILE"] = file.name
-    raw = module.init("ring")
-del os.environ["MLX_HOSTFILE"]
+if module is None:
+    raise RuntimeError("needs the native module: python -m mlxbench_kernel.native")
+
+def ring(hosts):
+    module.forget_backends()
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(hosts, file)
+        file.flush()
+        os.environ["MLX_HOSTFILE"] = file.name
+        made = module.init("ring")
+    del os.environ["MLX_HOSTFILE"]
+    return made
+
+raw = ring({hosts[0]})
+logged = module.lasting(ring({hosts[1]}), [], False)
 
 widths = [128, 128, 256, 256, 512, 512, 256]
 layers = [
@@ -53,9 +63,17 @@ mx.eval(model.parameters(), x)
 def loss_of(x):
     return mx.mean(mx.square(model(x)))
 
+def all_sum_logged(x, group):
+    site = sites.get(line := GROUP._line(sys._getframe(1)))
+    if site is None:
+        site = sites[line] = module.at(logged, line)
+    return GROUP.original("all_sum")(x, group=site)
+
+sites = {{}}
 value_and_grad = nn.value_and_grad(model, loss_of)
 ways = {{
     "ours": (mx.distributed.all_sum, group),
+    "log": (all_sum_logged, None),
     "raw": (GROUP.original("all_sum"), raw),
 }}
 
@@ -78,7 +96,7 @@ import mlx.utils
 def by_turns(work, pairs, warm_up):
     seconds = {{way: [] for way in ways}}
     for turn in range(warm_up + pairs):
-        for way in list(ways) if turn % 2 else list(ways)[::-1]:
+        for way in [*ways, *ways][turn % 3 : turn % 3 + 3]:
             # All ranks begin at once: who waits for whom is not what is measured.
             mx.eval(ways["raw"][0](mx.array(0.0), group=raw))
             begin = time.perf_counter()
@@ -100,7 +118,7 @@ def main() -> None:
     options = parser.parse_args()
     report = Report(options.check)
     code = CELL.format(
-        hosts=free_addresses(RANKS),
+        hosts=[free_addresses(RANKS) for _ in range(2)],
         layers=options.layers,
         batch=options.batch,
         tiny=TINY,
@@ -114,17 +132,19 @@ def main() -> None:
         found: dict[str, Any] = cluster.pull(["steps", "tinies"], [0])[0]
     finally:
         cluster.down()
-    report.add(
-        Comparison(
-            f"training step with {options.layers} collectives on {RANKS} ranks",
-            "MLX's own group",
-            found["steps"]["ours"],
-            found["steps"]["raw"],
-            TARGET,
+    step = f"step with {options.layers} collectives on {RANKS} ranks"
+    for case, way in (("the log in a", "log"), ("log and lane in a", "ours")):
+        report.add(
+            Comparison(
+                f"{case} {step}",
+                "MLX's own group",
+                found["steps"][way],
+                found["steps"]["raw"],
+                TARGET,
+            )
         )
-    )
-    ours, raw = (1e6 / TINY * float(np.median(found["tinies"][way])) for way in ("ours", "raw"))
-    print(f"a collective of 4 bytes: {ours:.1f} µs, MLX's own group {raw:.1f} µs")
+    ours, log, raw = (1e6 / TINY * float(np.median(each)) for each in found["tinies"].values())
+    print(f"a collective of 4 bytes: {ours:.1f} µs, log {log:.1f} µs, MLX's own {raw:.1f} µs")
     report.leave()
 
 
