@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Self
 
 from mlxbench_kernel.errors import UsageError
@@ -89,6 +90,7 @@ def read_line(line: str) -> Command:
     raise wrong(f"there is no subcommand {subcommand!r}, only {', '.join(SUBCOMMANDS)}")
 
 
+@lru_cache(maxsize=32)  # cell after cell has the same line
 def read_cell(line: str) -> RunCell | Help:
     """What ``%%mlx_dist LINE`` asks for.
 

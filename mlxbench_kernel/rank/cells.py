@@ -29,6 +29,7 @@ class Cells:
     def __init__(self, shell: InteractiveShell) -> None:
         self._shell = shell
         self.stale = StaleNames(shell.user_ns)
+        self._settled = False
         PROTECTION.namespace = shell.user_ns
         shell.ast_transformers.append(self.stale)
 
@@ -49,8 +50,17 @@ class Cells:
         if "name" in about:
             GROUP.name_cell(filename, about["name"], about["shift"])
         GROUP.only(about.get("ranks", ()))
-        if GROUP.intact:
+        self.settle()
+        self._settled = False
+
+    def settle(self) -> None:
+        """Take note that what cells have evaluated so far is complete.
+
+        Before the next cell at the latest; while a rank is idle nobody waits for it.
+        """
+        if not self._settled and GROUP.intact and self._shell.user_ns.get("size", 1) > 1:
             self.stale.settle(self._shell.user_ns_hidden)
+            self._settled = True
 
     def end(self, good: bool) -> dict[str, Any] | None:
         """A cell has ended; how far the group has come, see `Collectives.progress`."""

@@ -13,6 +13,7 @@ Five differences, each for a reason measured on ipyparallel 9.2 and ipykernel 7.
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import os
 import shutil
@@ -84,6 +85,8 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
         finally:
             progress = self.cells.end(good) if about is not None else None
         reply[META] = progress
+        if good:
+            asyncio.get_running_loop().call_soon(self.cells.settle)  # when the reply is sent
         return reply
 
     def _abort_queues(self, subshell_id: str | None = None) -> None:
