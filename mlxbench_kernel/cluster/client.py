@@ -203,6 +203,22 @@ class BenchClient(ipyparallel.Client):  # type: ignore[misc]
         """
         return self.call_each(name, dict.fromkeys(ranks, arguments), timeout)
 
+    def groups(self, ranks: Sequence[int], timeout: float = 1.0) -> dict[int, dict[str, Any]]:
+        """How far ranks have come in their group, see `Collectives.progress`.
+
+        Parameters
+        ----------
+        ranks, timeout
+            As in `call`.
+
+        Returns
+        -------
+        dict
+            By rank; those without a group, and those that do not answer, are left out.
+        """
+        found = self.call("progress", ranks, timeout)
+        return {rank: group for rank, group in found.items() if group is not None}
+
     def call_each(
         self, name: str, arguments: Mapping[int, Mapping[str, Any]], timeout: float
     ) -> dict[int, Any]:

@@ -90,8 +90,7 @@ class Faults:
 
     def _is_intact(self, ranks: Sequence[int]) -> bool:
         """Whether nothing was broken off, and all ranks have come equally far."""
-        found = self._cluster.client.call("progress", ranks, ANSWER_SECONDS)
-        groups = [group for group in found.values() if group is not None]
+        groups = self._cluster.client.groups(ranks).values()
         if any(group["broken"] or group["running"] for group in groups):
             return False
         return len({(group["whole"], group["chain"]) for group in groups}) < 2
@@ -139,8 +138,7 @@ class Faults:
         states = self.ended(chosen, INTERRUPT_SECONDS)
         if all(does == "idle" for does in states.values()):
             return states
-        found = self._cluster.client.call("progress", chosen, ANSWER_SECONDS)
-        if any(said and said["running"] for said in found.values()):
+        if any(group["running"] for group in self._cluster.client.groups(chosen).values()):
             self.reason = self.reason or what
             self._release()
         return self.ended(chosen, SETTLE_SECONDS)

@@ -100,8 +100,8 @@ class Healing:
         return gone, [rank for rank in everyone if rank not in gone and rank not in answers]
 
     def _broken(self, ranks: Sequence[int]) -> bool:
-        found = self._cluster.client.call("progress", ranks, ANSWER_SECONDS)
-        return any(said and (said["broken"] or said["refused"]) for said in found.values())
+        groups = self._cluster.client.groups(ranks).values()
+        return any(group["broken"] or group["refused"] for group in groups)
 
     def _names(self, ranks: Sequence[int]) -> str:
         infos = self._cluster.info.ranks

@@ -91,8 +91,7 @@ def refuse(
 
 def number_link(client: BenchClient, ranks: Sequence[int]) -> None:
     """Have ranks number their new connections alike: what is compared is told apart by it."""
-    found = client.call("progress", ranks, ANSWER_SECONDS).values()
-    links = {said["link"] for said in found if said is not None}
+    links = {group["link"] for group in client.groups(ranks).values()}
     if len(links) > 1:
         client.call("number_link", ranks, ANSWER_SECONDS, link=max(links))
 

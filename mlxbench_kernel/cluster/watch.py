@@ -73,7 +73,7 @@ class GroupWatch:
         """
         if not busy:
             return
-        progress = self._client.call("progress", [rank], ANSWER_SECONDS).get(rank)
+        progress = self._client.groups([rank]).get(rank)
         self._reason = self._reason or what
         if progress is None:  # gone, or it has no collective log
             self.free(busy, what)
@@ -82,16 +82,15 @@ class GroupWatch:
         self._limit = min(self._limit, progress["whole"])
         done = {peer: (sends, receives) for peer, sends, receives in progress["peers"]}
         self.freed = True
+        limits = {}
         for other in busy:
             sends, receives = done.get(other, (0, 0))
-            self._client.call(
-                "limit",
-                [other],
-                ANSWER_SECONDS,
-                whole=self._limit,
-                peers=[(rank, receives, sends)],
-                reason=f"{RELEASED}: {self._reason}",
-            )
+            limits[other] = {
+                "whole": self._limit,
+                "peers": [(rank, receives, sends)],
+                "reason": f"{RELEASED}: {self._reason}",
+            }
+        self._client.call_each("limit", limits, ANSWER_SECONDS)
 
     def free(self, ranks: Sequence[int], what: str) -> None:
         """Free ranks from whatever they wait for; the group has to be made anew then."""
@@ -113,8 +112,7 @@ class GroupWatch:
         certain = all(group["certain"] for group in groups.values())
         if self._whole and not self.freed and late:
             others = [rank for rank in self._ranks if rank not in groups]
-            for rank, group in self._client.call("progress", others, ANSWER_SECONDS).items():
-                self.note(rank, group)
+            self._progress.update(self._client.groups(others))
             self.compare(busy)
             if certain and not self.freed and len(late) == len(self._ranks):
                 self._look_for_deadlock(groups, busy)
@@ -122,8 +120,7 @@ class GroupWatch:
 
     def is_waiting(self, ranks: Sequence[int]) -> bool:
         """Whether one of the ranks is in a collective."""
-        found = self._client.call("progress", ranks, ANSWER_SECONDS)
-        return any(group and group["running"] for group in found.values())
+        return any(group["running"] for group in self._client.groups(ranks).values())
 
     def is_stuck(self, ranks: Sequence[int]) -> bool:
         """Whether a rank still is in a collective some time after it should have been freed.
@@ -131,10 +128,9 @@ class GroupWatch:
         Without the native module that is not known: then a rank counts that ever called one.
         """
         if self.freed and not self._renewable:
-            found = self._client.call("progress", ranks, ANSWER_SECONDS)
             self.stuck = any(
-                group and (group["running"] or (group["whole"] and not group["certain"]))
-                for group in found.values()
+                group["running"] or (group["whole"] and not group["certain"])
+                for group in self._client.groups(ranks).values()
             )
         return self.stuck
 
@@ -172,8 +168,7 @@ class GroupWatch:
         off or refused, or after an error not all ranks have come equally far."""
         if self.stuck:
             return True
-        now = self._client.call("progress", self._ranks, ANSWER_SECONDS)
-        groups = [group for group in now.values() if group is not None]
+        groups = self._client.groups(self._ranks).values()
         if any(group["refused"] or group["broken"] or group["running"] for group in groups):
             return True
         if len({(group["whole"], group["chain"]) for group in groups}) > 1:

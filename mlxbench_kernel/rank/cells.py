@@ -64,10 +64,10 @@ class Cells:
 
     def end(self, good: bool) -> dict[str, Any] | None:
         """A cell has ended; how far the group has come, see `Collectives.progress`."""
-        GROUP.only(())
-        GROUP.rest()
         if good:
             PROTECTION.commit()
+        GROUP.only(())
+        GROUP.rest()
         return GROUP.progress()
 
     def recover(self, count: int | None) -> dict[str, Any]:

@@ -226,6 +226,11 @@ class Collectives:
         return said
 
     @property
+    def alone(self) -> bool:
+        """Whether a cell for only some of the ranks runs."""
+        return bool(self._there)
+
+    @property
     def intact(self) -> bool:
         """Whether nothing was broken off or refused since the connections were made."""
         if not self.lasting:

@@ -103,7 +103,10 @@ class Protection:
         # Rarely evaluated by the user: what is drawn needs the other half of each split.
         key: mx.array = mx.random.state[0]  # type: ignore[index]
         self._evaluate(key)
-        self._count += 1
+        if GROUP.alone and self.kept:
+            self.kept.pop()  # counts mean the same on all ranks, so this is no other one
+        else:
+            self._count += 1
         self.kept.append(Kept(self._count, parts, variables, key))
 
     def _frozen(self) -> tuple[list[tuple[Any, Any]], dict[str, Any]] | None:

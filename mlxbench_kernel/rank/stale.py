@@ -21,6 +21,7 @@ from mlx.nn.layers.base import Module
 from mlxbench_kernel import native
 
 MOST = 100_000  # objects of a namespace that are looked at
+_BRANCHING = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.Try, ast.TryStar, ast.Match)
 _OPAQUE = (str, bytes, int, float, complex, type, types.ModuleType, types.BuiltinFunctionType)
 
 
@@ -41,13 +42,20 @@ class StaleNames(ast.NodeTransformer):
 
     Attributes
     ----------
-    reasons : dict
-        Why a name is refused.
     """
 
     def __init__(self, namespace: dict[str, Any]) -> None:
         self.namespace = namespace
-        self.reasons: dict[str, str] = {}
+        self._refused: dict[str, tuple[str, Any]] = {}
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Why names are refused, by name: those that still hold what they held then."""
+        missing = object()
+        for name, (_, value) in list(self._refused.items()):
+            if self.namespace.get(name, missing) is not value:
+                del self._refused[name]
+        return {name: reason for name, (reason, _) in self._refused.items()}
 
     def settle(self, hidden: Mapping[str, Any]) -> None:
         """Take note that all there is now is complete: nothing is being evaluated."""
@@ -85,7 +93,8 @@ class StaleNames(ast.NodeTransformer):
         reason
             What happened, for the message.
         """
-        self.reasons.update({name: reason for name in names if name in self.namespace})
+        there = [name for name in names if name in self.namespace]
+        self._refused |= {name: (reason, self.namespace[name]) for name in there}
 
     def visit(self, node: ast.AST) -> ast.AST:
         """Look at a whole cell.
@@ -95,21 +104,21 @@ class StaleNames(ast.NodeTransformer):
         StaleError
             It uses refused names; nothing of it has run.
         """
-        if not self.reasons or not isinstance(node, ast.Module):
+        if not self._refused or not isinstance(node, ast.Module):
             return node
         accepted = {name for each in node.body if (name := _accepted(each)) is not None}
-        used, assigned = _names(node, self.namespace)
-        reached = used - accepted
-        refused = [name for name in self.reasons if name in reached]
+        reached = _used(node, self.namespace) - accepted
+        reasons = self.reasons
+        refused = [name for name in reasons if name in reached]
         if refused:
             first = refused[0]
             raise StaleError(
-                f"{', '.join(refused)} may be half changed: {self.reasons[first]}. Assign "
+                f"{', '.join(refused)} may be half changed: {reasons[first]}. Assign "
                 f"{'it' if len(refused) == 1 else 'them'} again (or type {first} = {first} in a "
                 "line of its own to go on with what is there); nothing of this cell has run"
             )
-        for name in assigned | accepted:
-            self.reasons.pop(name, None)
+        for name in accepted:
+            self._refused.pop(name, None)
         return node
 
 
@@ -121,20 +130,29 @@ def _accepted(statement: ast.stmt) -> str | None:
     return None
 
 
-def _names(tree: ast.Module, namespace: Mapping[str, Any]) -> tuple[set[str], set[str]]:
-    """Names that a cell reads, itself or by functions of the user, unless it has assigned them
-    before, and those that it assigns."""
-    code = compile(tree, "<cell>", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+def _used(tree: ast.Module, namespace: Mapping[str, Any]) -> set[str]:
+    """Names that a cell reads, itself or by functions of the user, before it has assigned them.
+
+    What is assigned in a branch or a loop counts as assigned only there.
+    """
     used: set[str] = set()
     assigned: set[str] = set()
-    for instruction in dis.get_instructions(code):
-        if instruction.opname == "LOAD_NAME":
-            used |= _reached({instruction.argval} - assigned, namespace) - assigned
-        elif instruction.opname == "STORE_NAME":
-            assigned.add(instruction.argval)
-    for inner in _inner(code):  # what functions use is used later, if at all
+    later: list[types.CodeType] = []  # what functions use is used later, if at all
+    for statement in tree.body:
+        alone = ast.Module([statement], [])
+        code = compile(alone, "<cell>", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        within = set(assigned)
+        for instruction in dis.get_instructions(code):
+            if instruction.opname == "LOAD_NAME":
+                used |= _reached({instruction.argval} - within, namespace) - within
+            elif instruction.opname == "STORE_NAME":
+                within.add(instruction.argval)
+        if not isinstance(statement, _BRANCHING):
+            assigned = within
+        later += _inner(code)
+    for inner in later:
         used |= _reached(_globals(inner) - assigned, namespace) - assigned
-    return used, assigned
+    return used
 
 
 def _reached(names: Iterable[str], namespace: Mapping[str, Any]) -> set[str]:

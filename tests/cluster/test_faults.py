@@ -174,6 +174,20 @@ def test_a_step_that_was_refused_does_not_stay_in_what_is_protected(two: Cluster
     assert_usable(two)
 
 
+def test_what_one_rank_changed_alone_leaves_the_ranks_at_the_same_count(two: Cluster) -> None:
+    two.execute("protect(model=model, optimizer=optimizer)\nmx.eval(step(x, y), state)")
+    two.execute("model.one.bias = model.one.bias + 5\nmx.eval(model.parameters())", ranks=[0])
+    two.execute("model.one.bias = model.one.bias + 5", ranks=[0])
+    two.execute("mx.eval(step(x, y), state)\nbefore = model.one.bias.tolist()")
+    told = Told()
+    two.execute("if rank == 0:\n    raise ValueError\nmx.eval(step(x, y), state)", tell=told)
+    assert "model, optimizer: back at their last completed values on all ranks" in str(told)
+    assert not two.execute("assert before == model.one.bias.tolist()").errors
+    before = two.pull("before")
+    assert before[0][0] == pytest.approx(before[1][0] + 10, abs=1e-3)
+    assert_usable(two)
+
+
 # -- row 3 ---------------------------------------------------------------------
 
 MISMATCHES = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 from typing import Any
 
@@ -36,7 +37,13 @@ bound = net.step
 
 @pytest.fixture
 def stale() -> StaleNames:
-    namespace: dict[str, Any] = {"mx": mx, "functools": functools, "model": mx.ones(2), "other": 1}
+    namespace: dict[str, Any] = {
+        "mx": mx,
+        "functools": functools,
+        "contextlib": contextlib,
+        "model": mx.ones(2),
+        "other": 1,
+    }
     exec(DEFINITIONS, namespace)
     stale = StaleNames(namespace)
     stale.refuse(["model", "is not there"], "rank 1 raised ValueError")
@@ -68,6 +75,8 @@ def stale() -> StaleNames:
         "uses()\nmodel = 1",
         "model = 1 if model is None else 2",
         "other = model\nmodel = other",
+        "if False:\n    model = 1\nprint(model)",
+        "for x in []:\n    model = 1\nuses()",
     ],
 )
 def test_what_would_read_it_is_refused(stale: StaleNames, code: str) -> None:
@@ -76,7 +85,10 @@ def test_what_would_read_it_is_refused(stale: StaleNames, code: str) -> None:
     assert list(stale.reasons) == ["model"]
 
 
-@pytest.mark.parametrize("code", ["other", "local()", "default()", "x.model", "f(model=1)", "pass"])
+@pytest.mark.parametrize(
+    "code",
+    ["other", "local()", "default()", "x.model", "f(model=1)", "pass", "if other:\n    model = 1"],
+)
 def test_what_does_not_read_it_runs_and_it_stays_refused(stale: StaleNames, code: str) -> None:
     stale.visit(ast.parse(code))
     assert list(stale.reasons) == ["model"]
@@ -90,25 +102,33 @@ def test_what_does_not_read_it_runs_and_it_stays_refused(stale: StaleNames, code
         "model = 1\nuses()",
         "model = 1\ncompiled(); deeper()",
         "model = 1\ndef f(): return model",
-        "for model in y:\n    model",
-        "import x as model",
+        "for model in [1]:\n    model",
+        "if other:\n    model = 1; model",
+        "import math as model",
         "def model(): pass",
         "class model: pass",
         "model, x = 1, 2",
         "model = model",
         "model = model\nprint(model)",
-        "with x as model: pass",
+        "with contextlib.nullcontext() as model: pass",
     ],
 )
 def test_assigning_it_accepts_it(stale: StaleNames, code: str) -> None:
     stale.visit(ast.parse(code))
+    exec(code, stale.namespace)
     assert stale.reasons == {}
     stale.visit(ast.parse("model"))
+
+
+def test_a_cell_that_fails_before_it_assigns_accepts_nothing(stale: StaleNames) -> None:
+    stale.visit(ast.parse("1 / 0\nmodel = 1"))
+    with pytest.raises(StaleError):
+        stale.visit(ast.parse("model"))
 
 
 def test_several_names_are_told_at_once(stale: StaleNames) -> None:
     stale.refuse(["other"], "interrupted")
     with pytest.raises(StaleError, match=r"model, other may be half changed.*Assign them again"):
         stale.visit(ast.parse("other, model"))
-    stale.visit(ast.parse("other = 3"))
+    stale.namespace["other"] = 3
     assert list(stale.reasons) == ["model"]
