@@ -17,6 +17,8 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
+from mlxbench_kernel.rank import ports
+
 BACKLOG = 128  # that a listener has by default
 _standing_in: dict[str, socket.socket] = {}
 _left: set[str] = set()
@@ -133,18 +135,16 @@ def _shut(fd: int) -> None:
 
 
 def _knock(address: str) -> None:
-    ip, port = address.rsplit(":", 1)
     try:
-        socket.create_connection((ip.strip("[]"), int(port)), timeout=1.0).close()
+        socket.create_connection(ports.read(address), timeout=1.0).close()
     except OSError:  # it listens no longer
         pass
 
 
 def _stand_in(address: str) -> None:
-    ip, port = address.rsplit(":", 1)
-    family = socket.AF_INET6 if ip.startswith("[") else socket.AF_INET
+    family = socket.AF_INET6 if address.startswith("[") else socket.AF_INET
     try:
-        listener = socket.create_server((ip.strip("[]"), int(port)), family=family)
+        listener = socket.create_server(ports.read(address), family=family)
     except OSError:  # MLX was faster
         return
     listener.setblocking(False)

@@ -10,7 +10,9 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 _reserved: list[socket.socket] = []
 
@@ -45,8 +47,7 @@ def reserve(ips: list[str]) -> list[str]:
             release()
             raise OSError(f"{ip} is not an address of {socket.gethostname()} ({error})") from None
         listener.listen(16)
-        port = listener.getsockname()[1]
-        addresses.append(f"[{ip}]:{port}" if family == socket.AF_INET6 else f"{ip}:{port}")
+        addresses.append(written(listener.getsockname()))
     return addresses
 
 
@@ -67,22 +68,21 @@ def unreachable(addresses: list[str], timeout: float) -> dict[str, str]:
     """
     failed = {}
     for address in addresses:
-        ip, port = address.rsplit(":", 1)
         try:
-            socket.create_connection((ip.strip("[]"), int(port)), timeout=timeout).close()
+            socket.create_connection(read(address), timeout=timeout).close()
         except OSError as error:
             failed[address] = str(error)
     return failed
 
 
 def listening(address: str) -> bool:
-    """Whether this process listens on the port of an address (``"ip:port"``)."""
-    import psutil
+    """Whether this process listens at an address (``"ip:port"``)."""
+    return any(listens and own == address for _, own, listens in _ends())
 
-    return any(
-        connection.status == psutil.CONN_LISTEN and connection.laddr.port == _port(address)
-        for connection in psutil.Process().net_connections("tcp")
-    )
+
+def socket_at(address: str) -> int | None:
+    """The file descriptor of the socket of this process whose own end is at an address."""
+    return next((fd for fd, own, _ in _ends() if own == address), None)
 
 
 def connections(own: Sequence[str], others: Sequence[str]) -> list[int]:
@@ -113,8 +113,72 @@ def connections(own: Sequence[str], others: Sequence[str]) -> list[int]:
     return found
 
 
+def open_sockets() -> set[tuple[int, int]]:
+    """The sockets of this process: file descriptor and inode, as numbers are used again."""
+    found = set()
+    for fd in map(int, os.listdir("/dev/fd")):
+        try:
+            about = os.fstat(fd)
+        except OSError:  # the folder was read through it
+            continue
+        if stat.S_ISSOCK(about.st_mode):
+            found.add((fd, about.st_ino))
+    return found
+
+
+def _ends() -> Iterator[tuple[int, str, bool]]:
+    """Of each socket of this process with an address: that, and whether it listens."""
+    for fd, _ in open_sockets():
+        try:
+            with socket.socket(fileno=os.dup(fd)) as copy:
+                if copy.family in (socket.AF_INET, socket.AF_INET6):
+                    listens = copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+                    yield fd, written(copy.getsockname()), bool(listens)
+        except OSError:  # closed meanwhile
+            continue
+
+
+def written(address: tuple[Any, ...]) -> str:
+    """An address of a socket as ``"ip:port"``."""
+    ip, port = address[:2]
+    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+
+
+def read(address: str) -> tuple[str, int]:
+    """IP address and port of ``"ip:port"``."""
+    ip, port = address.rsplit(":", 1)
+    return ip.strip("[]"), int(port)
+
+
+def close_failed(before: set[tuple[int, int]]) -> None:
+    """Close the sockets that MLX has made for attempts to connect that failed, and left open.
+
+    It tries again with another one (``mlx/distributed/utils.cpp``, 0.32.4). What is closed is
+    new, blocks, and has no address and no peer; ipyparallel's sockets do not block.
+
+    Parameters
+    ----------
+    before
+        What was open before MLX was called.
+    """
+    for fd, _ in open_sockets() - before:
+        try:
+            with socket.socket(fileno=os.dup(fd)) as copy:
+                failed = (
+                    copy.type == socket.SOCK_STREAM
+                    and copy.family in (socket.AF_INET, socket.AF_INET6)
+                    and os.get_blocking(fd)
+                    and ipaddress.ip_address(copy.getsockname()[0]).is_unspecified
+                    and not copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+                )
+        except OSError:  # closed meanwhile
+            continue
+        if failed:
+            os.close(fd)
+
+
 def _port(address: str) -> int:
-    return int(address.rsplit(":", 1)[1])
+    return read(address)[1]
 
 
 def release() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -48,6 +49,11 @@ class Place:
     files: dict[str, Any]
     listens: tuple[str, ...] = ()
     calls: tuple[str, ...] = ()
+
+    @property
+    def closes_ring(self) -> bool:
+        """Whether it is the last rank of a ring, which calls the first."""
+        return self.backend == "ring" and self.rank == self.size - 1
 
 
 def join(place: Place, seed: int) -> dict[str, Any]:
@@ -126,6 +132,7 @@ def _connect(place: Place) -> tuple[Any, list[int]]:
     from mlxbench_kernel.rank import ports
     from mlxbench_kernel.rank.collectives import GROUP
     from mlxbench_kernel.rank.files import write_text
+    from mlxbench_kernel.rank.last_call import LastCall
 
     if place.size == 1:
         for name in ("MLX_RANK", *place.files):  # of a larger group: MLX would wait for it
@@ -134,18 +141,27 @@ def _connect(place: Place) -> tuple[Any, list[int]]:
     module = native.load()
     ports.release()
     variables = dict(place.variables)
-    with tempfile.TemporaryDirectory(dir=get_ipython().kernel.parent.folder) as folder:
-        for name, content in place.files.items():
+    with contextlib.ExitStack() as stack:
+        own = get_ipython().kernel.parent.folder
+        folder = stack.enter_context(tempfile.TemporaryDirectory(dir=own))
+        files = dict(place.files)
+        # Of several addresses MLX calls one after the other; without the module nothing else runs.
+        if module is not None and place.closes_ring and len(place.listens) == 1:
+            call = stack.enter_context(LastCall(place.listens[0], place.calls[0]))
+            files["MLX_HOSTFILE"] = [[call.address], *files["MLX_HOSTFILE"][1:]]
+        for name, content in files.items():
             path = Path(folder, f"{name}.json")
             write_text(path, json.dumps(content))
             variables[name] = str(path)
         os.environ.update(variables)
+        before = ports.open_sockets()
         try:
             if module is not None:
                 raw = module.init(place.backend)
             else:
                 raw = GROUP.original("init")(strict=True, backend=place.backend)
         finally:
+            ports.close_failed(before)
             for name in place.files:
                 os.environ.pop(name)  # the file is gone: what a cell starts must not look for it
     if (raw.rank(), raw.size()) != (place.rank, place.size):
