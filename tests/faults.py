@@ -77,7 +77,9 @@ def wait_until_waiting(ranks: Cluster, rank: int) -> None:
         assert time.monotonic() < deadline
 
 
-def interrupted(ranks: Cluster, code: str, when: Any, presses: int = 1) -> tuple[Any, str, float]:
+def interrupted(
+    ranks: Cluster, code: str, when: Any, presses: int = 1, output: Any = None
+) -> tuple[Any, str, float]:
     """Run a cell in the main thread and press Ctrl-C as soon as `when` has returned."""
     pressed: list[float] = []
 
@@ -91,7 +93,7 @@ def interrupted(ranks: Cluster, code: str, when: Any, presses: int = 1) -> tuple
     thread = threading.Thread(target=press)
     thread.start()
     try:
-        ranks.execute(code, tell=told)
+        ranks.execute(code, tell=told, output=output)
         time.sleep(5)  # where the second one comes late
     except (KeyboardInterrupt, CellTimeout) as error:
         raised = error

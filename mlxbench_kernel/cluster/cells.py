@@ -9,6 +9,8 @@ from concurrent.futures import wait
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from ipyparallel.client.client import MessageFuture
+
 from mlxbench_kernel.cluster.client import BenchClient
 from mlxbench_kernel.cluster.state import SILENT
 from mlxbench_kernel.cluster.watch import GroupWatch
@@ -72,7 +74,7 @@ class CellResult:
 
 
 class CellRun:
-    """One cell on its way.
+    """One cell, which is sent when somebody waits for it.
 
     Parameters
     ----------
@@ -113,6 +115,9 @@ class CellRun:
         gone: Callable[[int], str],
     ) -> None:
         self._client = client
+        self._code = code
+        self._ranks = ranks
+        self._about = about
         self._output = output
         self._watch = watch
         self._doing = doing
@@ -127,8 +132,13 @@ class CellRun:
         self.left_running = False
         self._showing_late = False
         self._states: dict[int, str] = {}
-        client.forget_cells()
-        self._replies = client.start_cells(code, ranks, self._message, about)
+        self._replies: dict[int, MessageFuture] = {}
+
+    def _start(self) -> None:
+        self._client.forget_cells()
+        self._replies = self._client.start_cells(
+            self._code, self._ranks, self._message, self._about
+        )
 
     def _message(self, rank: int, message: dict[str, Any]) -> None:
         kind, content = message["header"]["msg_type"], message["content"]
@@ -136,6 +146,7 @@ class CellRun:
             if _is_secondary(content):
                 self._secondary[rank] = content  # it follows from another rank's
                 return
+            content = {**content, "traceback": _without_release(content["traceback"])}
             self.result.errors[rank] = content
         if kind == "stream":
             content = {**content, "text": _NOISE.sub("", content["text"])}
@@ -159,7 +170,7 @@ class CellRun:
         return [rank for rank, reply in self._replies.items() if not reply.done()]
 
     def wait(self, timeout: float | None) -> CellResult:
-        """Wait until all ranks are done.
+        """Send the cell and wait until all ranks are done.
 
         Parameters
         ----------
@@ -176,6 +187,8 @@ class CellRun:
             After the ranks were interrupted too.
         """
         try:
+            with held():  # once it is sent, it must be known whom to interrupt
+                self._start()
             self._wait(timeout)
         except KeyboardInterrupt:
             with held():
@@ -361,6 +374,14 @@ class CellRun:
 def _is_secondary(error: dict[str, Any]) -> bool:
     """Whether an error only says that a collective was broken off."""
     return RELEASED in error["evalue"] or LOST in error["evalue"]
+
+
+def _without_release(traceback: list[str]) -> list[str]:
+    """An error, without that which freed the rank from a collective so that it could come."""
+    for number, entry in enumerate(traceback[:-1]):
+        if RELEASED in entry:
+            return [*traceback[:number], traceback[-1]]
+    return traceback
 
 
 def _unsaid(answer: Any) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import psutil
 import pytest
@@ -11,6 +13,7 @@ from faults import BLOCKED, SETUP, Told, in_background, interrupted, wait_until_
 from running import Recorded, processes
 
 from mlxbench_kernel.cluster import Cluster
+from mlxbench_kernel.cluster.client import BenchClient
 from mlxbench_kernel.errors import CellTimeout, CollectiveMismatch, UsageError
 
 CHECK = """
@@ -297,9 +300,27 @@ def test_a_rank_that_never_comes_is_named_and_interrupt_frees(
 
 @pytest.mark.parametrize("presses", [1, 2])
 def test_ctrl_c_frees_a_blocked_collective(two: Cluster, presses: int) -> None:
-    raised, told, _ = interrupted(two, BLOCKED, lambda: wait_until_waiting(two, 0), presses)
+    output = Recorded()
+    raised, told, _ = interrupted(two, BLOCKED, lambda: wait_until_waiting(two, 0), presses, output)
     assert isinstance(raised, KeyboardInterrupt)
     assert "the group was made anew" in told
+    shown = "".join(str(content) for _, kind, content in output.messages if kind == "error")
+    assert "KeyboardInterrupt" in shown and "broke this collective off" not in shown
+    assert_usable(two)
+
+
+def test_ctrl_c_while_the_cell_is_being_sent(two: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = BenchClient.start_cells
+
+    def interrupted_start(*arguments: Any) -> Any:
+        started = start(*arguments)
+        signal.raise_signal(signal.SIGINT)
+        return started
+
+    monkeypatch.setattr(BenchClient, "start_cells", interrupted_start)
+    with pytest.raises(KeyboardInterrupt):
+        two.execute("while True:\n    pass")
+    monkeypatch.undo()
     assert_usable(two)
 
 

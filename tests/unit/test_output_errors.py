@@ -172,6 +172,15 @@ def test_different_errors_are_all_named_in_the_first_line(raised):
     assert "\n[1] ZeroDivisionError\n" in text
 
 
+def test_one_error_at_different_places_is_said_once_with_the_places(raised):
+    output = CellOutput(range(2), 2)
+    output.error(0, **raised("x = 1\nraise KeyboardInterrupt"))
+    output.error(1, **raised("raise KeyboardInterrupt"))
+    assert str(output.failure()) == (
+        "all 2 ranks raised KeyboardInterrupt: [0] line 2, [1] line 1 of the cell"
+    )
+
+
 def test_eight_different_errors_stay_readable():
     output = CellOutput(range(8), 8)
     for rank in range(8):

@@ -208,6 +208,10 @@ def _first_line(errors: tuple[RankError, ...], size: int) -> str:
         error = errors[0]
         line = "" if error.line is None else f" (line {error.line} of the cell)"
         return f"{_who(error.ranks, size)} raised {error.summary}{line}"
+    ranks = sorted({rank for error in errors for rank in error.ranks})
+    if len({error.summary for error in errors}) == 1 and all(error.line for error in errors):
+        places = [f"[{format_ranks(error.ranks)}] line {error.line}" for error in errors]
+        return f"{_who(ranks, size)} raised {errors[0].summary}: {', '.join(places)} of the cell"
     parts = []
     for error in errors[:SHOWN]:
         summary = error.summary
@@ -216,7 +220,6 @@ def _first_line(errors: tuple[RankError, ...], size: int) -> str:
         parts.append(f"[{format_ranks(error.ranks)}] {summary}")
     if len(errors) > SHOWN:
         parts.append(f"and {len(errors) - SHOWN} more")
-    ranks = sorted({rank for error in errors for rank in error.ranks})
     return f"{_who(ranks, size)} raised {len(errors)} different errors: {'; '.join(parts)}"
 
 
