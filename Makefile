@@ -70,6 +70,6 @@ $(VENV)/installed-test: $(VENV)/installed
 	$(in_venv) -m pip install --quiet --editable ".[$(EXTRA:%=%,)test]"
 	@touch $@
 
-$(VENV)/native: mlxbench_kernel/native/module.cpp $(VENV)/installed
+$(VENV)/native: $(wildcard mlxbench_kernel/native/*.h) mlxbench_kernel/native/module.cpp $(VENV)/installed
 	@$(in_venv) -m mlxbench_kernel.native
 	@touch $@

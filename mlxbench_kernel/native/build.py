@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import TextIO
 
 SOURCE = Path(__file__).with_name("module.cpp")
-HEADER = Path(__file__).with_name("group.h")
+HEADERS = sorted(Path(__file__).parent.glob("*.h"))
 NAME = "mlxbench_native"
 FLAGS = (
     "-std=c++20", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-strict-aliasing",
@@ -75,7 +75,7 @@ def target() -> Path:
     """
     mlx, nanobind = installed()
     # The path to MLX's library is compiled in, so each environment has a module of its own.
-    rest = hashlib.sha256(SOURCE.read_bytes() + HEADER.read_bytes())
+    rest = hashlib.sha256(b"".join(path.read_bytes() for path in (SOURCE, *HEADERS)))
     rest.update(repr((FLAGS, mlx.__file__)).encode())
     folder = "-".join(
         (

@@ -19,6 +19,7 @@
 #include <unordered_map>
 #include <unordered_set>
 
+#include "graph_bindings.h"
 #include "group.h"
 #include "mlx/allocator.h"
 #include "mlx/array.h"
@@ -326,6 +327,8 @@ NB_MODULE(mlxbench_native, m) {
   if (!nb::type<dist::Group>().is_valid()) {
     throw nb::import_error("MLX was built with another version of nanobind");
   }
+
+  bench::bind_graph(m);
 
   m.def(
       "init",

@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "widgets": {"cluster", "memory"},
     "cluster": {"rank", "memory", "native"},
     "rank": {"memory", "native"},
+    "graph": {"native"},
     "memory": {"native"},
     "native": set(),
 }
@@ -57,7 +58,7 @@ def test_imports_point_inwards(folder: str) -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize("folder", ["memory", "native"])
+@pytest.mark.parametrize("folder", ["graph", "memory", "native"])
 def test_plain_libraries_do_without_jupyter(folder: str) -> None:
     wrong = [pair for pair in imports(folder) if pair[1].split(".")[0] in ONLY_FOR_JUPYTER]
     assert not wrong

@@ -1,0 +1,9 @@
+"""Lazy graphs: read without being evaluated, named, folded, costed, compared.
+
+A plain library: it imports neither Jupyter nor ipyparallel, and works in any MLX program.
+"""
+
+from mlxbench_kernel.graph.model import Graph, Phase, Scope, Status
+from mlxbench_kernel.graph.reader import read
+
+__all__ = ["Graph", "Phase", "Scope", "Status", "read"]
