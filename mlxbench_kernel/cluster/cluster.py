@@ -363,8 +363,10 @@ class Cluster(Looking):
         """
         if ranks is not None:
             return self._restart_some(self.choose(ranks), progress, tell)
-        options = self.info.options
+        options, cells = self.info.options, self.setup.cells
         self.down()
+        if cells:
+            tell("not repeated on fresh ranks: set-up cells and imports; run those cells again")
         self.replace(*BringUp(options, progress).run())
 
     def _restart_some(self, ranks: Sequence[int], progress: Progress | None, tell: Tell) -> None:

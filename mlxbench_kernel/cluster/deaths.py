@@ -87,10 +87,20 @@ class Death:
         pool: Mapping[str, int] = seen.get("host", seen["memory"])
         return pool
 
-    def message(self, who: RankInfo) -> str:
-        """What a person is told: one line with the next thing to type, then what was last seen."""
+    def message(self, who: RankInfo, alone: bool = False) -> str:
+        """What a person is told: one line with the next thing to type, then what was last seen.
+
+        Parameters
+        ----------
+        who
+            The rank.
+        alone
+            Whether no other rank is left to heal it from.
+        """
         rank = f"rank {who.rank} on {who.host}"
-        next_step = f"%mlx_dist heal brings it back (%mlx_dist log --ranks {who.rank})"
+        healing = "no rank is left: %mlx_dist restart starts all anew, without variables"
+        next_step = healing if alone else "%mlx_dist heal brings it back"
+        next_step += f" (%mlx_dist log --ranks {who.rank})"
         if not self.of_memory:
             how = f", {self.how}" if self.how else ""
             first = f"{rank} is gone (process {who.pid}{how}): {next_step}"

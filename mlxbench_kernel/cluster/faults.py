@@ -42,6 +42,7 @@ class Faults:
         self._cluster = cluster
         self.reason = ""
         self.stuck = False
+        self.owed: set[int] = set()
         self._mending = threading.RLock()  # an interrupt and the cell it ends both mend
 
     def mend(self, tell: Tell) -> None:

@@ -89,6 +89,10 @@ class Healing:
             cluster.faults.reason = cluster.faults.reason or "the group was broken"
             self._free(left)
             return cluster.faults.mend(self._tell)
+        if cluster.faults.owed:  # the heal before was broken off
+            others = [rank for rank in left if rank not in cluster.faults.owed]
+            counts = cluster.client.call("protected", others, ANSWER_SECONDS)
+            return self._provide(others, common(counts))
         self._tell("all ranks are there, and the group is whole")
 
     def _missing(self) -> tuple[list[int], list[int]]:
@@ -143,11 +147,11 @@ class Healing:
         self._note_ranks({rank: found[rank] for rank in gone})
         reason = cluster.faults.reason or f"rank {gone[0]} was gone"
         cluster.faults.reason = ""
+        cluster.faults.owed.update(gone)
         mended = [found[rank] for rank in left]
         names = refuse(client, range(info.size), mended, reason)
         self._tell(f"{self._names(gone)} is back, {time.monotonic() - start:.1f} s")
-        self._repeat_setup(gone)
-        self._give_state(gone, left, count)
+        self._provide(left, count)
         for line in outcome(mended, names):
             self._tell(line)
 
@@ -158,6 +162,13 @@ class Healing:
             ranks[rank] = RankInfo(rank, who["host"], who["pid"], who["device"], who["mlx"])
         self._cluster.info = dataclasses.replace(info, ranks=tuple(ranks))
         self._cluster.info.save()
+
+    def _provide(self, left: Sequence[int], count: int | None) -> None:
+        """Give ranks that were started again what they lack; known until it is done."""
+        owed = sorted(self._cluster.faults.owed)
+        self._repeat_setup(owed)
+        self._give_state(owed, left, count)
+        self._cluster.faults.owed.clear()
 
     def _repeat_setup(self, ranks: Sequence[int]) -> None:
         """Run the set-up cells on ranks that have just started."""

@@ -79,7 +79,7 @@ class Looking:
             when, sample = self._samples[rank]
             seen = {**sample, "age": time.monotonic() - when}
             death = dataclasses.replace(death, seen=seen)
-        return death.message(who)
+        return death.message(who, alone=not self.living())
 
     def _require_controller(self) -> None:
         if not self.controller_runs:

@@ -18,6 +18,7 @@ import numpy as np
 
 from mlxbench_kernel import native
 from mlxbench_kernel.rank import arrays
+from mlxbench_kernel.rank.stale import StaleError
 
 PIECE = 16 * 2**20  # bytes; arrays up to this size travel whole
 
@@ -156,6 +157,10 @@ def fetch(names: Sequence[str]) -> tuple[str, Any]:
     missing = [name for name in names if name not in namespace]
     if missing:
         return ("missing", missing)
+    try:
+        get_ipython().kernel.cells.stale.require(names)
+    except StaleError as error:
+        return ("refused", str(error))
     try:
         return ("ok", _offer({name: namespace[name] for name in names}))
     except TypeError as error:

@@ -60,8 +60,15 @@ class Protection:
 
     def protect(self, trees: Mapping[str, Any]) -> None:
         """Begin with these trees; see `protect`."""
+        if not trees:
+            raise UsageError("protect: nothing is named; type protect(model=model, step=step)")
         for name, tree in trees.items():
             _check(name, tree)
+            if _is_variable(tree) and not _is_it(self.namespace.get(name, tree), tree):
+                raise UsageError(
+                    f"protect: {name} is a {type(self.namespace[name]).__name__} and not "
+                    f"what was given for it; name the variable itself, as {name}={name}"
+                )
         mx.eval([_arrays(tree) for tree in trees.values()])
         self.trees = {**self.trees, **trees}
         self._watch()
@@ -232,6 +239,32 @@ def _check(name: str, tree: Any) -> None:
             f"protect: {name} is a {type(tree).__name__}; it takes modules, optimizers, dicts, "
             "lists, arrays and numbers"
         )
+    if _holds_itself(tree):
+        raise UsageError(f"protect: {name} holds itself; give the parts of it that hold arrays")
+
+
+def _holds_itself(tree: Any) -> bool:
+    path: list[Any] = []
+    around: set[int] = set()
+    waiting = [(0, tree)]
+    while waiting:
+        depth, value = waiting.pop()
+        while len(path) > depth:
+            around.discard(id(path.pop()))
+        if id(value) in around:
+            return True
+        if isinstance(value, (dict, list, tuple)):
+            path.append(value)
+            around.add(id(value))
+            inside = value.values() if isinstance(value, dict) else value
+            waiting += [
+                (depth + 1, each) for each in inside if isinstance(each, (dict, list, tuple))
+            ]
+    return False
+
+
+def _is_it(variable: Any, given: Any) -> bool:
+    return variable is given or (isinstance(given, NUMBERS) and variable == given)
 
 
 def _is_variable(tree: Any) -> bool:

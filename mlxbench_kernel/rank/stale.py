@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import ast
 import dis
+import functools
 import gc
+import re
 import sys
 import types
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import mlx.core as mx
@@ -20,9 +24,22 @@ from mlx.nn.layers.base import Module
 
 from mlxbench_kernel import native
 
-MOST = 100_000  # objects of a namespace that are looked at
+MOST = 100_000  # objects of one variable that are looked at
+# IPython keeps results and inputs under names of its own (_, __, _3, _i3), and so do we.
+_OWN = re.compile(r"_{1,3}|_i{1,3}|_i?\d+|_ih|_oh|_dh|_mlxbench_.*|In|Out")
 _BRANCHING = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.Try, ast.TryStar, ast.Match)
-_OPAQUE = (str, bytes, int, float, complex, type, types.ModuleType, types.BuiltinFunctionType)
+_FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
+_OPAQUE = (
+    str,
+    bytes,
+    int,
+    float,
+    complex,
+    type,
+    types.ModuleType,
+    types.BuiltinFunctionType,
+    type(None),
+)
 
 
 class StaleError(InputRejected):
@@ -96,6 +113,23 @@ class StaleNames(ast.NodeTransformer):
         there = [name for name in names if name in self.namespace]
         self._refused |= {name: (reason, self.namespace[name]) for name in there}
 
+    def require(self, names: Iterable[str]) -> None:
+        """See that none of these names is refused.
+
+        Raises
+        ------
+        StaleError
+            Some are; the message says which, why, and what to type.
+        """
+        reasons, asked = self.reasons, set(names)
+        if refused := [name for name in reasons if name in asked]:
+            first = refused[0]
+            raise StaleError(
+                f"{', '.join(refused)} may be half changed: {reasons[first]}. Assign "
+                f"{'it' if len(refused) == 1 else 'them'} again (or type {first} = {first} in a "
+                "line of its own to go on with what is there); nothing of this cell has run"
+            )
+
     def visit(self, node: ast.AST) -> ast.AST:
         """Look at a whole cell.
 
@@ -107,16 +141,7 @@ class StaleNames(ast.NodeTransformer):
         if not self._refused or not isinstance(node, ast.Module):
             return node
         accepted = {name for each in node.body if (name := _accepted(each)) is not None}
-        reached = _used(node, self.namespace) - accepted
-        reasons = self.reasons
-        refused = [name for name in reasons if name in reached]
-        if refused:
-            first = refused[0]
-            raise StaleError(
-                f"{', '.join(refused)} may be half changed: {reasons[first]}. Assign "
-                f"{'it' if len(refused) == 1 else 'them'} again (or type {first} = {first} in a "
-                "line of its own to go on with what is there); nothing of this cell has run"
-            )
+        self.require(_used(node, self.namespace) - accepted)
         for name in accepted:
             self._refused.pop(name, None)
         return node
@@ -169,19 +194,26 @@ def _reached(names: Iterable[str], namespace: Mapping[str, Any]) -> set[str]:
 
 
 def _functions(value: Any) -> Iterator[types.FunctionType]:
-    """The functions behind a callable: itself, or what MLX, functools or a method wraps."""
+    """The functions behind a value: itself, what MLX, functools or a method wraps, the methods
+    of the user's classes, and what containers of functions hold."""
     seen: set[int] = set()
     waiting = [value]
     while waiting:
         value = waiting.pop()
-        if id(value) in seen or not callable(value) or isinstance(value, (type, Module)):
+        if id(value) in seen or isinstance(value, types.ModuleType):
             continue
         seen.add(id(value))
+        kind = value if isinstance(value, type) else type(value)
+        if _is_the_users(kind) and kind.__module__.split(".")[0] != "mlx":
+            waiting += [each for each in vars(kind).values() if callable(each)]
         if isinstance(value, types.FunctionType):
             yield value
             waiting += _contents(value.__closure__ or ())
         elif isinstance(value, types.MethodType):
             waiting.append(value.__func__)
+        elif isinstance(value, (dict, list, tuple)) and not isinstance(value, Module):
+            inside = value.values() if isinstance(value, dict) else value
+            waiting += [each for each in islice(inside, MOST) if isinstance(each, _FUNCTIONS)]
         elif type(value).__module__ in ("functools", "mlx", "mlx.core", "mlx.gc"):
             waiting += [each for each in gc.get_referents(value) if callable(each)]
 
@@ -206,22 +238,17 @@ def _inner(code: types.CodeType) -> Iterator[types.CodeType]:
 
 def _arrays(namespace: Mapping[str, Any], hidden: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Arrays that the user's variables hold, with the name of the variable."""
-    looked_at = 0
     for name, value in list(namespace.items()):
-        # IPython keeps results under names of its own (_, _3), and so does push.
-        if name in hidden or name.startswith("_") or name in ("In", "Out"):
+        if name in hidden or _OWN.fullmatch(name):
             continue
         waiting, seen = [value], set[int]()  # what has two names is found under both
-        while waiting and looked_at < MOST:
+        while waiting and len(seen) < MOST:
             value = waiting.pop()
-            looked_at += 1
             if isinstance(value, mx.array):
                 yield name, value
-                continue
-            if isinstance(value, _OPAQUE) or id(value) in seen:
-                continue
-            seen.add(id(value))
-            waiting += _held(value)
+            elif not isinstance(value, _OPAQUE) and id(value) not in seen:
+                seen.add(id(value))
+                waiting += [each for each in _held(value) if not isinstance(each, _OPAQUE)]
 
 
 def _held(value: Any) -> list[Any]:
@@ -229,16 +256,28 @@ def _held(value: Any) -> list[Any]:
     if isinstance(value, Mapping):
         own = [vars(value)] if isinstance(value, Module) else []
         return [*own, *value.values()] if isinstance(value, dict) else []
-    if isinstance(value, (list, tuple, set, frozenset)):
+    if isinstance(value, (list, tuple, set, frozenset, deque)):
         return list(value)
     if isinstance(value, types.FunctionType):
         cells = value.__closure__ or ()
         return [*_contents(cells), *(value.__defaults__ or ())]
     if isinstance(value, types.MethodType):
         return [value.__self__]
+    if isinstance(value, functools.partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, types.GeneratorType):
+        return list(value.gi_frame.f_locals.values()) if value.gi_frame is not None else []
     if _is_the_users(type(value)):
-        return list(getattr(value, "__dict__", {}).values())
+        return [*getattr(value, "__dict__", {}).values(), *_slots(value)]
     return []
+
+
+def _slots(value: Any) -> Iterator[Any]:
+    for kind in type(value).__mro__:
+        names = kind.__dict__.get("__slots__", ())
+        for name in (names,) if isinstance(names, str) else names:
+            if hasattr(value, name):
+                yield getattr(value, name)
 
 
 def _contents(cells: Iterable[Any]) -> Iterator[Any]:

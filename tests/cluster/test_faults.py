@@ -14,6 +14,7 @@ from running import Recorded, processes
 
 from mlxbench_kernel.cluster import Cluster
 from mlxbench_kernel.cluster.client import BenchClient
+from mlxbench_kernel.cluster.healing import Healing
 from mlxbench_kernel.errors import CellTimeout, CollectiveMismatch, UsageError
 
 CHECK = """
@@ -457,6 +458,41 @@ def test_a_rank_that_was_brought_back_counts_like_the_others(two: Cluster) -> No
     with pytest.raises(CollectiveMismatch):
         two.execute(MISMATCHES["deadlock"].replace("recv((3,), mx.float32, 1)", "all_max(x)"))
     assert_usable(two)
+
+
+@pytest.mark.parametrize("moment", ["_repeat_setup", "_give_state"])
+def test_a_heal_that_is_broken_off_is_finished_by_the_next(
+    two: Cluster, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    two.execute(SETUP + "protect(model=model, optimizer=optimizer)", setup=True)
+    two.execute("for _ in range(5):\n    mx.eval(step(x, y), state)")
+    victim = two.info.ranks[1].pid
+    psutil.Process(victim).kill()
+    while 1 in two.client.living():
+        pass
+
+    def pressed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Healing, moment, pressed)
+    with pytest.raises(KeyboardInterrupt):
+        two.heal()
+    monkeypatch.undo()
+    two.heal()
+    assert not two.execute("bias = model.two.bias.tolist(), optimizer.step.item()").errors
+    biases = two.pull("bias")
+    assert biases[0] == biases[1] and biases[0][1] == 5
+    assert_usable(two)
+
+
+def test_a_variable_that_may_be_wrong_is_not_pulled_either(two: Cluster) -> None:
+    two.execute("_mine = total = mx.distributed.all_sum(mx.ones(3), group=g)")
+    two.execute("if rank:\n    raise ValueError\nmx.eval(total)")
+    for name in ("total", "_mine"):
+        with pytest.raises(UsageError, match="may be half changed"):
+            two.pull(name, [0])
+    two.execute("_mine = total = 1")
+    assert two.pull("_mine") == {0: 1, 1: 1}
 
 
 def test_restart_of_one_rank_keeps_the_others(two: Cluster) -> None:

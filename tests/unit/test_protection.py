@@ -124,3 +124,20 @@ def test_what_cannot_be_protected_is_named(protection: Protection) -> None:
     with pytest.raises(UsageError, match="protect: thing is a set; it takes modules"):
         protection.protect({"thing": {1}})
     assert protection.trees == {}
+
+
+def test_what_would_protect_something_else_is_refused(protection: Protection) -> None:
+    endless: list[Any] = [mx.ones(2)]
+    endless.append(endless)
+    twice = [mx.ones(2)]
+    protection.namespace = {"model": nn.Linear(2, 2), "step": 3, "endless": endless}
+    for trees, said in [
+        ({}, "nothing is named"),
+        ({"endless": endless}, "endless holds itself"),
+        ({"model": 5}, "model is a Linear and not what was given"),
+        ({"model": None}, "model is a Linear and not what was given"),
+        ({"step": 4}, "step is a int and not what was given"),
+    ]:
+        with pytest.raises(UsageError, match=said):
+            protection.protect(trees)
+    protection.protect({"step": 3, "pair": [twice, twice], "new": mx.ones(1)})

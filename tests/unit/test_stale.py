@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import collections
 import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
 import pytest
 
+from mlxbench_kernel import native
 from mlxbench_kernel.rank.stale import StaleError, StaleNames
 
 DEFINITIONS = """
@@ -32,12 +35,14 @@ class Net:
     def step(self): return model
 net = Net()
 bound = net.step
+table = {"forward": uses}
 """
 
 
 @pytest.fixture
 def stale() -> StaleNames:
     namespace: dict[str, Any] = {
+        "__name__": "__main__",  # as in a kernel
         "mx": mx,
         "functools": functools,
         "contextlib": contextlib,
@@ -70,6 +75,9 @@ def stale() -> StaleNames:
         "compiled()",
         "cached()",
         "bound()",
+        "net.step()",
+        "Net().step()",
+        "table['forward']()",
         "del model.weight",
         "await model",
         "uses()\nmodel = 1",
@@ -132,3 +140,45 @@ def test_several_names_are_told_at_once(stale: StaleNames) -> None:
         stale.visit(ast.parse("other, model"))
     stale.namespace["other"] = 3
     assert list(stale.reasons) == ["model"]
+
+
+def test_arrays_are_found_wherever_the_user_keeps_them() -> None:
+    class Slotted:
+        __slots__ = ("held",)
+
+        def __init__(self, held: mx.array) -> None:
+            self.held = held
+
+    def count() -> Iterator[mx.array]:
+        value = mx.ones(1)
+        while True:
+            value = value + 1
+            yield value
+
+    Slotted.__module__ = "__main__"
+    counting = count()
+    next(counting)
+    namespace: dict[str, Any] = {
+        "_under": mx.ones(1) + 1,
+        "tokens": list(range(200_000)),
+        "deep": [{"a": (mx.ones(1) + 1,)}],
+        "queue": collections.deque([mx.ones(1) + 1]),
+        "slotted": Slotted(mx.ones(1) + 1),
+        "partly": functools.partial(print, mx.ones(1) + 1),
+        "counting": counting,
+        "_3": mx.ones(1) + 1,
+        "_": mx.ones(1) + 1,
+    }
+    module = native.load()
+    if module is None:
+        pytest.skip("needs the native module")
+    stale = StaleNames(namespace)
+    assert stale.find({}) == []
+    # As after an evaluation that was broken off: marked as evaluated, and never looked at.
+    mx.eval([v for k, v in namespace.items() if isinstance(v, mx.array)])
+    mx.eval(namespace["deep"], list(namespace["queue"]), namespace["slotted"].held)
+    mx.eval(namespace["partly"].args, counting.gi_frame.f_locals["value"])
+    expected = ["_under", "counting", "deep", "partly", "queue", "slotted"]
+    assert stale.find({}) == expected
+    stale.settle({})
+    assert stale.find({}) == []
