@@ -3,7 +3,8 @@
 A plain library: it imports neither Jupyter nor ipyparallel, and works in any MLX program.
 """
 
+from mlxbench_kernel.graph.capture import Captured, capture, captured
 from mlxbench_kernel.graph.model import Graph, Phase, Scope, Status
 from mlxbench_kernel.graph.reader import read
 
-__all__ = ["Graph", "Phase", "Scope", "Status", "read"]
+__all__ = ["Captured", "Graph", "Phase", "Scope", "Status", "capture", "captured", "read"]

@@ -7,6 +7,10 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <unordered_map>
+#include <unordered_set>
+#include <utility>
+
 #include "graph_reader.h"
 
 namespace bench {
@@ -60,7 +64,105 @@ inline std::vector<mx::array> arrays_of(
   return found;
 }
 
+// Remembers in which part of the user's program nodes were made, innermost part first.
+class Marker {
+ public:
+  // Marks what `outputs` need that is not marked yet, up to `inputs`.
+  void mark(
+      const std::vector<mx::array>& outputs, const std::vector<mx::array>& inputs, int32_t part) {
+    std::unordered_set<uint64_t> ends;
+    for (auto& input : inputs) {
+      ends.insert(input.id());
+    }
+    std::vector<mx::array> waiting = outputs;
+    while (!waiting.empty()) {
+      auto array = std::move(waiting.back());
+      waiting.pop_back();
+      if (!array.has_primitive() || ends.count(array.id()) ||
+          !parts_.try_emplace(array.id(), part).second) {
+        continue;
+      }
+      for (auto& sibling : array.siblings()) {
+        parts_.try_emplace(sibling.id(), part);
+      }
+      waiting.insert(waiting.end(), array.inputs().begin(), array.inputs().end());
+      kept_.push_back(std::move(array));  // so that its id is not used again
+    }
+  }
+
+  // Marks one array alone, unless it is marked.
+  void mark_one(const mx::array& array, int32_t part) {
+    if (array.has_primitive() && parts_.try_emplace(array.id(), part).second) {
+      kept_.push_back(array);
+    }
+  }
+
+  // Ids and parts; what was kept is let go.
+  nb::tuple take() {
+    std::vector<uint64_t> ids;
+    std::vector<int32_t> parts;
+    for (auto [id, part] : parts_) {
+      ids.push_back(id);
+      parts.push_back(part);
+    }
+    parts_.clear();
+    kept_.clear();
+    return nb::make_tuple(as_numpy(std::move(ids)), as_numpy(std::move(parts)));
+  }
+
+ private:
+  std::unordered_map<uint64_t, int32_t> parts_;
+  std::vector<mx::array> kept_;
+};
+
+// While reads are refused, the function that says so; NumPy reads arrays through their buffers.
+inline nb::object& refusal() {
+  static auto* refusal = new nb::object;
+  return *refusal;
+}
+
+inline int refuse_buffer(PyObject* exporter, Py_buffer* view, int) {
+  view->obj = nullptr;
+  try {
+    refusal()(nb::borrow(exporter));
+    PyErr_SetString(PyExc_BufferError, "not now");
+  } catch (nb::python_error& error) {
+    error.restore();
+  }
+  return -1;
+}
+
+inline void refuse_buffers(nb::object say) {
+  static getbufferproc before = nullptr;
+  auto slots = reinterpret_cast<PyHeapTypeObject*>(nb::type<mx::array>().ptr());
+  if (!say.is_none() && !before) {
+    before = std::exchange(slots->as_buffer.bf_getbuffer, refuse_buffer);
+  } else if (say.is_none() && before) {
+    slots->as_buffer.bf_getbuffer = std::exchange(before, nullptr);
+  }
+  refusal() = std::move(say);
+}
+
 inline void bind_graph(nb::module_& m) {
+  nb::class_<Marker>(m, "Marker")
+      .def(nb::init<>())
+      .def("mark", &Marker::mark, nb::arg("outputs"), nb::arg("inputs"), nb::arg("part"))
+      .def("mark_one", &Marker::mark_one, nb::arg("array"), nb::arg("part"))
+      .def("take", &Marker::take);
+
+  m.def(
+      "refuse_buffers",
+      &refuse_buffers,
+      nb::arg("say").none(),
+      "Call this instead of giving out the memory of an array to NumPy and others; None ends it.");
+
+  m.def(
+      "put_back",
+      [](mx::array& array, const mx::array& value) { array.overwrite_descriptor(value); },
+      nb::arg("array"),
+      nb::arg("value"),
+      "Have an array object be another value, as a[...] = value does, without a node in the graph.");
+
   m.def(
       "read_graph",
       &read_graph,
@@ -73,6 +175,12 @@ inline void bind_graph(nb::module_& m) {
       nb::arg("outputs"),
       nb::arg("numbers"),
       "The arrays with these numbers in `read_graph` of the same outputs.");
+
+  m.def(
+      "is_lazy",
+      [](const mx::array& array) { return array.status() == mx::array::Status::unscheduled; },
+      nb::arg("array"),
+      "Whether reading its value would evaluate it.");
 
   m.def(
       "array_id",
