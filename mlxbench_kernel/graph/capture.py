@@ -98,7 +98,7 @@ def captured(
     """As `capture`, with the arrays, which can be profiled and looked through."""
     called = bool(arguments or keywords) if isinstance(target, Module) else callable(target)
     if called and not isinstance(target, mx.array):
-        return _of_call(target, arguments, keywords, namespace, title, compiled)
+        return captured_call(target, arguments, keywords, namespace, title, compiled)
     if arguments or keywords:
         raise UsageError(f"capture: a {type(target).__name__} is no function to be called")
     return _of_arrays(target, namespace or {}, title)
@@ -122,7 +122,7 @@ def _of_arrays(target: Any, namespace: Mapping[str, Any], title: str) -> Capture
     return Captured(scoping.apply(graph), outputs)
 
 
-def _of_call(
+def captured_call(
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
     keywords: dict[str, Any],
@@ -130,6 +130,7 @@ def _of_call(
     title: str,
     compiled: bool,
 ) -> Captured:
+    """`captured` of a call, whatever its arguments are called."""
     known = _reached(function) if namespace is None else dict(namespace)
     if isinstance(function, Module):
         known.setdefault("model", function)

@@ -15,8 +15,9 @@ import mlxbench_kernel
 PACKAGE = Path(mlxbench_kernel.__file__).parent
 # What each folder may import beside itself, `errors`, `interrupts` and the version.
 MAY_IMPORT = {
-    "kernel": {"widgets", "cluster", "memory"},
-    "widgets": {"cluster", "memory"},
+    "kernel": {"widgets", "remote", "graph", "cluster", "memory"},
+    "widgets": {"remote", "graph", "cluster", "memory"},
+    "remote": {"graph", "cluster"},
     "cluster": {"rank", "memory", "native"},
     "rank": {"memory", "native"},
     "graph": {"native"},

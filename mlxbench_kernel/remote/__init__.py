@@ -1,0 +1,5 @@
+"""The notebook's side of what ranks do for it: graphs captured there, and what they say."""
+
+from mlxbench_kernel.remote.graphs import capture_on
+
+__all__ = ["capture_on"]
