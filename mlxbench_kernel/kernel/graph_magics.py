@@ -1,0 +1,145 @@
+"""``%mlx_graph``: the lazy graph of an expression, here or on ranks."""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.magic import Magics, line_magic, magics_class
+
+from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.kernel.arguments import HelpWanted, Parser, split_words
+from mlxbench_kernel.kernel.command import Command, Help
+from mlxbench_kernel.kernel.ranks import RankSelection
+
+if TYPE_CHECKING:
+    from mlxbench_kernel.kernel.magics import RanksMagics
+
+_OPTION = re.compile(r"(?:^|\s)(--[a-z]|-h\b)")
+
+
+@dataclass(frozen=True)
+class ShowGraph(Command):
+    """Show the graph of an expression."""
+
+    magic = "%mlx_graph"
+    summary = "Show the lazy graph of arrays, or of a call, before it is evaluated."
+    detail = (
+        "Nothing is evaluated: of a call, as step(x, y), the function runs with mx.eval switched "
+        "off, and what it changes in modules, optimizers, arrays and the random state is put back. "
+        "What else it does (prints, files, counters) is done."
+    )
+    words = "EXPR"
+    example = "step(x, y)"
+
+    expression: str
+    ranks: str | None
+    profile: bool
+    uncompiled: bool
+
+    @classmethod
+    def options(cls, parser: Parser) -> None:
+        parser.option(
+            "--ranks", "step(x, y) --ranks all", metavar="R",
+            help="on these ranks, as 0,2-3 or all; here without",
+        )  # fmt: skip
+        parser.option(
+            "--profile", action="store_true",
+            help="evaluate a copy node by node, and show the time of each operation",
+        )  # fmt: skip
+        parser.option(
+            "--uncompiled", action="store_true",
+            help="look into functions of mx.compile as if they were not compiled",
+        )  # fmt: skip
+
+    def selection(self) -> RankSelection | None:
+        """The ranks that were asked for; None for all of them.
+
+        Raises
+        ------
+        UsageError
+            They are not written as ranks are.
+        """
+        if self.ranks is None or self.ranks == "all":
+            return None
+        try:
+            return RankSelection.parse(self.ranks)
+        except ValueError as error:
+            raise UsageError(
+                f"{self.magic}: --ranks {error}, or all; type {self.magic} loss --ranks 0"
+            ) from None
+
+
+def read_graph_line(line: str) -> ShowGraph | Help:
+    """What ``%mlx_graph LINE`` asks for: an expression, with options after it.
+
+    Raises
+    ------
+    UsageError
+        The line is wrong; says where and what to type.
+    """
+    expression, options = _split(line)
+    parser = ShowGraph.parser()
+    try:
+        values, rest = parser.read(split_words(options))
+    except HelpWanted as help_wanted:
+        return Help(str(help_wanted))
+    if rest:
+        raise parser.wrong(f"nothing is meant by {rest[0]!r}")
+    if not expression:
+        raise parser.wrong("an expression is missing")
+    return ShowGraph(expression=expression, **values)
+
+
+def _split(line: str) -> tuple[str, str]:
+    """The expression and the options, which follow it; ``a --b`` alone is an expression."""
+    for match in _OPTION.finditer(line):
+        if not line[: match.start(1)].strip() or _is_expression(line[: match.start(1)]):
+            return line[: match.start(1)].strip(), line[match.start(1) :]
+    return line.strip(), ""
+
+
+def _is_expression(text: str) -> bool:
+    try:
+        ast.parse(text.strip(), mode="eval")
+    except SyntaxError:
+        return False
+    return True
+
+
+@magics_class
+class GraphMagics(Magics):
+    """Holds ``%mlx_graph``.
+
+    Parameters
+    ----------
+    ranks
+        The magics that hold the cluster.
+    """
+
+    def __init__(self, ranks: RanksMagics) -> None:
+        super().__init__(ranks.shell)
+        self._ranks = ranks
+
+    @line_magic
+    def mlx_graph(self, line: str) -> Any:
+        """The lazy graph of arrays, or of a call, before it is evaluated.
+
+        ::
+
+            %mlx_graph loss                   what a lazy array is computed from
+            %mlx_graph step(x, y)             what a call would compute; it is not evaluated
+            %mlx_graph step(x, y) --ranks 1   on a rank, with its variables
+            %mlx_graph step(x, y) --ranks all do the ranks compute the same?
+            %mlx_graph step(x, y) --profile   and how long does each operation take?
+        """
+        command = read_graph_line(line)
+        if isinstance(command, Help):
+            print(command.text)
+            return None
+        return self._show(command)
+
+    def _show(self, command: ShowGraph) -> Any:
+        raise NotImplementedError
