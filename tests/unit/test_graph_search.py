@@ -1,0 +1,52 @@
+"""Finding nodes, and ways between them."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import pytest
+
+from mlxbench_kernel.graph import Graph, capture
+from mlxbench_kernel.graph.search import path, search
+
+
+@pytest.fixture
+def graph() -> Graph:
+    x, weight = mx.ones((4, 8)), mx.ones((8, 3))
+    mx.eval(x, weight)
+    fused = mx.compile(lambda a: mx.exp(a) * 2)
+
+    def model(x: mx.array) -> mx.array:
+        return mx.sum(fused(mx.softmax(x @ weight, axis=-1)), axis=1)
+
+    return capture(model, x, namespace={"x": x, "weight": weight})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("matmul", ["Matmul"]),
+        ("WEIGHT", ["weight"]),
+        ("[4,8]", ["x"]),
+        ("8x3", ["weight"]),
+        ("sum axes=[1]", ["Sum"]),
+        ("exp", ["Compiled"]),
+        ("nothing of the kind", []),
+        ("", []),
+    ],
+)
+def test_nodes_are_found_by_their_fields(graph: Graph, text: str, expected: list[str]) -> None:
+    assert [graph.label(node) for node in search(graph, text)] == expected
+
+
+def test_all_words_have_to_be_found(graph: Graph) -> None:
+    assert {graph.label(node) for node in search(graph, "float32 4x3")} >= {"Matmul", "Softmax"}
+    assert search(graph, "matmul softmax") == []
+
+
+def test_the_way_between_two_nodes(graph: Graph) -> None:
+    (x,), (end,) = search(graph, "[4,8]"), search(graph, "sum")
+    found = [graph.label(node) for node in path(graph, end, x)]
+    assert found[0] == "x" and found[1:4] == ["Matmul", "Softmax", "Compiled"]
+    (weight,) = search(graph, "weight")
+    assert path(graph, x, weight) == []
+    assert path(graph, x, x) == [x]
