@@ -5,6 +5,6 @@ between systems is in `linux` (with `cgroup`) and `macos`.
 """
 
 from mlxbench_kernel.memory.samples import MemorySample, host_pool, oom_kills, sample
-from mlxbench_kernel.memory.units import format_bytes
+from mlxbench_kernel.units import format_bytes
 
 __all__ = ["MemorySample", "format_bytes", "host_pool", "oom_kills", "sample"]
