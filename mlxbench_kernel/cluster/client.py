@@ -30,11 +30,14 @@ class BenchClient(ipyparallel.Client):  # type: ignore[misc]
     ----------
     engines : list of int
         The engine id of each rank, where ranks were dropped; else empty.
+    ended : set of int
+        Engines whose processes have ended, whatever the controller remembers of them.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.__dict__["_listeners"] = {}
         self.__dict__["engines"] = []
+        self.__dict__["ended"] = set()
         self.__dict__["_unanswered"] = {}
         super().__init__(*args, **kwargs)
 
@@ -46,9 +49,14 @@ class BenchClient(ipyparallel.Client):  # type: ignore[misc]
         """ipyparallel's view of a rank."""
         return self[self.engine(rank)]
 
+    @property
+    def ids(self) -> list[int]:
+        """Engines that are there; a new controller remembers those that have ended meanwhile."""
+        return [engine for engine in super().ids if engine not in self.ended]
+
     def living(self) -> set[int]:
         """The ranks whose processes are there, as far as the controller knows."""
-        ids = set(self.ids)
+        ids: set[int] = set(self.ids)
         if not self.engines:
             return ids
         return {rank for rank, engine in enumerate(self.engines) if engine in ids}

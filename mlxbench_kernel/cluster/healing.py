@@ -127,7 +127,9 @@ class Healing:
         info = cluster.info
         start = time.monotonic()
         self._progress(0.1, f"starting {self._names(gone)}")
-        cluster.machinery.start_again([client.engine(rank) for rank in gone])
+        engines = [client.engine(rank) for rank in gone]
+        client.ended.difference_update(engines)
+        cluster.machinery.start_again(engines)
         deadline = time.monotonic() + info.options.timeout
         while not set(gone) <= client.living():
             cluster.machinery.raise_if_ended([client.engine(rank) for rank in gone])

@@ -59,6 +59,7 @@ class Revival:
         client = machinery.connect(START_SECONDS)
         try:
             ended = machinery.ended()
+            client.ended.update(ended)
             for rank in ended:  # while there was nobody to be told
                 client.unregister(rank)
             silent = self._wait_for_ranks(client, set(range(len(machinery.plans))) - set(ended))
