@@ -3,20 +3,47 @@
 A plain library: it imports neither Jupyter nor ipyparallel, and works in any MLX program.
 """
 
+from mlxbench_kernel.graph.agreement import agreement
 from mlxbench_kernel.graph.capture import Captured, capture, captured, captured_call
+from mlxbench_kernel.graph.cost import Cost, cost
+from mlxbench_kernel.graph.diff import GraphDiff, diff
+from mlxbench_kernel.graph.explorer import Explorer
+from mlxbench_kernel.graph.exports import to_dot, to_networkx, to_rustworkx, to_text
 from mlxbench_kernel.graph.expression import capture_expression
 from mlxbench_kernel.graph.model import Graph, Phase, Scope, Status
+from mlxbench_kernel.graph.nonfinite import NonFinite, first_nonfinite
+from mlxbench_kernel.graph.peak import Prediction, predict
+from mlxbench_kernel.graph.profile import Profile, profile
 from mlxbench_kernel.graph.reader import read
+from mlxbench_kernel.graph.saved import load, save
 
 __all__ = [
     "Captured",
+    "Cost",
+    "Explorer",
     "Graph",
+    "GraphDiff",
+    "NonFinite",
     "Phase",
+    "Prediction",
+    "Profile",
     "Scope",
     "Status",
+    "agreement",
     "capture",
     "capture_expression",
     "captured",
     "captured_call",
+    "cost",
+    "diff",
+    "first_nonfinite",
+    "load",
+    "predict",
+    "profile",
     "read",
+    "save",
+    "to_dot",
+    "to_networkx",
+    "to_rustworkx",
+    "to_text",
 ]

@@ -91,9 +91,9 @@ class Scoping:
             scope = self._paths.get(id(module))
             if scope is None or self._marker is None:
                 return original(module, *arguments, **keywords)
-            inputs = arrays_in([arguments, keywords])
+            inputs, since = arrays_in([arguments, keywords]), self._marker.count()
             result = original(module, *arguments, **keywords)
-            self._marker.mark(arrays_in(result), inputs, self._number(scope))
+            self._marker.mark(arrays_in(result), inputs, self._number(scope), since)
             return result
 
         return call
@@ -107,10 +107,11 @@ class Scoping:
                 module = self._by_path.get(path.rpartition(".")[0])
                 if module is not None and self._marker is not None:
                     self._marker.mark_one(array, self._number(module))
+            since = 0 if self._marker is None else self._marker.count()
             result = original(optimizer, model, gradients)
             if self._marker is not None:
                 scope = Scope(OPTIMIZER, type(optimizer).__name__)
-                self._marker.mark(arrays_in([optimizer, model]), before, self._number(scope))
+                self._marker.mark(arrays_in([optimizer, model]), before, self._number(scope), since)
             return result
 
         return update
@@ -125,6 +126,9 @@ class Scoping:
         kinds = {scope.path: scope for scope in [*self._paths.values(), *self._scopes]}
         places = _Places(self._scopes, kinds)
         scope = _conclude(graph, known, parameters, phase, places)
+        for part, number in self._scopes.items():  # its state belongs to it, computed or not
+            if part.path == OPTIMIZER:
+                phase[scope == number] = Phase.OPTIMIZER
         return graph.with_(scope=scope, phase=phase, scopes=tuple(places.numbers))
 
     def _known(self, graph: Graph) -> np.ndarray[Any, np.dtype[np.int32]]:
@@ -218,6 +222,11 @@ class _Places:
         self._kinds = kinds
         self._joint: dict[tuple[int, int], int] = {}
 
+    def depth(self, number: int) -> int:
+        """How many modules are around it; 0 for the root, -1 for what is not known."""
+        path = self._paths.get(number)
+        return -1 if path is None else path.count(".") + 1 if path else 0
+
     def around(self, one: int, other: int) -> int:
         """The innermost scope that holds both."""
         if one == other:
@@ -275,7 +284,16 @@ def _conclude(
         owners = [owner[source] for source in taken if owner[source] >= 0]
         after = [found[u] for u in users[node] if phases[u] == Phase.BACKWARD and found[u] >= 0]
         before = [found[s] for s in taken if phases[s] == Phase.FORWARD and found[s] > 0]
-        found[node] = owners[0] if owners else _joint(after or before, places)
+        derived = bool(before) and all(phases[s] == Phase.FORWARD for s in taken)
+        use, origin = _joint(after, places), _joint(before, places)
+        inner = derived or places.depth(origin) > places.depth(use)
+        found[node] = owners[0] if owners else origin if inner else use
+    for node in range(graph.nodes):  # what many use belongs to where it comes from
+        if phases[node] == Phase.BACKWARD and not noted[node]:
+            taken = [found[s] for s in sources[start[node] : start[node + 1]]]
+            origin = _joint(taken, places)
+            if places.depth(origin) > places.depth(found[node]):
+                found[node] = origin
     for node in range(graph.nodes):  # inputs stand where they are used
         if found[node] < 0:
             found[node] = max(_joint([found[user] for user in users[node]], places), 0)

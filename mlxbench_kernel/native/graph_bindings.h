@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "graph_reader.h"
+#include "graph_replay.h"
 
 namespace bench {
 
@@ -67,32 +68,47 @@ inline std::vector<mx::array> arrays_of(
 // Remembers in which part of the user's program nodes were made, innermost part first.
 class Marker {
  public:
-  // Marks what `outputs` need that is not marked yet, up to `inputs`.
+  // How many marks there are: what has a lower number was marked before.
+  uint64_t count() const {
+    return parts_.size();
+  }
+
+  // Marks what `outputs` need that is not marked yet, up to `inputs`, and to what was marked when
+  // there were `since` marks.
   void mark(
-      const std::vector<mx::array>& outputs, const std::vector<mx::array>& inputs, int32_t part) {
-    std::unordered_set<uint64_t> ends;
+      const std::vector<mx::array>& outputs,
+      const std::vector<mx::array>& inputs,
+      int32_t part,
+      uint64_t since) {
+    std::unordered_set<uint64_t> seen;
     for (auto& input : inputs) {
-      ends.insert(input.id());
+      seen.insert(input.id());
     }
     std::vector<mx::array> waiting = outputs;
     while (!waiting.empty()) {
       auto array = std::move(waiting.back());
       waiting.pop_back();
-      if (!array.has_primitive() || ends.count(array.id()) ||
-          !parts_.try_emplace(array.id(), part).second) {
+      if (!array.has_primitive() || !seen.insert(array.id()).second) {
+        continue;
+      }
+      auto [found, is_new] = parts_.try_emplace(array.id(), Mark{part, parts_.size()});
+      if (!is_new && found->second.number < since) {
         continue;
       }
       for (auto& sibling : array.siblings()) {
-        parts_.try_emplace(sibling.id(), part);
+        parts_.try_emplace(sibling.id(), Mark{part, parts_.size()});
+        seen.insert(sibling.id());
       }
       waiting.insert(waiting.end(), array.inputs().begin(), array.inputs().end());
-      kept_.push_back(std::move(array));  // so that its id is not used again
+      if (is_new) {
+        kept_.push_back(std::move(array));  // so that its id is not used again
+      }
     }
   }
 
   // Marks one array alone, unless it is marked.
   void mark_one(const mx::array& array, int32_t part) {
-    if (array.has_primitive() && parts_.try_emplace(array.id(), part).second) {
+    if (array.has_primitive() && parts_.try_emplace(array.id(), Mark{part, parts_.size()}).second) {
       kept_.push_back(array);
     }
   }
@@ -101,9 +117,9 @@ class Marker {
   nb::tuple take() {
     std::vector<uint64_t> ids;
     std::vector<int32_t> parts;
-    for (auto [id, part] : parts_) {
+    for (auto [id, mark] : parts_) {
       ids.push_back(id);
-      parts.push_back(part);
+      parts.push_back(mark.part);
     }
     parts_.clear();
     kept_.clear();
@@ -111,7 +127,12 @@ class Marker {
   }
 
  private:
-  std::unordered_map<uint64_t, int32_t> parts_;
+  struct Mark {
+    int32_t part;
+    uint64_t number;
+  };
+
+  std::unordered_map<uint64_t, Mark> parts_;
   std::vector<mx::array> kept_;
 };
 
@@ -146,7 +167,8 @@ inline void refuse_buffers(nb::object say) {
 inline void bind_graph(nb::module_& m) {
   nb::class_<Marker>(m, "Marker")
       .def(nb::init<>())
-      .def("mark", &Marker::mark, nb::arg("outputs"), nb::arg("inputs"), nb::arg("part"))
+      .def("mark", &Marker::mark, nb::arg("outputs"), nb::arg("inputs"), nb::arg("part"), nb::arg("since"))
+      .def("count", &Marker::count)
       .def("mark_one", &Marker::mark_one, nb::arg("array"), nb::arg("part"))
       .def("take", &Marker::take);
 
@@ -187,6 +209,8 @@ inline void bind_graph(nb::module_& m) {
       [](const mx::array& array) { return array.id(); },
       nb::arg("array"),
       "What `read_graph` has as its id.");
+
+  bind_replay(m);
 }
 
 }  // namespace bench

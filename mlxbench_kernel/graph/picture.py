@@ -1,0 +1,199 @@
+"""A scene as an SVG picture: what stands in for the view where no widget can run."""
+
+from __future__ import annotations
+
+from html import escape
+
+import numpy as np
+
+from mlxbench_kernel.graph.model import Indices
+from mlxbench_kernel.graph.scene import Kind, Scene
+
+MOST = 1500  # boxes that are drawn
+MARGIN, SWATCH = 24.0, 12.0
+LEGEND_LETTER = 6.2  # pixels
+STUB = 12.0
+
+# Paul Tol's "light" scheme with four more of its kind, and the same darkened; grey is the last.
+CATEGORICAL = (
+    "#c9d6e8", "#77aadd", "#bbcc33", "#ee8866", "#dddddd", "#99ddff",
+    "#ffaabb", "#44bb99", "#eedd88", "#c3a5e0", "#ff6f61", "#b8bec8",
+)  # fmt: skip
+CATEGORICAL_DARK = (
+    "#33475f", "#245a94", "#66751a", "#9a4325", "#4a4a4f", "#1f6580",
+    "#8d3f50", "#1d6e57", "#7a6a1e", "#60408a", "#b03a30", "#474d57",
+)  # fmt: skip
+_LIGHT_ENDS = ((0xF1, 0xF4, 0xF8), (0xFD, 0xC5, 0x6B), (0xD6, 0x3B, 0x2F))
+_DARK_ENDS = ((0x2A, 0x30, 0x39), (0x8A, 0x5A, 0x14), (0xC0, 0x2F, 0x28))
+
+_COLOURS = {
+    False: "--back:#ffffff;--ink:#1b1f24;--faint:#57606a;--line:#8c959f;--edge:#6e7781;"
+    "--inside:#f6f8fa",
+    True: "--back:#0d1117;--ink:#f0f3f6;--faint:#b1bac4;--line:#6e7681;--edge:#8b949e;"
+    "--inside:#161b22",
+}
+
+
+def sequential(dark: bool) -> list[str]:
+    """Sixteen colours from little to much."""
+    low, middle, high = np.array(_DARK_ENDS if dark else _LIGHT_ENDS, np.float64)
+    steps = np.linspace(0, 2, 16)[:, None]
+    mixed = np.where(
+        steps <= 1, low + (middle - low) * steps, middle + (high - middle) * (steps - 1)
+    )
+    return [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in np.rint(mixed).astype(int).tolist()]
+
+
+def svg(scene: Scene, title: str, dark: bool = False) -> str:
+    """Draw a scene as an SVG element that needs nothing else.
+
+    Parameters
+    ----------
+    scene
+        From `lay_out`. Of more than `MOST` boxes the upper ones are drawn, and it says so.
+    title
+        Stands above it.
+    dark
+        Always dark; by default as the reader's system is set.
+    """
+    drawn = _drawn(scene)
+    box = np.full(scene.boxes, -1, np.int64)
+    box[drawn] = np.arange(len(drawn))
+    lines = np.flatnonzero((box[scene.source] >= 0) & (box[scene.target] >= 0))
+    inner = drawn[scene.kind[drawn] != Kind.FRAME]
+    ends = drawn if len(drawn) == scene.boxes else inner
+    right = float((scene.x + scene.width)[ends].max(initial=240.0))
+    bottom = float((scene.y + scene.height)[ends].max(initial=0.0))
+    legend, legend_height = _legend(scene, max(right, 480.0))
+    top = 58.0 + legend_height
+    above = float(scene.y[drawn].min(initial=bottom))
+    width, height = max(right, 480.0) + 2 * MARGIN, top + bottom - above + 2 * MARGIN
+    left = MARGIN + (max(right, 480.0) - right) / 2
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="mlxbench-graph" role="img" '
+        f'viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}" '
+        f'style="max-width:100%;height:auto">',
+        f"<title>{escape(title)}</title>",
+        f"<style>{_style(dark)}</style>",
+        '<rect class="back" width="100%" height="100%"/>',
+        f'<text class="head" x="{MARGIN:.0f}" y="34">{escape(title)}</text>',
+        legend,
+    ]
+    if len(drawn) < scene.boxes:
+        parts.append(
+            f'<text class="note" x="{MARGIN:.0f}" y="{top - 4:.0f}">The upper {len(inner):,} of '
+            f"{int((scene.kind != Kind.FRAME).sum()):,} boxes: close groups to see all.</text>"
+        )
+    parts.append(f'<g transform="translate({left:.1f} {top + 10 - above:.1f})">')
+    frames = drawn[scene.kind[drawn] == Kind.FRAME]
+    parts += [_box(scene, each) for each in frames.tolist()]
+    parts += [_line(scene, each) for each in lines.tolist()]
+    parts += [_box(scene, each) for each in inner.tolist()]
+    parts.append("</g></svg>")
+    return "\n".join(parts)
+
+
+def _drawn(scene: Scene) -> Indices:
+    """All boxes, or the upper ones and the frames around them."""
+    if scene.boxes <= MOST:
+        return np.arange(scene.boxes, dtype=np.int32)
+    inner = np.flatnonzero(scene.kind != Kind.FRAME)
+    keep = np.zeros(scene.boxes, np.bool_)
+    keep[inner[np.argsort(scene.y[inner], kind="stable")[:MOST]]] = True
+    around = scene.frame[keep]
+    while len(around := np.unique(around[around >= 0])):
+        keep[around] = True
+        around = scene.frame[around]
+    return np.flatnonzero(keep).astype(np.int32)
+
+
+def _style(dark: bool) -> str:
+    def colours(dark: bool) -> str:
+        swatches = CATEGORICAL_DARK if dark else CATEGORICAL
+        rules = [f".mlxbench-graph{{{_COLOURS[dark]}}}"]
+        rules += [f".mlxbench-graph .c{n}{{fill:{colour}}}" for n, colour in enumerate(swatches)]
+        rules += [
+            f".mlxbench-graph .q{n}{{fill:{colour}}}" for n, colour in enumerate(sequential(dark))
+        ]
+        return "".join(rules)
+
+    own = {
+        "text": "font:12px system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',sans-serif;"
+        "fill:var(--ink)",
+        ".head": "font-size:16px;font-weight:600",
+        ".note": "font-size:11px;fill:var(--faint)",
+        ".box .note": "fill:var(--ink);opacity:.75",
+        ".middle text": "text-anchor:middle",
+        ".back": "fill:var(--back)",
+        "rect": "stroke:var(--line);stroke-width:1",
+        ".back,.mlxbench-graph .key": "stroke:none",
+        ".frame": "fill:var(--inside)",
+        ".collective rect": "stroke:var(--ink);stroke-width:2",
+        "path": "fill:none;stroke:var(--edge);stroke-width:1.2",
+        ".stub": "stroke-dasharray:3 3",
+    }
+    rules = "".join(f".mlxbench-graph {name}{{{value}}}" for name, value in own.items())
+    if dark:
+        return colours(True) + rules
+    return f"{colours(False)}@media (prefers-color-scheme:dark){{{colours(True)}}}{rules}"
+
+
+def _legend(scene: Scene, width: float) -> tuple[str, float]:
+    parts, x, y = [], MARGIN, 50.0
+    letter = "q" if scene.palette == "sequential" else "c"
+    for name, number in scene.legend:
+        wide = SWATCH + 6 + len(name) * LEGEND_LETTER + 16
+        if x + wide > width + MARGIN and x > MARGIN:
+            x, y = MARGIN, y + 20
+        parts.append(
+            f'<rect class="key {letter}{number}" x="{x:.1f}" y="{y:.1f}" width="{SWATCH:.0f}" '
+            f'height="{SWATCH:.0f}" rx="3"/><text class="note" x="{x + SWATCH + 6:.1f}" '
+            f'y="{y + 10:.1f}">{escape(name)}</text>'
+        )
+        x += wide
+    return "".join(parts), y - 50.0 + 20.0
+
+
+def _box(scene: Scene, box: int) -> str:
+    x, y = float(scene.x[box]), float(scene.y[box])
+    width, height = float(scene.width[box]), float(scene.height[box])
+    kind, title, note = Kind(int(scene.kind[box])), escape(scene.title[box]), scene.note[box]
+    letter = "q" if scene.palette == "sequential" else "c"
+    place = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
+    if kind == Kind.FRAME:
+        return (
+            f'<g><rect class="frame" {place} rx="8"/><text x="{x + 10:.1f}" y="{y + 18:.1f}">'
+            f'{title} <tspan class="note">{escape(note)}</tspan></text></g>'
+        )
+    fill = f"{letter}{int(scene.swatch[box])}"
+    round_ = {Kind.INPUT: height / 2, Kind.GROUP: 3.0}.get(kind, 6.0)
+    back = ""
+    if kind == Kind.GROUP:  # a second sheet behind it: there is more inside
+        back = (
+            f'<rect class="{fill}" x="{x + 3:.1f}" y="{y + 3:.1f}" width="{width:.1f}" '
+            f'height="{height:.1f}" rx="3"/>'
+        )
+    middle, line = x + width / 2, y + (height / 2 + 4 if not note else height / 2 - 4)
+    second = f'<text class="note" x="{middle:.1f}" y="{y + height / 2 + 12:.1f}">{escape(note)}'
+    return (
+        f'<g class="box middle {kind.name.lower()}">{back}'
+        f'<rect class="{fill}" {place} rx="{round_:.0f}"/>'
+        f'<text x="{middle:.1f}" y="{line:.1f}">{title}</text>'
+        f"{second + '</text>' if note else ''}</g>"
+    )
+
+
+def _line(scene: Scene, line: int) -> str:
+    source, target = int(scene.source[line]), int(scene.target[line])
+    x1 = float(scene.x[source] + scene.width[source] / 2)
+    y1 = float(scene.y[source] + scene.height[source])
+    x2 = float(scene.x[target] + scene.width[target] / 2)
+    y2 = float(scene.y[target])
+    if scene.stub[line]:
+        ends = f"M{x1:.1f} {y1:.1f}v{STUB:.0f}M{x2:.1f} {y2 - STUB:.1f}v{STUB:.0f}"
+        return f'<path class="stub" d="{ends}"/>'
+    bend = max((y2 - y1) / 2, 8.0)
+    return (
+        f'<path d="M{x1:.1f} {y1:.1f}C{x1:.1f} {y1 + bend:.1f} {x2:.1f} {y2 - bend:.1f} '
+        f'{x2:.1f} {y2:.1f}"/>'
+    )

@@ -1,0 +1,191 @@
+"""How long each operation of a lazy graph takes, measured on a copy of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from mlxbench_kernel import native
+from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.graph.model import COLLECTIVES, Graph
+from mlxbench_kernel.graph.reader import read
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Times of operations that were evaluated apart, one after the other.
+
+    Attributes
+    ----------
+    seconds : float64 [nodes]
+        Median of each node; 0 for inputs, and for collectives that were left out.
+    whole
+        Seconds of evaluating everything at once, median.
+    repeat
+        Of how many evaluations these are the medians.
+    left_out : tuple of int
+        Nodes of collectives that were not executed.
+    graph
+        What was measured.
+    """
+
+    seconds: NDArray[np.float64]
+    whole: float
+    repeat: int
+    left_out: tuple[int, ...]
+    graph: Graph
+
+    @property
+    def total(self) -> float:
+        """The sum over all operations, in seconds."""
+        return float(self.seconds.sum())
+
+    def by_primitive(self) -> dict[str, float]:
+        """Seconds by primitive, the longest first."""
+        sums = np.bincount(
+            self.graph.primitive, weights=self.seconds, minlength=len(self.graph.primitives)
+        )
+        return _longest_first(dict(zip(self.graph.primitives, sums.tolist(), strict=True)))
+
+    def by_scope(self, graph: Graph | None = None) -> dict[str, float]:
+        """Seconds by path of a module, with those of the modules inside it, the longest first.
+
+        Parameters
+        ----------
+        graph
+            The same graph with its scopes, as a capture of a call has them. Without it, the
+            one that was measured.
+
+        Returns
+        -------
+        dict of str to float
+            "" is everything.
+
+        Raises
+        ------
+        UsageError
+            It has another number of nodes than the graph that was measured.
+        """
+        graph = graph or self.graph
+        if graph.nodes != len(self.seconds):
+            raise UsageError(
+                f"this profile is of {len(self.seconds)} nodes and the graph has {graph.nodes}: "
+                "give the graph of the arrays that were profiled"
+            )
+        own = np.bincount(graph.scope, weights=self.seconds, minlength=len(graph.scopes))
+        sums: dict[str, float] = {}
+        for scope, seconds in zip(graph.scopes, own.tolist(), strict=True):
+            for path in {"", *scope.parents, scope.path}:
+                sums[path] = sums.get(path, 0.0) + seconds
+        return _longest_first(sums)
+
+    def __str__(self) -> str:
+        ratio = f", {self.total / self.whole:.1f} ×" if self.whole else ""
+        lines = [
+            f"{self.total * 1e3:.3g} ms, the sum of operations evaluated apart{ratio} the "
+            f"{self.whole * 1e3:.3g} ms of the whole (medians of {self.repeat}).",
+            "Apart, each operation is waited for: short ones look longer than they are in the "
+            "whole, and nothing runs side by side.",
+        ]
+        if self.left_out:
+            names = sorted({self.graph.collective(node) for node in self.left_out})
+            lines.append(
+                f"Left out: {len(self.left_out)} collectives ({', '.join(names)}); "
+                "collectives=True executes them, on all ranks together."
+            )
+        for name, seconds in list(self.by_primitive().items())[:10]:
+            share = seconds / self.total if self.total else 0.0
+            lines.append(f"{seconds * 1e3:10.3f} ms {share:6.1%}  {name}")
+        return "\n".join(lines)
+
+
+def profile(
+    outputs: Sequence[mx.array],
+    repeat: int = 5,
+    warm_up: int = 1,
+    collectives: bool = False,
+) -> Profile:
+    """Measure each operation that lazy arrays are computed by, on a copy of their graph.
+
+    The arrays stay lazy. Results are kept no longer than later operations need them. What is
+    evaluated does use memory, so MLX's peak may rise.
+
+    Parameters
+    ----------
+    outputs
+        Lazy arrays.
+    repeat
+        How often everything is measured, at least once.
+    warm_up
+        How often everything is evaluated before that.
+    collectives
+        Execute collectives too: all ranks then have to call this together, with the same
+        arguments. Otherwise their input, or zeros, stands for their result.
+
+    Raises
+    ------
+    UsageError
+        There is no native module, no array, or the numbers make no sense.
+    """
+    if repeat < 1 or warm_up < 0:
+        raise UsageError(
+            f"repeat={repeat}, warm_up={warm_up} measures nothing: give repeat=1 or more and "
+            "warm_up=0 or more"
+        )
+    replay = replayed(outputs, collectives=collectives, donate=True)
+    graph = read(outputs)
+    rounds = np.zeros((repeat, graph.nodes))
+    for number in range(-warm_up, repeat):
+        replay.restart()
+        times = [replay.step() for _ in range(graph.nodes)]
+        if number >= 0:
+            rounds[number] = times
+    wholes = [replay.whole() for _ in range(warm_up + repeat)][warm_up:]
+    return Profile(
+        seconds=np.median(rounds, axis=0),
+        whole=float(np.median(wholes)),
+        repeat=repeat,
+        left_out=() if collectives else collectives_of(graph),
+        graph=graph,
+    )
+
+
+def collectives_of(graph: Graph) -> tuple[int, ...]:
+    """The nodes of a graph that are collectives, in order."""
+    kinds = [i for i, name in enumerate(graph.primitives) if name in COLLECTIVES]
+    return tuple(np.flatnonzero(np.isin(graph.primitive, kinds)).tolist())
+
+
+def replayed(outputs: Sequence[mx.array], collectives: bool, donate: bool) -> Any:
+    """A copy of the graph of lazy arrays, to be evaluated node by node.
+
+    Parameters
+    ----------
+    outputs
+        Lazy arrays.
+    collectives
+        Execute collectives too.
+    donate
+        Let operations write into inputs that nothing needs afterwards, as MLX does.
+
+    Raises
+    ------
+    UsageError
+        There is no native module, or no array.
+    """
+    module = native.load()
+    if module is None:
+        raise UsageError(f"evaluating a copy needs the native module: {native.reason()}")
+    if not outputs:
+        raise UsageError("there is nothing to evaluate: give at least one lazy array")
+    return module.Replay(list(outputs), collectives, donate)
+
+
+def _longest_first(seconds: dict[str, float]) -> dict[str, float]:
+    kept = ((name, value) for name, value in seconds.items() if value > 0)
+    return dict(sorted(kept, key=lambda item: -item[1]))

@@ -1,0 +1,65 @@
+"""Where NaN and Inf come from, found without evaluating the user's arrays."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.graph import Scope, Status, read
+from mlxbench_kernel.graph.nonfinite import first_nonfinite
+
+
+def test_the_first_operation_is_named_with_what_it_took() -> None:
+    x = mx.array([4.0, 0.0, -1.0, 2.0])
+    loss = mx.exp(mx.log(x) * 2).sum()
+    graph = read([loss])
+    log = graph.primitives.index("Log")
+    node = graph.primitive.tolist().index(log)
+    scope = np.zeros(graph.nodes, np.int32)
+    scope[node] = 1
+    graph = graph.with_(scopes=(Scope(""), Scope("layers.3")), scope=scope, names={0: "x"})
+    found = first_nonfinite(loss, graph)
+    assert found is not None and found.reaches
+    assert (found.node, found.primitive, found.path) == (node, "Log", "layers.3")
+    assert (found.output.nans, found.output.infs, found.output.size) == (1, 1, 4)
+    assert found.output.lowest == pytest.approx(np.log(2))
+    assert found.output.highest == pytest.approx(np.log(4))
+    assert [(each.name, each.lowest, each.highest) for each in found.inputs] == [("x", -1, 4)]
+    assert "\n" not in str(found)
+    assert str(found).startswith("Log in layers.3 gives float32 [4]: 1 NaN and 1 Inf of 4")
+    after = read([loss])
+    assert after.status[after.outputs[0]] == Status.UNSCHEDULED
+
+
+def test_a_parameter_that_is_not_finite_is_named() -> None:
+    weight, x = mx.array([1.0, float("nan")]), mx.ones(2)
+    loss = (x * weight).sum()
+    graph = read([loss])
+    bad = next(a for a in range(graph.arrays) if graph.id[a] == _id(weight))
+    found = first_nonfinite([loss], graph.with_(names={bad: "layers.0.weight"}))
+    assert found is not None and found.primitive == ""
+    assert str(found).startswith("the input is not finite: layers.0.weight float32 [2]: 1 NaN of 2")
+
+
+def test_a_mask_of_minus_infinity_is_not_what_made_the_loss_nan() -> None:
+    mask = mx.array([0.0, -float("inf")])
+    weights = mx.softmax(mx.ones(2) + mask)
+    clean = first_nonfinite(weights)
+    assert clean is not None and not clean.reaches and "all the same" in str(clean)
+    found = first_nonfinite(mx.sqrt(weights - 2).sum())
+    assert found is not None and found.primitive == "Sqrt" and found.reaches
+
+
+def test_everything_finite_is_none() -> None:
+    assert first_nonfinite(mx.exp(mx.arange(4).astype(mx.bfloat16))) is None
+
+
+def test_the_graph_of_other_arrays_is_refused() -> None:
+    with pytest.raises(UsageError, match="same arrays"):
+        first_nonfinite(mx.exp(mx.ones(2)) + 1, read([mx.ones(2)]))
+
+
+def _id(array: mx.array) -> int:
+    return int(read([array]).id[0])

@@ -1,0 +1,92 @@
+"""Times of operations, measured while the user's arrays stay lazy."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlxbench_kernel import native
+from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.graph import Graph, Scope, Status, read
+from mlxbench_kernel.graph.profile import profile
+
+
+def lazy() -> list[mx.array]:
+    x = mx.random.normal((64, 64), key=mx.random.key(1))
+    weight = mx.ones((64, 64))
+    mx.eval(weight)
+    fused = mx.compile(lambda a: mx.exp(a) * 2 + 1)
+    first, second = mx.split(fused(mx.softmax(x @ weight, axis=-1)), 2)
+    return [first, second.sum()]
+
+
+def assert_same(one: Graph, other: Graph) -> None:
+    for name in ("primitive", "inputs", "id", "status", "held", "outputs", "buffer"):
+        assert np.array_equal(getattr(one, name), getattr(other, name)), name
+
+
+def test_each_operation_has_a_time_and_the_arrays_stay_lazy() -> None:
+    outputs = lazy()
+    before = read(outputs)
+    measured = profile(outputs, repeat=3)
+    assert_same(before, read(outputs))
+    assert all(before.status[before.outputs] == Status.UNSCHEDULED)
+    inputs = np.array([before.is_input(node) for node in range(before.nodes)])
+    assert measured.seconds.shape == (before.nodes,)
+    assert np.all((measured.seconds > 0) == ~inputs)
+    assert measured.total == pytest.approx(sum(measured.by_primitive().values()))
+    assert measured.whole > 0 and "the whole" in str(measured) and "Matmul" in str(measured)
+
+
+def test_inputs_are_never_written_into() -> None:
+    x = mx.array(np.arange(1024, dtype=np.float32))
+    y = mx.exp(mx.negative(x))
+    z = y + mx.sqrt(y) * y
+    profile([z, y], repeat=2)
+    assert np.array_equal(x, np.arange(1024, dtype=np.float32))
+    assert np.allclose(z, np.exp(-np.arange(1024.0)) * (1 + np.exp(-np.arange(1024.0) / 2)))
+
+
+def test_values_of_the_copy_are_those_of_the_original() -> None:
+    outputs = lazy()
+    replay = native.load().Replay(outputs, True, False)  # type: ignore[union-attr]
+    copies: list[mx.array] = []
+    for _ in range(replay.nodes):
+        replay.step()
+        copies += replay.values()
+    graph = read(outputs)
+    assert [copy.shape for copy in copies] == [graph.shape(a) for a in range(graph.arrays)]
+    for output, number in zip(outputs, graph.outputs, strict=True):
+        assert np.array_equal(copies[number], output)
+
+
+def test_memory_stays_bounded() -> None:
+    y = mx.zeros((1024, 256))
+    for _ in range(200):
+        y = mx.sin(y)
+    mx.reset_peak_memory()
+    start = mx.get_active_memory()
+    profile([y], repeat=1)
+    assert mx.get_peak_memory() - start < 4 * y.nbytes
+
+
+def test_times_by_module_hold_those_of_the_modules_inside() -> None:
+    outputs = lazy()
+    graph = read(outputs)
+    scope = np.arange(graph.nodes, dtype=np.int32) % 3
+    scoped = graph.with_(scopes=(Scope(""), Scope("layers.0"), Scope("layers.0.mlp")), scope=scope)
+    measured = profile(outputs, repeat=1)
+    seconds = measured.by_scope(scoped)
+    assert seconds[""] == pytest.approx(measured.total)
+    assert seconds["layers.0"] == pytest.approx(measured.seconds[scope > 0].sum())
+    assert seconds["layers.0.mlp"] == pytest.approx(measured.seconds[scope == 2].sum())
+    with pytest.raises(UsageError, match="give the graph"):
+        measured.by_scope(read([mx.ones(3)]))
+
+
+def test_bad_input_is_told_in_one_line() -> None:
+    with pytest.raises(UsageError, match="repeat=1 or more"):
+        profile(lazy(), repeat=0)
+    with pytest.raises(UsageError, match="at least one"):
+        profile([])
