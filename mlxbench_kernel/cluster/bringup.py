@@ -18,7 +18,6 @@ from mlxbench_kernel.cluster.forming import PATH_SECONDS, Forming
 from mlxbench_kernel.cluster.hostfile import BACKENDS, Host, Hostfile
 from mlxbench_kernel.cluster.machinery import Machinery, Progress, local_plan
 from mlxbench_kernel.cluster.report import HostReport
-from mlxbench_kernel.cluster.ssh_rank import KEYS_VARIABLE
 from mlxbench_kernel.cluster.state import ClusterInfo, Options, RankInfo
 from mlxbench_kernel.errors import ClusterError, UsageError
 from mlxbench_kernel.rank import files, startup
@@ -153,8 +152,7 @@ class BringUp:
         mpirun = None
         if backend == "mpi" and len(hostfile.hosts) > 1:
             _check_mpi(reports.values())
-            names = [*plans[0]["environment"], *([KEYS_VARIABLE] if listen else [])]
-            mpirun = rendezvous.mpirun(hostfile.hosts, names)
+            mpirun = rendezvous.mpirun(hostfile.hosts, list(plans[0]["environment"]))
         return Machinery.create(home, plans, mpirun=mpirun, keep=options.keep, listen=listen)
 
     def _join(

@@ -23,7 +23,7 @@ from ipyparallel.cluster.launcher import (
 from traitlets import Dict, List, Unicode
 
 from mlxbench_kernel.cluster.deaths import Death
-from mlxbench_kernel.cluster.ssh_rank import KEYS_VARIABLE, SSHRankLauncher
+from mlxbench_kernel.cluster.ssh_rank import KEYS_VARIABLE, SSHRankLauncher, give_keys
 
 RANK_MODULE = "mlxbench_kernel.rank"
 
@@ -160,6 +160,13 @@ class MPIRankSetLauncher(MPIEngineSetLauncher):  # type: ignore[misc]
     """Starts all ranks with one mpirun; each takes its engine id from MPI."""
 
     command = List(Unicode(), help="mpirun with its options.")
+    ranks: Any = List(help="A plan for each rank, see `Machinery.create`.")
+
+    def start(self, n: int) -> Any:
+        """Start all ranks; the keys go to other hosts by a file of each rank, not by mpirun."""
+        keys = self.environment.pop(KEYS_VARIABLE, "")
+        give_keys([plan for plan in self.ranks if plan["ssh"]], keys)
+        return super().start(n)
 
     def find_args(self) -> list[str]:
         # ipyparallel would add --mpi, for which the rank needs mpi4py.
@@ -185,8 +192,7 @@ def rank_arguments(plan: dict[str, Any], rank: int | None) -> list[str]:
         "--RankEngine.max_heartbeat_misses=1",  # with 0 it would not listen to heartbeats
         *plan["lifetime"],
     ]
-    if rank is not None or not plan["ssh"]:  # mpirun hands the environment to other hosts instead
-        arguments.append(f"--RankEngine.url_file={plan['connection']}")
+    arguments.append(f"--RankEngine.url_file={plan['connection']}")
     if rank is not None:
         arguments.append(f"--RankEngine.id={rank}")
     return arguments

@@ -141,6 +141,7 @@ class Machinery(ipyparallel.Cluster):  # type: ignore[misc]
             engine_cmd=[plan["python"], "-m", launchers.RANK_MODULE],
             engine_args=launchers.rank_arguments(plan, None),
             environment=plan["environment"],
+            ranks=self.plans,
         )
 
     def connect(self, timeout: float) -> BenchClient:

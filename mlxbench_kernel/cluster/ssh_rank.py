@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import PurePosixPath
+from typing import Any
 
 from ipyparallel.cluster.launcher import SSHEngineLauncher
 from traitlets import List, Unicode
@@ -67,6 +68,13 @@ if not pid:
 print("MARK" + json.dumps(int(pid)))
 """.replace("MARK", MARK)
 
+_KEEP = """
+import os, sys
+with open(sys.argv[1], "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+    file.write(sys.stdin.read())
+print("MARK1")
+""".replace("MARK", MARK)
+
 # A rank that ended says what it wrote, how it ended, and what was last seen of its memory; one
 # that left by itself has removed all that.
 _WATCH = """
@@ -105,6 +113,23 @@ except OSError:
 death = [status(), seen()] if ended else [None, None]
 print("MARK" + json.dumps([ended, text, *death]))
 """.replace("MARK", MARK).replace("ENDED", ENDED)
+
+
+def give_keys(plans: Sequence[dict[str, Any]], keys: str) -> None:
+    """Put the cluster's keys where ranks look for them, and remove them, on their hosts.
+
+    Raises
+    ------
+    ClusterError
+        A host did not do it; says why.
+    """
+    calls = [
+        ssh.Call(plan["ssh"], False, plan["python"], _KEEP, (plan["connection"],), keys.encode())
+        for plan in plans
+    ]
+    for call, answer in zip(calls, ssh.run(calls, START_SECONDS), strict=True):
+        if ssh.said(answer.stdout, MARK) is None:
+            raise ClusterError(str(ssh.explain(call, answer)))
 
 
 class SSHRankLauncher(SSHEngineLauncher):  # type: ignore[misc]

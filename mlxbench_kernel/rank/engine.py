@@ -98,6 +98,7 @@ class RankEngine(IPEngine):  # type: ignore[misc]
 
     name = "mlxbench-rank"
     loop: Any
+    url_file: str
 
     scratch = Unicode(
         "", config=True, help="Private folder of this rank, removed when the rank exits."
@@ -122,6 +123,9 @@ class RankEngine(IPEngine):  # type: ignore[misc]
         return None
 
     def load_connection_file(self) -> None:
+        own = self.folder
+        if own is not None and Path(self.url_file).parent == Path(self.scratch):
+            self.url_file = str(own / Path(self.url_file).name)  # mpirun names one for all
         # The controller may still be writing it.
         deadline = time.monotonic() + self.wait_for_url_file
         while True:
@@ -132,7 +136,7 @@ class RankEngine(IPEngine):  # type: ignore[misc]
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.02)
-        if self.scratch and Path(self.url_file).parent == Path(self.scratch):
+        if own is not None and Path(self.url_file).parent == own:
             os.unlink(self.url_file)  # made for this rank alone; it holds the cluster's keys
 
     def start_heartbeat(self, hb_ping: str, hb_pong: str, hb_period: int, identity: bytes) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import machines
 import psutil
 import pytest
+from keys import nobody_is_shown_a_key
 from needs import require
 from running import Recorded, processes
 
@@ -112,6 +113,7 @@ def test_mpi_ranks_over_ssh(
         code = "from beside import twice\nmx.distributed.all_sum(mx.array(twice(rank + 1))).item()"
         cluster.execute(code, output=recorded)
         assert [recorded.text(rank) for rank in (0, 1)] == ["6", "6"]
+        nobody_is_shown_a_key(cluster, [cluster.info.home, *(sshd.home / RUN).glob("*")])
     finally:
         assert cluster.down() == []
     assert not living(sshd.home) and not list((sshd.home / RUN).glob("*"))
