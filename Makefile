@@ -18,6 +18,8 @@ LAB_ARGS =
 
 in_venv := $(VENV)/bin/python
 kernelspec := mlxbench_kernel/kernel/resources/kernel.json
+# What runs in the browser; installing builds it, with the machine's Node or one that pip fetches.
+widgets := $(wildcard extensions/*.json extensions/widgets/*.json extensions/widgets/src/*/*)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -40,7 +42,7 @@ test: $(VENV)/installed-test $(VENV)/native ## Lint, type-check and run every te
 	$(in_venv) -m pytest --durations=15
 
 clean: ## Remove .venv and everything that was built
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist extensions/node_modules mlxbench_kernel/widgets/static .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --clear, because this also runs when the Python that an older .venv was made of is gone.
@@ -60,7 +62,7 @@ $(in_venv):
 ifneq ($(shell test -x $(in_venv) && cat $(VENV)/installed 2>/dev/null),$(CURDIR))
 .PHONY: $(VENV)/installed
 endif
-$(VENV)/installed: pyproject.toml $(kernelspec) | $(in_venv)
+$(VENV)/installed: pyproject.toml $(kernelspec) $(widgets) | $(in_venv)
 	@echo "Installing mlxbench and what it needs into $(VENV): a few minutes the first time"
 	@$(in_venv) -m pip install --quiet --upgrade pip
 	$(in_venv) -m pip install --quiet --editable ".$(EXTRA:%=[%])"

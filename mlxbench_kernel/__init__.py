@@ -1,8 +1,8 @@
 """mlxbench: a research workbench for MLX in Jupyter.
 
-``%load_ext mlxbench_kernel`` gives any IPython kernel the ``%mlx_dist`` magics; the Python
-interface behind them is `Cluster`. Exports are loaded on first use, so that ranks import
-no widget library.
+``%load_ext mlxbench_kernel`` gives any IPython kernel the magics ``%mlx_dist`` and ``%mlx_graph``;
+the Python interface behind them is `Cluster`, and `capture` with what is beside it. Exports are
+loaded on first use, so that ranks import no widget library.
 """
 
 from __future__ import annotations
@@ -21,6 +21,12 @@ _EXPORTS = {
     "CollectiveMismatch": "errors",
     "StorageError": "errors",
     "UsageError": "errors",
+    "capture": "graph",
+    "cost": "graph",
+    "diff": "graph",
+    "first_nonfinite": "graph",
+    "predict": "graph",
+    "profile": "graph",
     "load_ipython_extension": "kernel.extension",
     "unload_ipython_extension": "kernel.extension",
 }

@@ -14,7 +14,7 @@ from mlxbench_kernel.graph.model import Graph
 
 def agreement(
     graphs: Mapping[int, Graph],
-) -> tuple[str, tuple[Graph, NDArray[np.float64]] | None]:
+) -> tuple[str, tuple[Graph, NDArray[np.int8]] | None]:
     """Compare the graphs of ranks with that of the first one.
 
     Parameters
@@ -28,8 +28,8 @@ def agreement(
         One line: that they agree, or where the first difference is; "" for a single rank. Ranks
         whose collectives differ would wait for one another: that is said first.
     merged
-        Where they differ, both graphs in one, and 1.0 for nodes that are not in both or differ;
-        None where they agree.
+        Where they differ, both graphs in one with a `State` of each node, as `GraphDiff.merged`
+        gives them; None where they agree.
     """
     first, *others = graphs
     if not others:
@@ -49,6 +49,6 @@ def agreement(
             graphs[first], graphs[other], (f"rank {first}", f"rank {other}")
         )
         if apart is not None:
-            return apart.text, (merged, (states != 0).astype(np.float64))
+            return apart.text, (merged, states)
     said = f"{labels[0]} and {labels[1]} differ: {found[rank].summary}; their collectives agree"
-    return said, (merged, (states != 0).astype(np.float64))
+    return said, (merged, states)

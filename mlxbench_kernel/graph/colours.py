@@ -10,14 +10,20 @@ from numpy.typing import NDArray
 
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.graph.hierarchy import Hierarchy, Visible
+from mlxbench_kernel.graph.merging import State
 from mlxbench_kernel.graph.model import COLLECTIVES, Graph, Indices
+from mlxbench_kernel.units import quantity
 
 Named = Literal["kind", "bytes", "device", "dtype", "module"]
 Values = NDArray[np.float64]
-Colour = Named | Values
+States = NDArray[np.int8]
+Colour = Named | Values | States
 
 CATEGORIES, STEPS = 12, 16  # colours of the two palettes
 GROUP = CATEGORIES - 1  # the last one is grey: groups, and whatever has no colour of its own
+
+# Grey, green, red and yellow of the palette.
+_STATES = {State.SAME: GROUP, State.ADDED: 2, State.REMOVED: 5, State.CHANGED: 8}
 
 # What primitives do (mlx/primitives.h, mlx/fast_primitives.h); elementwise is what is left.
 _FAMILIES = {
@@ -58,7 +64,12 @@ class Colouring:
 
 
 def colour_items(
-    graph: Graph, hierarchy: Hierarchy, seen: Visible, colour: Colour, items: Indices
+    graph: Graph,
+    hierarchy: Hierarchy,
+    seen: Visible,
+    colour: Colour,
+    items: Indices,
+    unit: str = "",
 ) -> Colouring:
     """Colours for what is seen.
 
@@ -69,9 +80,12 @@ def colour_items(
     colour
         ``kind`` (what primitives do), ``bytes`` (of the outputs), ``device``, ``dtype``,
         ``module`` (class of the innermost module), or a value ≥ 0 per node, as FLOPs or seconds:
-        float64 [nodes]. Values are summed over groups and shown on a logarithmic scale.
+        float64 [nodes]. Values are summed over groups and shown on a logarithmic scale. Or a
+        `State` of each node, as `GraphDiff.merged` gives them: int8 [nodes].
     items : int32 [items]
         Nodes, and -1 - number for groups; open groups too.
+    unit
+        Of values that are given, for the legend.
 
     Raises
     ------
@@ -79,8 +93,10 @@ def colour_items(
         There is no such colour, or not one value per node.
     """
     names: tuple[str, ...]
+    if not isinstance(colour, str) and colour.dtype == np.int8:
+        return _by_state(hierarchy, colour.astype(np.int8), items)
     if not isinstance(colour, str):
-        return _sequential(hierarchy, seen, np.asarray(colour, np.float64), items, "")
+        return _sequential(hierarchy, seen, np.asarray(colour, np.float64), items, unit)
     if colour == "bytes":
         return _sequential(hierarchy, seen, output_bytes(graph), items, "B")
     if colour == "kind":
@@ -119,6 +135,19 @@ def _by_kind(graph: Graph, items: Indices) -> Colouring:
     used = set(swatch.tolist())
     legend = [(name, number) for number, name in enumerate(_KINDS) if number in used]
     return Colouring(swatch, "categorical", (*legend, *([("group", GROUP)] * (GROUP in used))))
+
+
+def _by_state(hierarchy: Hierarchy, states: States, items: Indices) -> Colouring:
+    """A group in which not all has become the same is changed, if anything in it has."""
+    group = np.maximum(-1 - items, 0)
+    of_group = np.full(len(hierarchy), State.CHANGED, np.int8)
+    for state in State:
+        all_of_it = hierarchy.total((states == state).astype(np.float64)) == hierarchy.count
+        of_group[all_of_it] = state
+    of_item = np.where(items >= 0, states[np.maximum(items, 0)], of_group[group])
+    swatch = np.array([_STATES[state] for state in State], np.uint8)[of_item]
+    legend = [(state.name.lower(), _STATES[state]) for state in State]
+    return Colouring(swatch, "categorical", tuple(legend))
 
 
 def _kind(primitive: str) -> int:
@@ -178,12 +207,8 @@ def _sequential(
     step = np.zeros(len(items), np.float64)
     step[some] = 1 + (np.log10(value[some]) - low) / span * (STEPS - 2)
     ticks = sorted({1, STEPS // 2, STEPS - 1})
-    legend = [(_short(10 ** (low + (each - 1) / (STEPS - 2) * span), unit), each) for each in ticks]
+    legend = [
+        (f"{quantity(10 ** (low + (each - 1) / (STEPS - 2) * span))}{unit}".strip(), each)
+        for each in ticks
+    ]
     return Colouring(np.rint(step).astype(np.uint8), "sequential", tuple(legend))
-
-
-def _short(value: float, unit: str) -> str:
-    for letter, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g} {letter}{unit}"
-    return f"{value:.3g} {unit}".strip()

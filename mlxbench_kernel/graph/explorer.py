@@ -14,15 +14,18 @@ from mlxbench_kernel.graph.colours import Colour, Named
 from mlxbench_kernel.graph.cost import Cost, cost
 from mlxbench_kernel.graph.hierarchy import ROOT, Hierarchy
 from mlxbench_kernel.graph.layout import lay_out
+from mlxbench_kernel.graph.merging import State
 from mlxbench_kernel.graph.model import Graph, Phase, Status
 from mlxbench_kernel.graph.peak import Prediction, predict
 from mlxbench_kernel.graph.scene import Scene
 from mlxbench_kernel.graph.search import path, search
-from mlxbench_kernel.units import format_bytes
+from mlxbench_kernel.units import format_bytes, quantity
 
 Rows = list[tuple[str, str]]
 
 NAMED: tuple[Named, ...] = ("kind", "module", "bytes", "dtype", "device")
+UNITS = {"time": "s", "flops": "FLOP", "peak": "B"}
+MOST_ALIVE = 200
 OPEN_AT_MOST = 100_000  # boxes, when all groups are opened at once
 
 
@@ -35,6 +38,8 @@ class Explorer:
         The graph.
     values
         More that is known of nodes, by what to call it: float64 [nodes], as ``time``.
+    states : int8 [nodes]
+        Of two graphs in one, as `GraphDiff.merged` gives them, what became of each node.
     note
         One more sentence for the summary.
     """
@@ -43,12 +48,14 @@ class Explorer:
         self,
         graph: Graph,
         values: Mapping[str, NDArray[np.float64]] | None = None,
+        states: NDArray[np.int8] | None = None,
         note: str = "",
     ) -> None:
         self.graph = graph
         self.hierarchy = Hierarchy(graph)
         self.opened = self.hierarchy.start()
         self._values = dict(values or {})
+        self._states = states
         self._note = note
         self._by = self.colours()[0]
         self._scene: Scene | None = None
@@ -95,7 +102,9 @@ class Explorer:
     def scene(self) -> Scene:
         """What is seen now."""
         if self._scene is None:
-            self._scene = lay_out(self.graph, self.hierarchy, self.opened, self._colour())
+            self._scene = lay_out(
+                self.graph, self.hierarchy, self.opened, self._colour(), UNITS.get(self._by, "")
+            )
         return self._scene
 
     def toggle(self, item: int) -> None:
@@ -141,7 +150,8 @@ class Explorer:
     def colours(self) -> list[str]:
         """What boxes can be coloured by."""
         known = ["flops", "peak"] if self.graph.complete else []
-        return [*self._values, *NAMED, *known]
+        states = [] if self._states is None else ["difference"]
+        return [*states, *self._values, *NAMED, *known]
 
     def colour(self, by: str) -> None:
         """Colour boxes by one of `colours`."""
@@ -153,6 +163,8 @@ class Explorer:
     def _colour(self) -> Colour:
         if self._by in self._values:
             return self._values[self._by]
+        if self._by == "difference" and self._states is not None:
+            return self._states
         if self._by == "flops":
             return self.cost.flops.astype(np.float64)
         if self._by == "peak":
@@ -197,7 +209,9 @@ class Explorer:
             rows.append(("phase", Phase(int(graph.phase[node])).name.lower()))
         if name and graph.complete:
             rows += _cost_rows(self.cost, np.array([node]))
-        rows += [(by, f"{values[node]:.3g}") for by, values in self._values.items()]
+        if self._states is not None:
+            rows.append(("difference", State(int(self._states[node])).name.lower()))
+        rows += [(by, _value(by, values[node])) for by, values in self._values.items()]
         return [(label, text) for label, text in rows if text]
 
     def _of_group(self, group: int) -> Rows:
@@ -216,7 +230,11 @@ class Explorer:
                 rows.append((phase.name.lower(), f"{count:,}"))
         if graph.complete:
             rows += _cost_rows(self.cost, nodes)
-        rows += [(by, f"{values[nodes].sum():.3g}") for by, values in self._values.items()]
+        if self._states is not None:
+            times = np.bincount(self._states[nodes], minlength=len(State)).tolist()
+            became = [f"{times[state]:,} {state.name.lower()}" for state in State if times[state]]
+            rows.append(("difference", ", ".join(became)))
+        rows += [(by, _value(by, values[nodes].sum())) for by, values in self._values.items()]
         names, counts = np.unique(graph.primitive[computed], return_counts=True)
         most = sorted(zip(counts.tolist(), names.tolist(), strict=True), reverse=True)[:8]
         rows += [("mostly", ", ".join(f"{n} × {graph.primitives[name]}" for n, name in most))]
@@ -242,6 +260,30 @@ class Explorer:
     def path(self, a: int, b: int) -> list[int]:
         """The nodes of a shortest way between two; empty without one."""
         return path(self.graph, a, b)
+
+    # -- memory ------------------------------------------------------------------
+
+    def timeline(self) -> Prediction | None:
+        """The memory while it is evaluated; None where shapes are not known."""
+        return self.prediction if self.graph.complete and len(self.prediction.order) else None
+
+    def alive(self, at: int) -> tuple[str, list[tuple[int, str]]]:
+        """What is alive at an index of the order of evaluation: a headline, and nodes with texts.
+
+        The largest arrays come first; no more than `MOST_ALIVE` of them.
+        """
+        prediction, graph = self.prediction, self.graph
+        found = prediction.alive(at)
+        said = (
+            f"{format_bytes(int(prediction.timeline[at]))} more than now at operation {at + 1:,} "
+            f"of {len(prediction.order):,}: {len(found):,} arrays"
+        )
+        rows = []
+        for array, size in found[:MOST_ALIVE]:
+            node = int(graph.node[array])
+            where = graph.scopes[graph.scope[node]].path
+            rows.append((node, f"{format_bytes(size)}  {self.label(node)}  {where}".rstrip()))
+        return said, rows
 
     # -- to take away ------------------------------------------------------------
 
@@ -271,10 +313,5 @@ def _cost_rows(found: Cost, nodes: NDArray[np.integer]) -> Rows:
     return rows
 
 
-def quantity(number: float) -> str:
-    """A number with three digits and a prefix, as ``1.23 G``."""
-    for prefix in ("", "k", "M", "G", "T", "P"):
-        if abs(number) < 1000 or prefix == "P":
-            break
-        number /= 1000
-    return f"{number:.3g} {prefix}"
+def _value(by: str, value: float) -> str:
+    return f"{quantity(value)}{UNITS.get(by, '')}".strip()

@@ -17,6 +17,7 @@ from mlxbench_kernel.graph import grouping
 from mlxbench_kernel.graph.model import Graph, Indices, Sizes
 
 ROOT = 0
+_CLOSED_AT_FIRST = ("fold", "range", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -125,15 +126,18 @@ class Hierarchy:
         return tuple(reversed(found))
 
     def start(self, most: int = 60) -> set[int]:
-        """The groups to open at first: the outer ones, as long as no more than `most` are seen."""
+        """The groups to open at first: the outer ones, as long as no more than `most` are seen.
+
+        Folded blocks and the optimizer stay closed.
+        """
         inside = np.bincount(self.group, minlength=len(self))
         inside += np.bincount(self.parent[1:], minlength=len(self))
         opened, seen = {ROOT}, int(inside[ROOT])
         for level in self.levels[1:]:
             for group in level[np.argsort(inside[level], kind="stable")].tolist():
-                if self.kind[group] not in ("fold", "range") and self.parent[group] in opened:
-                    if seen + inside[group] - 1 > most:
-                        continue
+                if self.parent[group] not in opened or self.kind[group] in _CLOSED_AT_FIRST:
+                    continue
+                if seen + inside[group] - 1 <= most:
                     opened.add(group)
                     seen += int(inside[group]) - 1
         return opened

@@ -64,11 +64,35 @@ def layers(sources: Indices, targets: Indices, frame: Indices, key: Places) -> I
         np.maximum.at(layer, reached, above + 1)
         np.subtract.at(missing, reached, 1)
         ready = np.unique(reached[missing[reached] == 0])
-    sinking = np.bincount(targets, minlength=count) == 0
-    lowest = np.full(count, np.iinfo(np.int32).max, np.int32)
-    np.minimum.at(lowest, sources, layer[targets])
-    sinking &= lowest < np.iinfo(np.int32).max
-    return np.where(sinking, np.maximum(lowest - 1, 0), layer).astype(np.int32)
+    return _sunk(layer, sources, targets)
+
+
+def _sunk(layer: Indices, sources: Indices, targets: Indices) -> Indices:
+    """Layers, where chains that begin with what needs nothing stand just above what needs them."""
+    count = len(layer)
+    needs, needed = (np.bincount(ends, minlength=count) for ends in (targets, sources))
+    before = np.full(count, -1, np.int32)
+    before[targets] = sources
+    downward = layer[targets] > layer[sources]
+    sources, targets = sources[downward], targets[downward]
+    by_layer = np.argsort(layer, kind="stable")
+    levels = np.split(by_layer, np.flatnonzero(np.diff(layer[by_layer])) + 1)
+    chain = needs == 0
+    for level in levels[1:]:
+        single = level[needs[level] == 1]
+        chain[single] = chain[before[single]] & (needed[before[single]] == 1)
+    by_source = np.argsort(sources, kind="stable")
+    start = np.searchsorted(sources[by_source], np.arange(count + 1)).astype(np.int32)
+    after = targets[by_source]
+    layer = layer.copy()
+    for level in reversed(levels):
+        sinking = level[chain[level] & (start[level + 1] > start[level])].astype(np.int32)
+        if len(sinking):
+            lengths = start[sinking + 1] - start[sinking]
+            below = layer[after[_of(start, sinking)]]
+            lowest = np.minimum.reduceat(below, np.cumsum(lengths) - lengths)
+            layer[sinking] = np.maximum(lowest - 1, layer[sinking])
+    return layer
 
 
 def _of(start: Indices, elements: Indices) -> Indices:

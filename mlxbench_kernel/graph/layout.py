@@ -11,18 +11,22 @@ from mlxbench_kernel.graph.colours import Colour, colour_items
 from mlxbench_kernel.graph.hierarchy import ROOT, Hierarchy, Visible
 from mlxbench_kernel.graph.labels import item_labels
 from mlxbench_kernel.graph.layering import Placement, Places, layers, place, rows
-from mlxbench_kernel.graph.model import COLLECTIVES, Graph, Indices
+from mlxbench_kernel.graph.model import COLLECTIVES, Graph, Indices, Phase
 from mlxbench_kernel.graph.scene import Kind, Scene
 
 LONG = 6  # rows that a line may span, before it is drawn as a stub
 HIGH, WIDE = 420.0, 1600.0  # pixels that it may go down and sideways
-LETTER = 6.7  # pixels, of the 12 pixel font of the views
+LETTER = 7.6  # pixels, of the 13 pixel font of the views
 SMALLEST, WIDEST = 64.0, 260.0
 TALL, LOW = 40.0, 26.0  # boxes with two lines and with one
 
 
 def lay_out(
-    graph: Graph, hierarchy: Hierarchy, opened: Collection[int], colour: Colour = "kind"
+    graph: Graph,
+    hierarchy: Hierarchy,
+    opened: Collection[int],
+    colour: Colour = "kind",
+    unit: str = "",
 ) -> Scene:
     """Lay out what is seen while some groups are open.
 
@@ -32,7 +36,7 @@ def lay_out(
         The graph, and its groups.
     opened
         The open groups, by their numbers.
-    colour
+    colour, unit
         What colours show, see `colours.colour_items`.
 
     Raises
@@ -49,19 +53,27 @@ def lay_out(
     inside = number_of_frame[np.concatenate([seen.frame, hierarchy.parent[frames]])]
     title, note = item_labels(graph, hierarchy, np.concatenate([items, -1 - frames]))
     count = len(items) + len(frames)
-    width, height, bar = _sizes(title, note)
+    width, height, bar = _sizes(title, note, np.concatenate([items, -1 - frames]) < 0)
     placement = Placement(np.zeros(count), np.zeros(count), width, height)
     depth = np.concatenate([hierarchy.depth[seen.frame], hierarchy.depth[frames] - 1])
     upper, lower = _in_one_frame(sources, targets, inside, depth)
     key = _keys(graph, hierarchy, items, frames)
-    layer = layers(*_unique(upper, lower, count), inside + 1, key)
+    # Gradients of a loss may need nothing of the model that they lead to; still they come after.
+    node = np.maximum(items, 0)
+    backward = np.zeros(count, np.bool_)
+    backward[: len(items)] = (items >= 0) & (graph.phase[node] == Phase.BACKWARD)
+    returning = backward[upper] & (key[upper] > key[lower])
+    above, below = np.where(returning, (lower, upper), (upper, lower)).astype(np.int32)
+    layer = layers(*_unique(above, below, count), inside + 1, key)
     row = rows(layer, inside + 1, key)
     forward = row[upper] < row[lower]
     _place_all(placement, bar, inside, depth, row, upper[forward], lower[forward])
     order = np.concatenate([np.arange(len(items), count), np.arange(len(items))])
     box = np.empty(count, np.int32)
     box[order] = np.arange(count)
-    coloured = colour_items(graph, hierarchy, seen, colour, np.concatenate([items, -1 - frames]))
+    coloured = colour_items(
+        graph, hierarchy, seen, colour, np.concatenate([items, -1 - frames]), unit
+    )
     away = placement.y[targets] - placement.y[sources] - placement.height[sources] > HIGH
     away |= np.abs(placement.x[sources] - placement.x[targets]) > WIDE
     stub = away | ~forward | (row[lower] - row[upper] > LONG)
@@ -131,11 +143,14 @@ def _keys(graph: Graph, hierarchy: Hierarchy, items: Indices, frames: Indices) -
     return np.where(both >= 0, both, mean[np.maximum(-1 - both, 0)])
 
 
-def _sizes(title: tuple[str, ...], note: tuple[str, ...]) -> tuple[Places, Places, Places]:
+def _sizes(
+    title: tuple[str, ...], note: tuple[str, ...], group: NDArray[np.bool_]
+) -> tuple[Places, Places, Places]:
     """Widths and heights of boxes, and the widths of their title bars were they open."""
     first = np.fromiter(map(len, title), np.float64, len(title))
     second = np.fromiter(map(len, note), np.float64, len(note))
-    width = np.clip(np.maximum(first, second) * LETTER + 20.0, SMALLEST, WIDEST)
+    bold = np.where(group, first * 1.1 + 3.0, first)  # and a triangle before it
+    width = np.clip(np.maximum(bold, second) * LETTER + 20.0, SMALLEST, WIDEST)
     return width, np.where(second > 0, TALL, LOW), (first + second) * LETTER + 24.0
 
 

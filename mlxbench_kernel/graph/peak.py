@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 from collections import deque
 from dataclasses import dataclass
 
@@ -18,7 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.graph.exports import line_of
 from mlxbench_kernel.graph.model import Graph
+from mlxbench_kernel.graph.strides import Layout
+from mlxbench_kernel.units import format_bytes
+
+ALIVE_SHOWN = 12
 
 _DISPATCHES_PER_TASK = 10  # mlx/backend/cpu/encoder.h
 _MAX_ACTIVE_TASKS = 10  # mlx/transforms.cpp
@@ -42,7 +46,6 @@ _SHARES = frozenset(
         "Contiguous",
     ]
 )
-_RESHAPES = frozenset(("Reshape", "Flatten", "Unflatten", "Contiguous"))
 _NEVER_DONATED = frozenset(
     [
         "Matmul",
@@ -96,8 +99,11 @@ class Prediction:
         Bytes above the beginning while each of them is evaluated.
     at
         Index of the peak in `order`; -1 where nothing is evaluated.
+    graph
+        What is evaluated.
     """
 
+    graph: Graph
     peak: int
     baseline: int
     order: NDArray[np.int32]
@@ -109,6 +115,40 @@ class Prediction:
         """Arrays (number, bytes) allocated by the evaluation and alive at an index of `order`."""
         found = [(array, size) for array, size, begin, end in self._spans if begin <= at < end]
         return sorted(found, key=lambda each: -each[1])
+
+    def __str__(self) -> str:
+        """The peak, where it is, and the largest arrays that are alive there."""
+        if self.at < 0:
+            return "nothing is left to evaluate: no memory is needed"
+        graph, alive = self.graph, self.alive(self.at)
+        lines = [
+            f"{format_bytes(self.peak)} more than now, at operation {self.at + 1:,} of "
+            f"{len(self.order):,} (predicted): {line_of(graph, int(self.order[self.at]))}",
+            f"{len(alive):,} arrays are alive there:",
+        ]
+        for array, size in alive[:ALIVE_SHOWN]:
+            lines.append(f"{format_bytes(size):>10}  {line_of(graph, int(graph.node[array]))}")
+        if len(alive) > ALIVE_SHOWN:
+            lines.append(f"{'':>10}  and {len(alive) - ALIVE_SHOWN:,} more")
+        return "\n".join(lines)
+
+    def thinned(self, most: int = 2000) -> NDArray[np.int64]:
+        """Indices into `order` that show the timeline with fewer points, its extremes kept.
+
+        Returns
+        -------
+        int64
+            Ascending; among them the highest and the lowest of each stretch, and `at`.
+        """
+        count = len(self.timeline)
+        if count <= most:
+            return np.arange(count)
+        edges = np.linspace(0, count, most // 2 + 1).astype(np.int64)
+        kept = [self.at, 0, count - 1]
+        for begin, end in itertools.pairwise(edges.tolist()):
+            stretch = self.timeline[begin:end]
+            kept += [begin + int(stretch.argmax()), begin + int(stretch.argmin())]
+        return np.unique(kept)
 
 
 def order(graph: Graph) -> list[int]:
@@ -198,7 +238,7 @@ def predict(graph: Graph) -> Prediction:
     stays = graph.held > 0
     stays[graph.outputs] = True
     stays = stays.tolist()
-    layout = _Layout(graph)
+    layout = Layout(graph)
     waiting: deque[tuple[int, list[int]]] = deque()
     timeline, dispatched, done = [], 0, 0
     for now, node in enumerate(sequence):
@@ -258,6 +298,7 @@ def predict(graph: Graph) -> Prediction:
     at = int(line.argmax()) if len(line) else -1
     spans = zip(memory.owner, memory.size, memory.begin, memory.end, strict=True)
     return Prediction(
+        graph=graph,
         peak=max(int(line[at]), 0) if len(line) else 0,
         baseline=baseline,
         order=np.array(sequence, np.int32),
@@ -265,95 +306,3 @@ def predict(graph: Graph) -> Prediction:
         at=at,
         _spans=tuple(span for span in spans if span[2] >= 0),
     )
-
-
-class _Layout:
-    """Strides of arrays, as far as they decide about copies."""
-
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
-        starts = graph.shape_start.tolist()
-        extents = graph.extents.tolist()
-        self.shape = [tuple(extents[a:b]) for a, b in itertools.pairwise(starts)]
-        self.strides = [_packed(shape) for shape in self.shape]
-        self.elements = [_size(shape) for shape in self.shape]  # that the buffer has
-
-    def item(self, array: int) -> int:
-        return int(self.graph.nbytes[array]) // max(_size(self.shape[array]), 1)
-
-    def fresh(self, array: int) -> None:
-        self.elements[array] = _size(self.shape[array])
-
-    def view(self, node: int, name: str, taken: list[int], made: list[int]) -> bool:
-        """Whether the outputs share the buffer of the input; notes their strides."""
-        source, first = taken[0], made[0]
-        strides, shape = self.strides[source], self.shape[source]
-        if name in _RESHAPES:
-            if strides != _packed(shape):
-                return False
-            self.elements[first] = self.elements[source]
-            return True
-        axes = [int(a) for a in re.findall(r"-?\d+", self.graph.arguments_text(node))]
-        for array in made:
-            self.elements[array] = self.elements[source]
-            if name == "Transpose":
-                self.strides[array] = tuple(strides[axis] for axis in axes)
-            elif name == "Broadcast":
-                lead = len(self.shape[array]) - len(shape)
-                self.strides[array] = (0,) * lead + tuple(
-                    s if old == new else 0
-                    for s, old, new in zip(strides, shape, self.shape[array][lead:], strict=True)
-                )
-            elif name == "AsStrided":
-                text = self.graph.arguments_text(node).partition("strides=[")[2].split("]")[0]
-                self.strides[array] = tuple(int(each) for each in re.findall(r"-?\d+", text))
-            elif name in ("Slice", "Split"):
-                self.strides[array] = strides
-                self.elements[array] = min(self.elements[source], _size(self.shape[array]))
-        return True
-
-    def temporaries(self, node: int, name: str, taken: list[int], made: list[int]) -> list[int]:
-        """Bytes of the copies that a primitive makes beside its output."""
-        if name in ("Matmul", "AddMM"):
-            return [
-                int(self.graph.nbytes[a])
-                for a in taken[:2]
-                if not _gemm_takes(self.shape[a], self.strides[a])
-            ]
-        if name == "Convolution":  # padded input and its patches (mlx/backend/cpu/conv.cpp)
-            text = self.graph.arguments_text(node)
-            dilated = re.search(r"dilation=\[[^\]]*([2-9]|\d\d)", text)
-            if dilated or "groups=1," not in text:
-                return []  # the slow convolution needs none
-            given, weight, out = (self.shape[a] for a in (*taken, made[0]))
-            low, high = (
-                [int(each) for each in re.findall(r"\d+", text.partition(key)[2].split("]")[0])]
-                for key in ("padding_low=[", "padding_high=[")
-            )
-            inside = [e + a + b for e, a, b in zip(given[1:-1], low, high, strict=True)]
-            padded = given[0] * given[-1] * _size(tuple(inside)) * 4
-            copies = [padded, _size(out[:-1]) * _size(weight[1:]) * 4]
-            straight = self.strides[taken[1]] == _packed(weight)
-            copies += [_size(weight) * 4] * ((not straight) + ("flip=true" in text))
-            return copies
-        return []
-
-
-def _packed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    strides, step = [], 1
-    for extent in reversed(shape):
-        strides.append(step)
-        step *= extent
-    return tuple(reversed(strides))
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for extent in shape:
-        size *= extent
-    return size
-
-
-def _gemm_takes(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Whether BLAS takes the matrices as they lie (``matmul_general``, ``cpu/matmul.cpp``)."""
-    return strides[-2:] in ((shape[-1], 1), (1, shape[-2]))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mlxbench_kernel.graph.model import Indices
 from mlxbench_kernel.graph.scene import Kind, Scene
@@ -14,17 +16,16 @@ MARGIN, SWATCH = 24.0, 12.0
 LEGEND_LETTER = 6.2  # pixels
 STUB = 12.0
 
-# Paul Tol's "light" scheme with four more of its kind, and the same darkened; grey is the last.
-CATEGORICAL = (
-    "#c9d6e8", "#77aadd", "#bbcc33", "#ee8866", "#dddddd", "#99ddff",
-    "#ffaabb", "#44bb99", "#eedd88", "#c3a5e0", "#ff6f61", "#b8bec8",
+# As in extensions/widgets/src/graph/palette.ts, so that a picture looks like its view.
+_CATEGORICAL = (
+    "#4e79a7", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00",
+    "#a0693a", "#332288", "#b5a900", "#882255", "#44aa99", "#8a8d91",
 )  # fmt: skip
-CATEGORICAL_DARK = (
-    "#33475f", "#245a94", "#66751a", "#9a4325", "#4a4a4f", "#1f6580",
-    "#8d3f50", "#1d6e57", "#7a6a1e", "#60408a", "#b03a30", "#474d57",
+_SEQUENTIAL = (
+    "#ffffd9", "#edf8b1", "#c7e9b4", "#7fcdbb", "#41b6c4", "#1d91c0", "#225ea8", "#253494",
+    "#081d58",
 )  # fmt: skip
-_LIGHT_ENDS = ((0xF1, 0xF4, 0xF8), (0xFD, 0xC5, 0x6B), (0xD6, 0x3B, 0x2F))
-_DARK_ENDS = ((0x2A, 0x30, 0x39), (0x8A, 0x5A, 0x14), (0xC0, 0x2F, 0x28))
+_STEPS = 16
 
 _COLOURS = {
     False: "--back:#ffffff;--ink:#1b1f24;--faint:#57606a;--line:#8c959f;--edge:#6e7781;"
@@ -34,14 +35,34 @@ _COLOURS = {
 }
 
 
-def sequential(dark: bool) -> list[str]:
-    """Sixteen colours from little to much."""
-    low, middle, high = np.array(_DARK_ENDS if dark else _LIGHT_ENDS, np.float64)
-    steps = np.linspace(0, 2, 16)[:, None]
-    mixed = np.where(
-        steps <= 1, low + (middle - low) * steps, middle + (high - middle) * (steps - 1)
-    )
-    return [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in np.rint(mixed).astype(int).tolist()]
+def _palettes(dark: bool) -> tuple[list[str], list[str]]:
+    """Colours of boxes for kinds, and from little to much."""
+    strong = _channels(_CATEGORICAL)
+    if dark:
+        strong = strong + (255.0 - strong) * 0.18
+    surface = _channels([_COLOURS[dark][7:14]])
+    kinds = surface + (strong - surface) * (0.3 if dark else 0.2)
+    anchors = _channels(_SEQUENTIAL[::-1] if dark else _SEQUENTIAL)
+    places = np.linspace(0, len(anchors) - 1, _STEPS)
+    steps = [np.interp(places, np.arange(len(anchors)), channel) for channel in anchors.T]
+    return _hexadecimal(kinds), _hexadecimal(np.stack(steps, axis=1))
+
+
+def _channels(colours: Sequence[str]) -> NDArray[np.float64]:
+    rows = [[int(each[at : at + 2], 16) for at in (1, 3, 5)] for each in colours]
+    return np.array(rows, np.float64)
+
+
+def _hexadecimal(colours: NDArray[np.float64]) -> list[str]:
+    return [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in np.rint(colours).astype(int).tolist()]
+
+
+def _ink(fill: str) -> str:
+    """Black or white, whichever can be read better on a colour (WCAG 2.2, relative luminance)."""
+    channels = _channels([fill])[0] / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    luminance = float(linear @ (0.2126, 0.7152, 0.0722))
+    return "#141414" if (luminance + 0.05) ** 2 > 0.05 * 1.05 else "#ffffff"
 
 
 def svg(scene: Scene, title: str, dark: bool = False) -> str:
@@ -109,12 +130,12 @@ def _drawn(scene: Scene) -> Indices:
 
 def _style(dark: bool) -> str:
     def colours(dark: bool) -> str:
-        swatches = CATEGORICAL_DARK if dark else CATEGORICAL
         rules = [f".mlxbench-graph{{{_COLOURS[dark]}}}"]
-        rules += [f".mlxbench-graph .c{n}{{fill:{colour}}}" for n, colour in enumerate(swatches)]
-        rules += [
-            f".mlxbench-graph .q{n}{{fill:{colour}}}" for n, colour in enumerate(sequential(dark))
-        ]
+        for letter, palette in zip("cq", _palettes(dark), strict=True):
+            for number, colour in enumerate(palette):
+                name = f".{letter}{number}"
+                rules.append(f".mlxbench-graph {name}{{fill:{colour}}}")
+                rules.append(f".mlxbench-graph .box {name}~text{{fill:{_ink(colour)}}}")
         return "".join(rules)
 
     own = {
@@ -122,7 +143,7 @@ def _style(dark: bool) -> str:
         "fill:var(--ink)",
         ".head": "font-size:16px;font-weight:600",
         ".note": "font-size:11px;fill:var(--faint)",
-        ".box .note": "fill:var(--ink);opacity:.75",
+        ".box .note": "opacity:.8",
         ".middle text": "text-anchor:middle",
         ".back": "fill:var(--back)",
         "rect": "stroke:var(--line);stroke-width:1",

@@ -239,15 +239,22 @@ class _Places:
                 if left != right:
                     break
                 parts.append(left)
-            # "layers" is a list and no module: what is around it holds both.
-            while parts and ".".join(parts) not in self._kinds:
-                parts.pop()
-            path = ".".join(parts)
-            scope = self._kinds.get(path, Scope("")) if path else Scope("")
-            number = self.numbers.setdefault(scope, len(self.numbers))
-            self._paths[number] = scope.path
-            self._joint[one, other] = number
+            self._joint[one, other] = self._number(parts)
         return self._joint[one, other]
+
+    def caller(self, number: int) -> int:
+        """The module around one."""
+        return self._number(self._paths[number].split(".")[:-1])
+
+    def _number(self, parts: list[str]) -> int:
+        # "layers" is a list and no module: what is around it holds the same.
+        while parts and ".".join(parts) not in self._kinds:
+            parts.pop()
+        path = ".".join(parts)
+        scope = self._kinds.get(path, Scope("")) if path else Scope("")
+        number = self.numbers.setdefault(scope, len(self.numbers))
+        self._paths[number] = scope.path
+        return number
 
 
 def _conclude(
@@ -294,10 +301,44 @@ def _conclude(
             origin = _joint(taken, places)
             if places.depth(origin) > places.depth(found[node]):
                 found[node] = origin
+    _place_sums(graph, found, phases, noted, users, places)
     for node in range(graph.nodes):  # inputs stand where they are used
         if found[node] < 0:
             found[node] = max(_joint([found[user] for user in users[node]], places), 0)
     return np.array(found, np.int32)
+
+
+def _place_sums(
+    graph: Graph,
+    found: list[int],
+    phases: list[int],
+    noted: list[bool],
+    users: list[list[int]],
+    places: _Places,
+) -> None:
+    """Gradients of an array that several use are added up where that array was made.
+
+    Taken from several modules, such sums stand outside of all of them so far. The module that made
+    the array is the one around what the sum flows on to, or else around where it comes from.
+    """
+    start, sources = graph.input_start.tolist(), graph.sources.tolist()
+    apart = []
+    for node in range(graph.nodes):
+        if phases[node] == Phase.BACKWARD and not noted[node]:
+            taken = [found[source] for source in sources[start[node] : start[node + 1]]]
+            if len(taken) > 1 and any(places.depth(s) > places.depth(found[node]) for s in taken):
+                apart.append(node)
+    sums = set(apart)
+    for node in apart:
+        after = [found[u] for u in users[node] if u not in sums and phases[u] == Phase.BACKWARD]
+        before = [found[s] for s in sources[start[node] : start[node + 1]] if s not in sums]
+        for scopes in (after, before):
+            inner = max(scopes, key=places.depth, default=-1)
+            candidates = (places.caller(inner), inner) if inner > 0 else ()
+            deeper = [s for s in candidates if places.depth(s) > places.depth(found[node])]
+            if deeper:
+                found[node] = deeper[0]
+                break
 
 
 def _joint(scopes: list[int], places: _Places) -> int:

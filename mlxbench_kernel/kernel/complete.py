@@ -25,12 +25,15 @@ from mlxbench_kernel.errors import BenchError
 from mlxbench_kernel.kernel import subcommands
 from mlxbench_kernel.kernel.command import Command
 from mlxbench_kernel.kernel.commands import RunCell
+from mlxbench_kernel.kernel.graph_magics import ShowGraph
 from mlxbench_kernel.kernel.subcommands import SUBCOMMANDS
 
 if TYPE_CHECKING:
     from mlxbench_kernel.kernel.magics import RanksMagics
 
 _LINE = re.compile(r"\s*(%{0,2})mlx_dist\s(.*)", re.DOTALL)
+_GRAPH = re.compile(r"\s*%mlx_graph\s(.*)")
+_NAME = re.compile(r"[\w.]*\Z")
 _RANKS_CELL = re.compile(r"%%mlx_dist\b")
 
 
@@ -55,7 +58,25 @@ class RanksMatcher:
             word = re.split(r"[\s=]", line[2])[-1]
             found = self._words(line[1] == "%%", line[2][: len(line[2]) - len(word)], word)
             return _result(word, sorted(each for each in found if each.startswith(word)))
+        graph = _GRAPH.fullmatch(context.text_until_cursor)
+        if graph is not None:
+            return self._graph(graph[1])
         return self._names_on_ranks(context)
+
+    def _graph(self, text: str) -> SimpleMatcherResult:
+        """An option of ``%mlx_graph``, or a name in its expression."""
+        word = re.split(r"[\s=]", text)[-1]
+        before = text[: len(text) - len(word)].replace("=", " ").split()
+        if before and before[-1] == "--ranks":
+            found: Iterable[str] = [*self._values("--ranks", word), "all"]
+        elif word.startswith("-"):
+            found = ShowGraph.parser().flags
+        else:
+            word = _NAME.search(text)[0]  # type: ignore[index]  # it matches everything
+            completer = self._magics.shell.Completer
+            find = completer.attr_matches if "." in word else completer.global_matches
+            found = find(word)
+        return _result(word, sorted({each for each in found if each.startswith(word)}))
 
     def _words(self, cell: bool, before: str, word: str) -> Iterable[str]:
         """What can stand at `word`, after `before`."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import atexit
 from typing import TYPE_CHECKING
 
+from mlxbench_kernel.kernel import displays
 from mlxbench_kernel.kernel.complete import RanksMatcher
+from mlxbench_kernel.kernel.graph_magics import GraphMagics
 from mlxbench_kernel.kernel.magics import RanksMagics
 
 if TYPE_CHECKING:
@@ -23,8 +25,9 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     magics = _MAGICS.get(shell)
     if magics is None:
         magics = _MAGICS[shell] = RanksMagics(shell)
-    shell.register_magics(magics)
+    shell.register_magics(magics, GraphMagics(magics))
     magics.auto.install()
+    displays.install(shell)
     shell.Completer.custom_matchers.append(RanksMatcher(magics).match)
 
 
@@ -38,10 +41,12 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
     if magics is None:
         return
     magics.auto.remove()
-    for kind, names in magics.magics.items():
-        for name in names:
-            shell.magics_manager.magics[kind].pop(name, None)
-    shell.magics_manager.registry.pop(type(magics).__name__, None)
+    displays.remove(shell)
+    for holder in (RanksMagics, GraphMagics):
+        for kind, names in holder.magics.items():
+            for name in names:
+                shell.magics_manager.magics[kind].pop(name, None)
+        shell.magics_manager.registry.pop(holder.__name__, None)
     shell.Completer.custom_matchers[:] = [
         each
         for each in shell.Completer.custom_matchers

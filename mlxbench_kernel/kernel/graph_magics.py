@@ -5,9 +5,10 @@ from __future__ import annotations
 import ast
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from IPython.core.magic import Magics, line_magic, magics_class
+from IPython.display import display
 
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.kernel.arguments import HelpWanted, Parser, split_words
@@ -90,7 +91,9 @@ def read_graph_line(line: str) -> ShowGraph | Help:
         raise parser.wrong(f"nothing is meant by {rest[0]!r}")
     if not expression:
         raise parser.wrong("an expression is missing")
-    return ShowGraph(expression=expression, **values)
+    command = ShowGraph(expression=expression, **values)
+    command.selection()
+    return command
 
 
 def _split(line: str) -> tuple[str, str]:
@@ -124,7 +127,7 @@ class GraphMagics(Magics):
         self._ranks = ranks
 
     @line_magic
-    def mlx_graph(self, line: str) -> Any:
+    def mlx_graph(self, line: str) -> None:
         """The lazy graph of arrays, or of a call, before it is evaluated.
 
         ::
@@ -138,8 +141,43 @@ class GraphMagics(Magics):
         command = read_graph_line(line)
         if isinstance(command, Help):
             print(command.text)
-            return None
-        return self._show(command)
+        else:
+            self._show(command)
 
-    def _show(self, command: ShowGraph) -> Any:
-        raise NotImplementedError
+    def _show(self, command: ShowGraph) -> None:
+        from mlxbench_kernel.graph import capture_expression
+        from mlxbench_kernel.graph.profile import profile
+        from mlxbench_kernel.widgets import graphs
+
+        if command.ranks is not None:
+            return self._show_ranks(command)
+        shell = self._ranks.shell
+        captured = capture_expression(
+            command.expression, shell.ev, shell.user_ns, not command.uncompiled
+        )
+        if not command.profile:
+            display(graphs.view_of_graph(captured.graph))
+            return None
+        measured = profile(captured.outputs)
+        print(measured)
+        display(graphs.view_of_profile(measured, captured.graph))
+        return None
+
+    def _show_ranks(self, command: ShowGraph) -> None:
+        from mlxbench_kernel.graph import Explorer, agreement
+        from mlxbench_kernel.remote import capture_on
+        from mlxbench_kernel.widgets.graph_view import GraphView
+
+        cluster = self._ranks.cluster
+        if cluster is None:
+            raise UsageError("no ranks are running: type %mlx_dist up -n 2")
+        chosen = command.selection()
+        ranks = list(range(cluster.size)) if chosen is None else chosen.among(cluster.size)
+        graphs = capture_on(cluster, command.expression, ranks, not command.uncompiled)
+        said, merged = agreement(graphs)
+        if said:
+            print(said)
+        if merged is None:
+            display(GraphView(Explorer(graphs[ranks[0]], note=f"rank {ranks[0]}")))
+        else:
+            display(GraphView(Explorer(merged[0], states=merged[1])))

@@ -1,5 +1,7 @@
 """The Tab key on lines of ``%mlx_dist`` and in code that will run on the ranks."""
 
+from types import SimpleNamespace
+
 import pytest
 from fake_cluster import FakeCluster, cluster_info
 from IPython.core.completer import provisionalcompleter
@@ -43,6 +45,23 @@ def asked(cluster):
 def test_tab_on_a_line_of_the_magic(shell, up, monkeypatch, text, offered):
     monkeypatch.setattr(FakeCluster, "clusters", [cluster_info(id="mlx-222222")])
     shell.user_ns.update(learning_rate=0.1, _learned=1)
+    assert complete(shell, text) == offered
+
+
+@pytest.mark.parametrize(
+    ("text", "offered"),
+    [
+        ("%mlx_graph learn", ["%mlx_graph learning_rate"]),
+        ("%mlx_graph step(learn", ["%mlx_graph step(learning_rate"]),
+        ("%mlx_graph model.lay", ["%mlx_graph model.layers"]),
+        ("%mlx_graph loss --pro", ["%mlx_graph loss --profile"]),
+        ("%mlx_graph loss --ranks ", [
+            "%mlx_graph loss --ranks 0", "%mlx_graph loss --ranks 1", "%mlx_graph loss --ranks all",
+        ]),
+    ],
+)  # fmt: skip
+def test_tab_on_a_line_of_the_graph(shell, up, text, offered):
+    shell.user_ns.update(learning_rate=0.1, model=SimpleNamespace(layers=[]))
     assert complete(shell, text) == offered
 
 

@@ -101,6 +101,15 @@ def test_nodes_stand_with_their_modules_forward_and_backward(user: dict[str, Any
     assert len(unplaced) < 0.1 * graph.nodes
 
 
+def test_gradients_are_added_up_where_their_array_was_made(user: dict[str, Any]) -> None:
+    graph = capture(user["step"], user["x"], namespace=user)
+    sums = [node for node in nodes(graph, "Add") if graph.phase[node] == Phase.BACKWARD]
+    where = [graph.scopes[graph.scope[node]].path for node in sums]
+    # Two residual connections in each block.
+    assert all(where.count(f"model.layers.{layer}") >= 2 for layer in range(LAYERS))
+    assert "model" not in where and "" not in where
+
+
 def test_arrays_that_were_made_lazily_find_their_modules_too(user: dict[str, Any]) -> None:
     loss = user["loss_of"](user["model"], user["x"])
     graph = capture(loss, namespace=user, title="loss")

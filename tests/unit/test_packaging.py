@@ -30,6 +30,7 @@ from mlxbench_kernel.kernel.spec import NAME, RESOURCES
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "mlxbench_kernel"
+BUNDLE = "mlxbench_kernel/widgets/static/graph.js"
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +112,7 @@ def test_wheel_and_sdist_hold_the_whole_package(built: Path) -> None:
     ours = {
         str(path.relative_to(ROOT))
         for path in PACKAGE.rglob("*")
-        if path.is_file() and path.suffix in {".py", ".cpp", ".json", ".png", ".svg"}
+        if path.is_file() and path.suffix in {".py", ".cpp", ".h", ".js", ".json", ".png", ".svg"}
     }
     (wheel,) = built.glob("*.whl")
     (sdist,) = built.glob("*.tar.gz")
@@ -119,10 +120,16 @@ def test_wheel_and_sdist_hold_the_whole_package(built: Path) -> None:
     with tarfile.open(sdist) as archive:
         in_sdist = {name.partition("/")[2] for name in archive.getnames()}
 
-    assert "mlxbench_kernel/native/module.cpp" in ours
+    assert {"mlxbench_kernel/native/module.cpp", BUNDLE} <= ours
     assert ours <= in_wheel
     assert ours | {"LICENSE", "README.md", "notebooks/00_quickstart.ipynb"} <= in_sdist
     assert not [each for each in in_wheel | in_sdist if ".venv" in each or "__pycache__" in each]
+
+
+def test_the_bundle_is_small_and_needs_nothing_from_elsewhere() -> None:
+    bundle = (ROOT / BUNDLE).read_text()
+    assert len(bundle) < 400_000
+    assert not re.search(r"""\bimport\s*[({"']|\bfetch\(|XMLHttpRequest|WebSocket""", bundle)
 
 
 def test_pip_install_puts_the_kernel_into_the_launcher(built: Path, tmp_path: Path) -> None:

@@ -1,0 +1,193 @@
+"""The view of a lazy graph in a cell: draws a `Scene` in the browser, asks for the rest.
+
+Pan, zoom, selection, labels and the minimap are the browser's and go on while the kernel is busy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import anywidget
+import numpy as np
+import traitlets
+from numpy.typing import DTypeLike, NDArray
+
+from mlxbench_kernel.errors import BenchError, UsageError
+from mlxbench_kernel.graph.explorer import Explorer
+from mlxbench_kernel.graph.peak import Prediction
+from mlxbench_kernel.graph.scene import Scene
+from mlxbench_kernel.units import format_bytes
+from mlxbench_kernel.widgets.graph_messages import (
+    Answer,
+    Buffer,
+    Link,
+    Request,
+    SceneState,
+    Timeline,
+)
+
+STATIC = Path(__file__).parent / "static"
+MOST_LINKS = 200  # of one node in the details; a parameter may be used in thousands of places
+
+
+class GraphView(anywidget.AnyWidget):
+    """A graph that can be opened, searched and followed, in a cell.
+
+    Parameters
+    ----------
+    source
+        The graph with its groups and its layout. An *item* is a node's number, or for a group
+        -1 - its number, as in `Scene.item`.
+    height
+        Of the view, in pixels; it can be dragged to another one.
+    """
+
+    _esm = STATIC / "graph.js"
+
+    title = traitlets.Unicode().tag(sync=True)
+    summary = traitlets.Unicode().tag(sync=True)
+    height = traitlets.Int(520).tag(sync=True)
+    colours = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    scene = traitlets.Dict().tag(sync=True)
+    timeline = traitlets.Dict().tag(sync=True)
+
+    def __init__(self, source: Explorer, height: int = 520) -> None:
+        self.source = source
+        super().__init__(
+            title=source.title,
+            summary=source.summary,
+            height=height,
+            colours=source.colours(),
+            scene=scene_state(source.scene()),
+            timeline=timeline_state(source.timeline()),
+        )
+        self.on_msg(self._answer)
+
+    def __repr__(self) -> str:
+        return f"{self.source.title}\n{self.source.summary}"
+
+    def _repr_mimebundle_(
+        self, **kwargs: dict[Any, Any]
+    ) -> tuple[dict[Any, Any], dict[Any, Any]] | None:
+        """The widget; for where none can run, a picture and a line of text."""
+        bundle = super()._repr_mimebundle_(**kwargs)
+        if bundle is None:
+            return None
+        data, metadata = bundle
+        return {**data, "text/plain": repr(self), "image/svg+xml": self.source.picture()}, metadata
+
+    def _answer(self, _widget: object, content: object, _buffers: object) -> None:
+        """Answer a message of the browser, whatever goes wrong: somebody waits for it."""
+        if not isinstance(content, dict) or not isinstance(content.get("id"), int):
+            return
+        answer: Answer = {"answer": content["id"]}
+        buffers: list[Buffer] = []
+        try:
+            self._ask(cast(Request, content), answer, buffers)
+        except BenchError as error:
+            answer["error"] = str(error).partition("\n")[0]
+        except Exception as error:
+            self.log.exception("the view of a graph asked %r", content)
+            answer["error"] = f"{type(error).__name__}: {error}".partition("\n")[0]
+        self.send(answer, buffers)
+
+    def _ask(self, request: Request, answer: Answer, buffers: list[Buffer]) -> None:
+        """Ask the source, and put what it says into the answer."""
+        source, ask = self.source, request["ask"]
+        item, text = request.get("item"), request.get("text", "")
+        if ask == "open_all":
+            self._redraw(source.open_all)
+        elif ask == "close_all":
+            self._redraw(source.close_all)
+        elif ask == "colour":
+            self._redraw(lambda: source.colour(text))
+        elif ask == "search":
+            buffers.append(_buffer(np.asarray(source.search(text), dtype=np.int32), "<i4"))
+        elif ask == "export":
+            answer["text"] = source.export(text)
+        elif ask == "text":
+            answer["text"] = source.text(item)
+        elif ask == "alive":
+            answer["text"], rows = source.alive(request["other"])
+            answer["outputs"] = [{"item": node, "label": label} for node, label in rows]
+        elif item is None:
+            raise UsageError(f"{ask} needs a box: select one first")
+        elif ask == "toggle":
+            self._redraw(lambda: source.toggle(item))
+        elif ask == "reveal":
+            self._redraw(lambda: source.reveal(item))
+        elif ask == "details":
+            inputs, outputs = source.neighbours(item)
+            answer["rows"] = source.details(item)
+            answer["inputs"], answer["outputs"] = self._links(inputs), self._links(outputs)
+        elif ask == "path":
+            other = request["other"]
+            if item < 0 or other < 0:
+                raise UsageError("a path joins two nodes, not groups: open the group first")
+            # Who clicks the later node first means the same path.
+            path = source.path(item, other) or source.path(other, item)
+            answer["path"] = [{"item": node, "label": source.label(node)} for node in path]
+        else:
+            raise UsageError(f"the view asked for {ask!r}: reload the page, its code is older")
+
+    def _redraw(self, change: Callable[[], None]) -> None:
+        change()
+        self.scene = dict(scene_state(self.source.scene()))
+
+    def _links(self, nodes: list[int]) -> list[Link]:
+        return [
+            {"item": int(node), "label": self.source.label(node)} for node in nodes[:MOST_LINKS]
+        ]
+
+
+def scene_state(scene: Scene) -> SceneState:
+    """A scene as the browser takes it.
+
+    Parameters
+    ----------
+    scene
+        Its arrays are not copied where their dtype and byte order are those of the browser.
+    """
+    return {
+        "item": _buffer(scene.item, "<i4"),
+        "kind": _buffer(scene.kind, "u1"),
+        "x": _buffer(scene.x, "<f4"),
+        "y": _buffer(scene.y, "<f4"),
+        "width": _buffer(scene.width, "<f4"),
+        "height": _buffer(scene.height, "<f4"),
+        "swatch": _buffer(scene.swatch, "u1"),
+        "frame": _buffer(scene.frame, "<i4"),
+        "source": _buffer(scene.source, "<i4"),
+        "target": _buffer(scene.target, "<i4"),
+        "stub": _buffer(scene.stub, "u1"),
+        "titles": _lines(scene.title),
+        "notes": _lines(scene.note),
+        "palette": scene.palette,
+        "legend": [(text, int(swatch)) for text, swatch in scene.legend],
+    }
+
+
+def timeline_state(prediction: Prediction | None) -> Timeline | dict[str, object]:
+    """A timeline of memory as the browser takes it, thinned; empty where there is none."""
+    if prediction is None:
+        return {}
+    at = prediction.thinned()
+    return {
+        "at": _buffer(at, "<i4"),
+        "bytes": _buffer(prediction.timeline[at], "<f4"),
+        "peak": int(np.searchsorted(at, prediction.at)),
+        "label": f"peak {format_bytes(prediction.peak)}",
+    }
+
+
+def _buffer(values: NDArray[Any], dtype: DTypeLike) -> Buffer:
+    return np.ascontiguousarray(values, dtype=dtype).view(np.uint8).data
+
+
+def _lines(texts: tuple[str, ...]) -> str:
+    joined = "\n".join(texts)
+    if joined.count("\n") >= max(len(texts), 1):  # a newline inside would shift all that follow
+        joined = "\n".join(text.replace("\n", " ") for text in texts)
+    return joined

@@ -1,0 +1,91 @@
+"""``%mlx_graph`` in a notebook's own kernel."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from IPython.utils.capture import capture_output
+
+from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.graph import capture, diff, profile
+from mlxbench_kernel.kernel.command import Help
+from mlxbench_kernel.kernel.graph_magics import read_graph_line
+
+VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+@pytest.fixture
+def model(shell):
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    x = mx.ones((3, 4))
+    mx.eval(model.parameters(), x)
+    shell.user_ns.update(mx=mx, model=model, x=x)
+    return model
+
+
+def shown(shell, line):
+    """What stands under a cell with that line: text, and what was displayed."""
+    with capture_output() as captured:
+        shell.run_line_magic("mlx_graph", line)
+    return captured.stdout, [output.data for output in captured.outputs]
+
+
+def test_a_call_is_shown_and_not_made(shell, model):
+    text, (data,) = shown(shell, "model(x)")
+    assert text == "" and VIEW in data
+    assert (
+        data["text/plain"].startswith("model(x)\n2 operations")
+        or "operations" in (data["text/plain"])
+    )
+    assert "Linear" in data["image/svg+xml"]
+
+
+def test_lazy_arrays_are_shown_and_stay_lazy(shell, model):
+    shell.run_cell("loss = (x * 2).sum()")
+    _, (data,) = shown(shell, "loss")
+    assert "Sum" in data["image/svg+xml"] and "loss" in data["text/plain"]
+    assert capture(shell.user_ns["loss"]).nodes > 1  # still not evaluated
+
+
+def test_a_profile_says_what_it_measures(shell, model):
+    text, (data,) = shown(shell, "model(x) --profile")
+    assert "operations evaluated apart" in text and "AddMM" in text
+    assert VIEW in data
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("", "an expression is missing"),
+        ("loss --rank 1", "--rank"),
+        ("loss --ranks one", "--ranks"),
+        ("model(x", "is no expression"),
+        ("x", "nothing lazy"),
+        ("model(x) --ranks 0", "no ranks are running"),
+    ],
+)
+def test_bad_lines_are_said_in_one_line(shell, model, line, said):
+    with pytest.raises(UsageError, match="(?i)" + said) as raised:
+        shown(shell, line)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_unknown_name_is_pythons_error(shell, model):
+    with pytest.raises(NameError, match="no_such"):
+        shown(shell, "no_such(x)")
+
+
+def test_options_follow_the_expression():
+    command = read_graph_line("f(a --b, n=-1) --ranks 0,2 --profile")
+    assert (command.expression, command.ranks, command.profile) == ("f(a --b, n=-1)", "0,2", True)
+    said = read_graph_line("--help")
+    assert isinstance(said, Help) and "Nothing\nis evaluated" in said.text
+
+
+def test_graphs_as_the_last_line_of_a_cell_are_views(shell, model):
+    graph = capture(model, shell.user_ns["x"])
+    for value in (graph, diff(graph, graph), profile([model(shell.user_ns["x"])], repeat=1)):
+        data, _ = shell.display_formatter.format(value)
+        assert VIEW in data and data["image/svg+xml"].startswith("<svg")
+    shell.extension_manager.unload_extension("mlxbench_kernel")
+    assert VIEW not in shell.display_formatter.format(graph)[0]
+    shell.extension_manager.load_extension("mlxbench_kernel")
