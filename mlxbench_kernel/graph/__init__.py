@@ -8,8 +8,10 @@ from mlxbench_kernel.graph.capture import Captured, capture, captured, captured_
 from mlxbench_kernel.graph.cost import Cost, cost
 from mlxbench_kernel.graph.diff import GraphDiff, diff
 from mlxbench_kernel.graph.explorer import Explorer
+from mlxbench_kernel.graph.exported import Exported
 from mlxbench_kernel.graph.exports import to_dot, to_networkx, to_rustworkx, to_text
 from mlxbench_kernel.graph.expression import capture_expression
+from mlxbench_kernel.graph.mlxfn import to_mlxfn
 from mlxbench_kernel.graph.model import Graph, Phase, Scope, Status
 from mlxbench_kernel.graph.nonfinite import NonFinite, first_nonfinite
 from mlxbench_kernel.graph.peak import Prediction, predict
@@ -21,6 +23,7 @@ __all__ = [
     "Captured",
     "Cost",
     "Explorer",
+    "Exported",
     "Graph",
     "GraphDiff",
     "NonFinite",
@@ -43,6 +46,7 @@ __all__ = [
     "read",
     "save",
     "to_dot",
+    "to_mlxfn",
     "to_networkx",
     "to_rustworkx",
     "to_text",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from mlx.nn.layers.base import Module
 
 from mlxbench_kernel import native
 from mlxbench_kernel.errors import UsageError
-from mlxbench_kernel.graph.guard import guarded, kept
+from mlxbench_kernel.graph.guard import guarded, kept, uncompiled
 from mlxbench_kernel.graph.model import Graph, Status
 from mlxbench_kernel.graph.reader import read
 from mlxbench_kernel.graph.scoping import Scoping, module_paths
@@ -131,7 +132,7 @@ def captured_call(
     compiled: bool,
 ) -> Captured:
     """`captured` of a call, whatever its arguments are called."""
-    known = _reached(function) if namespace is None else dict(namespace)
+    known = reached(function) if namespace is None else dict(namespace)
     if isinstance(function, Module):
         known.setdefault("model", function)
     given = _bound(function, arguments, keywords)
@@ -177,11 +178,8 @@ def _call(
 ) -> Any:
     if compiled:
         return function(*arguments, **keywords)
-    mx.disable_compile()
-    try:
+    with uncompiled():
         return function(*arguments, **keywords)
-    finally:
-        mx.enable_compile()
 
 
 def _distinct(arrays: list[mx.array]) -> list[mx.array]:
@@ -198,7 +196,7 @@ def _bound(
         return {**{str(number): each for number, each in enumerate(arguments)}, **keywords}
 
 
-def _reached(function: Callable[..., Any]) -> dict[str, Any]:
+def reached(function: Callable[..., Any]) -> dict[str, Any]:
     """The variables that a function uses, also through what mx.compile and functools wrap."""
     found: dict[str, Any] = {}
     seen: set[int] = set()
@@ -208,6 +206,11 @@ def _reached(function: Callable[..., Any]) -> dict[str, Any]:
         if id(each) in seen:
             continue
         seen.add(id(each))
+        if isinstance(each, functools.partial):
+            fixed = {**{str(n): value for n, value in enumerate(each.args)}, **each.keywords}
+            found.update({name: value for name, value in fixed.items() if name not in found})
+            waiting += [each.func, *fixed.values()]
+            continue
         if inspect.ismethod(each):
             found.setdefault("self", each.__self__)
         each = inspect.unwrap(each) if callable(each) else each

@@ -79,6 +79,31 @@ def guarded() -> Iterator[Guard]:
             setattr(mx, name, function)
 
 
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Functions of ``mx.compile`` are called as what they were made from; then as before.
+
+    MLX does not tell whether compilation is on (``MLX_DISABLE_COMPILE``, ``mx.disable_compile``),
+    so it is tried: a compiled function is traced only once.
+    """
+    calls: list[mx.array] = []
+
+    def probe(x: mx.array) -> mx.array:
+        calls.append(x)
+        return x
+
+    compiled, x = mx.compile(probe), mx.array(0)
+    compiled(x)
+    compiled(x)
+    was_on = len(calls) == 1
+    mx.disable_compile()
+    try:
+        yield
+    finally:
+        if was_on:
+            mx.enable_compile()
+
+
 def _nothing(*_: Any, **__: Any) -> None:
     """What ``mx.synchronize`` does meanwhile: nothing is on its way."""
 

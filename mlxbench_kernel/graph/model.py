@@ -7,6 +7,7 @@ stand in an order in which each comes after what it needs.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
@@ -236,6 +237,12 @@ class Graph:
         if not self.complete:
             return ""
         return f"{self.dtype_name(array)} {list(self.shape(array))}"
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it to a file, as ``g.json``, which `load` reads: see `saved.save`."""
+        from mlxbench_kernel.graph.saved import save  # which needs this module
+
+        save(self, path)
 
     def with_(self, **changes: object) -> Graph:
         """This graph with other values for some of its attributes."""

@@ -90,8 +90,13 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> None:
     try:
         _write_whole(path, to_json(graph))
     except OSError as error:
-        cause = _CAUSES.get(error.errno or 0, f"{error.strerror}: name another file")
-        raise StorageError(f"cannot write {path}: {cause}") from None
+        raise not_written(path, error) from None
+
+
+def not_written(path: Path, error: OSError) -> StorageError:
+    """What to raise where a file could not be written, with what to do about it."""
+    cause = _CAUSES.get(error.errno or 0, f"{error.strerror}: name another file")
+    return StorageError(f"cannot write {path}: {cause}")
 
 
 def load(path: str | os.PathLike[str]) -> Graph:
@@ -115,7 +120,9 @@ def load(path: str | os.PathLike[str]) -> Graph:
     if not isinstance(contents, dict) or contents.get("format") != FORMAT:
         raise UsageError(f"{path} holds no graph of mlxbench: name a file that graph.save wrote")
     version = contents.get("version")
-    if isinstance(version, int) and version > VERSION:
+    if type(version) is not int or version < 1:
+        raise _refusal(path, f"its format version is {version!r}")
+    if version > VERSION:
         raise UsageError(
             f"{path} has format version {version}, this mlxbench reads up to {VERSION}: "
             "type pip install --upgrade mlxbench"

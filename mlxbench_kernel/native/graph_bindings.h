@@ -11,6 +11,7 @@
 #include <unordered_set>
 #include <utility>
 
+#include "graph_export.h"
 #include "graph_reader.h"
 #include "graph_replay.h"
 
@@ -210,6 +211,7 @@ inline void bind_graph(nb::module_& m) {
       nb::arg("array"),
       "What `read_graph` has as its id.");
 
+  bind_export(m);
   bind_replay(m);
 }
 
