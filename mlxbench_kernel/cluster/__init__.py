@@ -9,8 +9,9 @@ from mlxbench_kernel.cluster.cluster import Cluster
 from mlxbench_kernel.cluster.history import PastCell
 from mlxbench_kernel.cluster.hostfile import BACKENDS, Host, Hostfile
 from mlxbench_kernel.cluster.state import ClusterInfo, RankInfo
+from mlxbench_kernel.rank.requests import OWN_CELL
 
 __all__ = [
-    "BACKENDS", "CellOutputSink", "CellResult", "Cluster", "ClusterInfo", "Host", "Hostfile",
-    "PastCell", "RankInfo",
+    "BACKENDS", "OWN_CELL", "CellOutputSink", "CellResult", "Cluster", "ClusterInfo", "Host",
+    "Hostfile", "PastCell", "RankInfo",
 ]  # fmt: skip

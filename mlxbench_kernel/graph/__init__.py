@@ -11,9 +11,11 @@ from mlxbench_kernel.graph.explorer import Explorer
 from mlxbench_kernel.graph.exported import Exported
 from mlxbench_kernel.graph.exports import to_dot, to_networkx, to_rustworkx, to_text
 from mlxbench_kernel.graph.expression import capture_expression
+from mlxbench_kernel.graph.in_step import out_of_step
 from mlxbench_kernel.graph.mlxfn import to_mlxfn
 from mlxbench_kernel.graph.model import Graph, Phase, Scope, Status
 from mlxbench_kernel.graph.nonfinite import NonFinite, first_nonfinite
+from mlxbench_kernel.graph.origin import RanksNonFinite, origins
 from mlxbench_kernel.graph.peak import Prediction, predict
 from mlxbench_kernel.graph.profile import Profile, profile
 from mlxbench_kernel.graph.reader import read
@@ -30,6 +32,7 @@ __all__ = [
     "Phase",
     "Prediction",
     "Profile",
+    "RanksNonFinite",
     "Scope",
     "Status",
     "agreement",
@@ -41,6 +44,8 @@ __all__ = [
     "diff",
     "first_nonfinite",
     "load",
+    "origins",
+    "out_of_step",
     "predict",
     "profile",
     "read",

@@ -118,9 +118,21 @@ def _of_arrays(target: Any, namespace: Mapping[str, Any], title: str) -> Capture
             f"{title or 'this'} is evaluated already, nothing lazy is left to show: capture it "
             "before it is read or given to mx.eval, or the call that makes it, as step(x, y)"
         )
-    graph = graph.with_(names=_numbers(graph, _names(_visible(namespace))), title=title)
+    return Captured(named(graph, namespace).with_(title=title), outputs)
+
+
+def named(graph: Graph, namespace: Mapping[str, Any]) -> Graph:
+    """A graph with the user's names of its arrays, and the modules that its nodes belong to.
+
+    Parameters
+    ----------
+    graph
+        As `read` gives it, of arrays that are still there.
+    namespace
+        The user's variables by name.
+    """
     scoping = Scoping(module_paths(_modules(namespace)))
-    return Captured(scoping.apply(graph), outputs)
+    return scoping.apply(graph.with_(names=_numbers(graph, _names(_visible(namespace)))))
 
 
 def captured_call(

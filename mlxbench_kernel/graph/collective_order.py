@@ -34,11 +34,11 @@ class CollectiveDifference:
 
 
 def first_collective_difference(
-    a: Graph, b: Graph, labels: tuple[str, str] = ("a", "b")
+    a: Graph, b: Graph, labels: tuple[str, str] = ("a", "b"), numbered: bool = False
 ) -> CollectiveDifference | None:
     """The first collective in order where two graphs differ in operation, shape or dtype.
 
-    The order is the one in which MLX evaluates (`peak.order`). Send and Recv are not compared.
+    Send and Recv are not compared.
 
     Parameters
     ----------
@@ -46,13 +46,16 @@ def first_collective_difference(
         Graphs of two ranks.
     labels
         What to call them, as ``("rank 0", "rank 1")``.
+    numbered
+        As for `collectives`.
 
     Returns
     -------
     CollectiveDifference or None
         None where all collectives agree.
     """
-    for index, (one, other) in enumerate(zip_longest(collectives(a), collectives(b))):
+    pairs = zip_longest(*(collectives(each, numbered) for each in (a, b)))
+    for index, (one, other) in enumerate(pairs):
         if _same(a, one, b, other):
             continue
         told = [
@@ -64,11 +67,20 @@ def first_collective_difference(
     return None
 
 
-def collectives(graph: Graph) -> list[int]:
-    """The nodes in which all ranks take part, in order."""
+def collectives(graph: Graph, numbered: bool = False) -> list[int]:
+    """The nodes in which all ranks take part, in order.
+
+    Parameters
+    ----------
+    graph
+        Of one rank.
+    numbered
+        In the order of their numbers, in which `profile` and `first_nonfinite` evaluate; else in
+        that in which MLX does (`peak.order`).
+    """
     wanted = [COLLECTIVES.get(name, "send") not in _ONE_TO_ONE for name in graph.primitives]
     found = set(np.flatnonzero(np.array(wanted, np.bool_)[graph.primitive]).tolist())
-    return [node for node in order(graph) if node in found]
+    return sorted(found) if numbered else [node for node in order(graph) if node in found]
 
 
 def _same(a: Graph, one: int | None, b: Graph, other: int | None) -> bool:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.graph.capture import named
 from mlxbench_kernel.graph.model import Graph
-from mlxbench_kernel.graph.profile import replayed
-from mlxbench_kernel.graph.reader import read
+from mlxbench_kernel.graph.profile import collectives_of, graph_of, replayed
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class NonFinite:
         where = f" in {self.path}" if self.path else ""
         if self.primitive:
             took = "; ".join(map(str, self.inputs)) or "nothing"
-            text = f"{self.primitive}{where} gives {self.output} (from {took})"
+            text = f"{self.primitive}{where} (node {self.node}) gives {self.output} (from {took})"
         else:
             kind = "the input" if self.output.name else "an input without a name"
             text = f"{kind}{where} is not finite: {self.output}"
@@ -92,7 +93,7 @@ class NonFinite:
 def first_nonfinite(
     outputs: Sequence[mx.array] | mx.array,
     graph: Graph | None = None,
-    collectives: bool = False,
+    collectives: bool = True,
 ) -> NonFinite | None:
     """Find the first operation whose result has NaN or Inf while what it takes has none.
 
@@ -105,10 +106,13 @@ def first_nonfinite(
     outputs
         Lazy arrays, as a loss and gradients.
     graph
-        Their graph with names and scopes, as a capture has it.
+        Their graph with names and scopes, as a capture has it; by default with those that the
+        variables of the calling cell, or module, give.
     collectives
-        Execute collectives too: all ranks then have to call this together. Otherwise their
-        input, or zeros, stands for their result.
+        Execute collectives too: all ranks then have to call this together, as they would have
+        to evaluate the arrays together. On a rank whose own part is finite, the first operation
+        is then the collective that brought NaN from another one. False has their input, or
+        zeros, stand for their result, so each rank finds its own alone.
 
     Returns
     -------
@@ -119,41 +123,90 @@ def first_nonfinite(
     ------
     UsageError
         There is no native module, no array, or the graph is another one.
+
+    Examples
+    --------
+    In a cell on all ranks:
+
+    >>> print(rank, first_nonfinite(loss))
     """
     arrays = [outputs] if isinstance(outputs, mx.array) else list(outputs)
-    replay = replayed(arrays, collectives=collectives, donate=False)
     if graph is None:
-        graph = read(arrays)
-    if graph.nodes != replay.nodes:
-        raise UsageError(
-            f"the graph has {graph.nodes} nodes and that of these arrays {replay.nodes}: "
-            "give the graph of the same arrays, or none"
-        )
-    bad: set[int] = set()  # arrays
-    origin: dict[int, set[int]] = {}  # of bad arrays, the nodes that they come from
+        graph = named(graph_of(arrays, None), sys._getframe(1).f_globals)
+    return traced(arrays, graph, collectives).found
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What one rank found.
+
+    Attributes
+    ----------
+    found
+        As `first_nonfinite` gives it.
+    given : dict of int to NonFinite
+        For the collectives that were given NaN or Inf here, by node: where those come from.
+    """
+
+    found: NonFinite | None
+    given: Mapping[int, NonFinite]
+
+
+def traced(outputs: Sequence[mx.array], graph: Graph | None, collectives: bool) -> Traced:
+    """As `first_nonfinite`, with what it takes to follow NaN from rank to rank."""
+    replay = replayed(outputs, collectives=collectives, donate=False)
+    try:
+        return _traced(replay, graph_of(outputs, graph))
+    finally:
+        replay.restart()  # the traceback of an error would hold what is half done
+
+
+def _traced(replay: Any, graph: Graph) -> Traced:
+    of_nan: dict[int, int] = {}  # of arrays with NaN, the node that it comes from
+    of_inf: dict[int, int] = {}  # of those with Inf alone
     found: dict[int, NonFinite] = {}
+    given: dict[int, NonFinite] = {}
+    meeting = set(collectives_of(graph))
     for node in range(graph.nodes):
         replay.step()
         values = replay.values()
-        numbers = graph.outputs_of(node)
-        here = [i for i, value in enumerate(values) if not _is_finite(value)]
-        if not here:
-            continue
         taken = [int(array) for array in graph.inputs_of(node)]
-        before = set().union(*(origin[array] for array in taken if array in bad))
-        if not before:
-            before = {node}
-            found[node] = _described(graph, node, here[0], values, replay.inputs())
-        for i in here:
-            bad.add(numbers[i])
-            origin[numbers[i]] = before
-    reached = {node for array in graph.outputs.tolist() for node in origin.get(array, ())}
-    if reached:
-        return found[min(reached)]
+        if node in meeting and (origin := _origin(taken, of_nan, of_inf)) is not None:
+            given[node] = found[origin]
+        for i, value in enumerate(values):
+            if _is_finite(value):
+                continue
+            nan = _has_nan(value)
+            # What NaN comes from is an input with NaN, and no mask of -inf beside it.
+            origin = _origin(taken, of_nan if nan else {}, of_inf)
+            if origin is None:
+                origin = _origin(taken, of_nan, {})
+            if origin is None:
+                origin = node
+            if origin == node and node not in found:
+                found[node] = _described(graph, node, i, values, replay.inputs())
+            (of_nan if nan else of_inf)[graph.outputs_of(node)[i]] = origin
+    reached = _origin(graph.outputs.tolist(), of_nan, of_inf)
+    if reached is not None:
+        return Traced(found[reached], given)
     if not found:
-        return None
-    first = found[min(found)]
-    return NonFinite(**{**vars(first), "reaches": False})
+        return Traced(None, given)
+    return Traced(replace(found[min(found)], reaches=False), given)
+
+
+def _origin(
+    arrays: Sequence[int], of_nan: Mapping[int, int], of_inf: Mapping[int, int]
+) -> int | None:
+    """The first node that NaN in these arrays comes from, or, without NaN, Inf; None without."""
+    for known in (of_nan, of_inf):
+        nodes = [known[array] for array in arrays if array in known]
+        if nodes:
+            return min(nodes)
+    return None
+
+
+def _has_nan(array: mx.array) -> bool:
+    return bool(mx.any(mx.isnan(array)).item())
 
 
 def _is_finite(array: mx.array) -> bool:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mlxbench_kernel import native
 from mlxbench_kernel.errors import UsageError
-from mlxbench_kernel.graph.model import COLLECTIVES, Graph
+from mlxbench_kernel.graph.model import COLLECTIVES, Graph, Status
 from mlxbench_kernel.graph.reader import read
 
 
@@ -98,6 +98,11 @@ class Profile:
                 f"Left out: {len(self.left_out)} collectives ({', '.join(names)}); "
                 "collectives=True executes them, on all ranks together."
             )
+        elif collectives_of(self.graph):
+            lines.append(
+                "The time of a collective is from this rank's asking to its result: waiting for "
+                "ranks that come later is in it."
+            )
         for name, seconds in list(self.by_primitive().items())[:10]:
             share = seconds / self.total if self.total else 0.0
             lines.append(f"{seconds * 1e3:10.3f} ms {share:6.1%}  {name}")
@@ -109,6 +114,7 @@ def profile(
     repeat: int = 5,
     warm_up: int = 1,
     collectives: bool = False,
+    graph: Graph | None = None,
 ) -> Profile:
     """Measure each operation that lazy arrays are computed by, on a copy of their graph.
 
@@ -125,12 +131,16 @@ def profile(
         How often everything is evaluated before that.
     collectives
         Execute collectives too: all ranks then have to call this together, with the same
-        arguments. Otherwise their input, or zeros, stands for their result.
+        arguments. Their times have the waiting for other ranks in them. Otherwise their input,
+        or zeros, stands for their result.
+    graph
+        Their graph with names and scopes, as a capture has it.
 
     Raises
     ------
     UsageError
-        There is no native module, no array, or the numbers make no sense.
+        There is no native module, no array, nothing lazy, the graph is another one, or the
+        numbers make no sense.
     """
     if repeat < 1 or warm_up < 0:
         raise UsageError(
@@ -138,14 +148,22 @@ def profile(
             "warm_up=0 or more"
         )
     replay = replayed(outputs, collectives=collectives, donate=True)
-    graph = read(outputs)
+    graph = graph_of(outputs, graph)
+    if (graph.status[graph.outputs] != Status.UNSCHEDULED).all():
+        raise UsageError(
+            "these arrays are evaluated already, nothing is left to measure: profile them before "
+            "they are read or given to mx.eval"
+        )
     rounds = np.zeros((repeat, graph.nodes))
-    for number in range(-warm_up, repeat):
-        replay.restart()
-        times = [replay.step() for _ in range(graph.nodes)]
-        if number >= 0:
-            rounds[number] = times
-    wholes = [replay.whole() for _ in range(warm_up + repeat)][warm_up:]
+    try:
+        for number in range(-warm_up, repeat):
+            replay.restart()
+            times = [replay.step() for _ in range(graph.nodes)]
+            if number >= 0:
+                rounds[number] = times
+        wholes = [replay.whole() for _ in range(warm_up + repeat)][warm_up:]
+    finally:
+        replay.restart()  # the traceback of an error would hold what is half done
     return Profile(
         seconds=np.median(rounds, axis=0),
         whole=float(np.median(wholes)),
@@ -159,6 +177,25 @@ def collectives_of(graph: Graph) -> tuple[int, ...]:
     """The nodes of a graph that are collectives, in order."""
     kinds = [i for i, name in enumerate(graph.primitives) if name in COLLECTIVES]
     return tuple(np.flatnonzero(np.isin(graph.primitive, kinds)).tolist())
+
+
+def graph_of(outputs: Sequence[mx.array], graph: Graph | None) -> Graph:
+    """The graph of lazy arrays, read anew where there is none.
+
+    Raises
+    ------
+    UsageError
+        It is the graph of other arrays.
+    """
+    found = read(outputs)
+    if graph is None:
+        return found
+    if not np.array_equal(graph.id, found.id):
+        raise UsageError(
+            f"the graph of {graph.nodes} nodes is not that of these arrays, which has "
+            f"{found.nodes}: give the graph of the same arrays, or none"
+        )
+    return graph
 
 
 def replayed(outputs: Sequence[mx.array], collectives: bool, donate: bool) -> Any:

@@ -10,6 +10,8 @@ from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
 
+from mlxbench_kernel.rank.requests import OWN_CELL
+
 
 class Activity:
     """Follows the cells of one shell.
@@ -61,6 +63,8 @@ class Activity:
         while frame is not None:
             filename = frame.f_code.co_filename
             if "ipykernel_" in filename or filename.startswith("<ipython-input"):
+                if linecache.getline(filename, 1).startswith(OWN_CELL):
+                    break  # a function of the user's is called from it, or none
                 found = (frame.f_lineno, linecache.getline(filename, frame.f_lineno).strip())
             frame = frame.f_back
         return found

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlxbench_kernel.rank.requests import OWN_CELL
+
 CELLS = 20
 CHARACTERS = 1_000_000
 ITEMS = 5_000  # messages of one cell, however short
@@ -113,6 +115,8 @@ class History:
         request = str(header.get("msg_id"))
         with self._lock:
             if kind == "execute_input":
+                if content["code"].startswith(OWN_CELL):
+                    return
                 sent = (parent or {}).get("metadata", {}).get(SENT, 0.0)
                 self._begin(request, _Cell(content["code"], sent))
                 return

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ipyparallel
 
-from mlxbench_kernel.cluster import Cluster
-from mlxbench_kernel.errors import BenchError, ClusterError, UsageError
-from mlxbench_kernel.graph import Graph, capture_expression
+from mlxbench_kernel.cluster import OWN_CELL, Cluster
+from mlxbench_kernel.errors import ClusterError, UsageError
+from mlxbench_kernel.graph import Graph
+from mlxbench_kernel.remote.kept import on_kept
 
 CAPTURE_SECONDS = 120.0
+ANSWER_SECONDS = 60.0
+
+Tell = Callable[[str], None]
 
 
 def capture_on(
@@ -42,6 +47,27 @@ def capture_on(
     ClusterError
         A rank is gone.
     """
+    with captured_on(cluster, text, ranks, compiled) as graphs:
+        return graphs
+
+
+@contextmanager
+def captured_on(
+    cluster: Cluster,
+    text: str,
+    ranks: Sequence[int],
+    compiled: bool,
+    tell: Tell = lambda text: None,
+) -> Iterator[dict[int, Graph]]:
+    """As `capture_on`; in the block the ranks keep the arrays, for `ask_ranks`.
+
+    Parameters
+    ----------
+    cluster, text, ranks, compiled
+        As for `capture_on`.
+    tell
+        Is told in words what was done about a fault.
+    """
     chosen = cluster.choose(ranks)
     doing = {rank: what for rank, what in cluster.doing(chosen).items() if what != "idle"}
     if doing:
@@ -49,49 +75,67 @@ def capture_on(
         raise UsageError(
             f"rank {rank} is {what}: capture when it is idle, or stop it with %mlx_dist interrupt"
         )
-    calls = {rank: cluster.client.on(rank).apply_async(_capture, text, compiled) for rank in chosen}
-    graphs: dict[int, Graph] = {}
-    failed: dict[int, str] = {}
-    for rank, call in calls.items():
+    try:
+        found = ask_ranks(cluster, chosen, tell, CAPTURE_SECONDS, "capture", text, compiled)
+        graphs = {rank: each for rank, each in found.items() if isinstance(each, Graph)}
+        if len(graphs) < len(found):
+            rank, why = next((rank, why) for rank, why in found.items() if rank not in graphs)
+            others = f"; on rank {next(iter(graphs))} it can be captured" if graphs else ""
+            raise UsageError(f"rank {rank}: {why}{others}")
+        yield graphs
+    finally:
+        if not cluster.client.closed:
+            for rank in cluster.client.living() & set(chosen):
+                cluster.client.on(rank).apply_async(on_kept, "forget")
+
+
+def ask_ranks(
+    cluster: Cluster,
+    ranks: Sequence[int],
+    tell: Tell,
+    timeout: float | None,
+    name: str,
+    *arguments: Any,
+) -> dict[int, Any]:
+    """Have ranks call a method of `remote.kept.Kept`; the results, by rank.
+
+    That is done in a cell, which no history shows, so that what stops, frees and mends ranks
+    when a cell goes wrong does so here: an interrupt, an error on one rank, a rank that dies.
+
+    Parameters
+    ----------
+    cluster, ranks, tell
+        As for `captured_on`.
+    timeout
+        Seconds to wait at most; None for as long as it takes.
+    name, *arguments
+        The method and what it takes.
+
+    Raises
+    ------
+    UsageError
+        The method does on a rank.
+    ClusterError
+        Another error was raised on a rank, or a rank is gone.
+    """
+    call = f"__import__({on_kept.__module__!r}, fromlist=['on_kept']).on_kept"
+    code = f"{OWN_CELL}\n{call}(*{(name, *arguments)!r})"
+    errors = cluster.execute(code, ranks=ranks, timeout=timeout, tell=tell).errors
+    for rank, error in sorted(errors.items()):
+        if error["ename"] == UsageError.__name__:
+            raise UsageError(f"rank {rank}: {error['evalue']}")
+        if error["ename"] == ClusterError.__name__:  # it is gone
+            raise ClusterError(error["evalue"])
+        raise ClusterError(f"rank {rank}: {error['ename']}: {error['evalue']}")
+    calls = {rank: cluster.client.on(rank).apply_async(on_kept, "take") for rank in ranks}
+    found = {}
+    for rank, sent in calls.items():
         try:
-            found = call.get(CAPTURE_SECONDS)
+            found[rank] = sent.get(ANSWER_SECONDS)
         except ipyparallel.error.TimeoutError:
             raise ClusterError(
-                f"rank {rank} has not captured {text} in {CAPTURE_SECONDS:g} s"
+                f"rank {rank} has not sent what it found in {ANSWER_SECONDS:g} s"
             ) from None
         except ipyparallel.error.RemoteError as error:
             raise ClusterError(f"rank {rank}: {error.ename}: {error.evalue}") from None
-        if isinstance(found, Graph):
-            graphs[rank] = found
-        else:
-            failed[rank] = found
-    if failed:
-        rank, why = next(iter(failed.items()))
-        others = f"; on rank {next(iter(graphs))} it can be captured" if graphs else ""
-        raise UsageError(f"rank {rank}: {why}{others}")
-    return graphs
-
-
-def _capture(text: str, compiled: bool) -> Graph | str:
-    """On the rank: the graph, or why there is none."""
-    from IPython import get_ipython
-
-    shell: Any = get_ipython()
-    try:
-        return capture_expression(text, shell.ev, shell.user_ns, compiled).graph
-    except BenchError as error:
-        return str(error)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}{_where(error)}"
-
-
-def _where(error: BaseException) -> str:
-    """The innermost line of the user's in which an error was raised."""
-    found = ""
-    traceback = error.__traceback__
-    while traceback is not None:
-        code = traceback.tb_frame.f_code
-        if "ipykernel_" in code.co_filename or code.co_filename.startswith("<ipython"):
-            found = f" (line {traceback.tb_lineno} in {code.co_name})"
-        traceback = traceback.tb_next
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 
@@ -28,7 +29,9 @@ def test_the_first_operation_is_named_with_what_it_took() -> None:
     assert found.output.highest == pytest.approx(np.log(4))
     assert [(each.name, each.lowest, each.highest) for each in found.inputs] == [("x", -1, 4)]
     assert "\n" not in str(found)
-    assert str(found).startswith("Log in layers.3 gives float32 [4]: 1 NaN and 1 Inf of 4")
+    assert str(found).startswith(
+        f"Log in layers.3 (node {node}) gives float32 [4]: 1 NaN and 1 Inf of 4"
+    )
     after = read([loss])
     assert after.status[after.outputs[0]] == Status.UNSCHEDULED
 
@@ -50,6 +53,21 @@ def test_a_mask_of_minus_infinity_is_not_what_made_the_loss_nan() -> None:
     assert clean is not None and not clean.reaches and "all the same" in str(clean)
     found = first_nonfinite(mx.sqrt(weights - 2).sum())
     assert found is not None and found.primitive == "Sqrt" and found.reaches
+
+
+def test_a_mask_is_not_blamed_for_nan_that_meets_it() -> None:
+    mask = mx.array([0.0, -float("inf")])
+    scores = mx.log(mx.array([-1.0, 2.0])) + mask
+    found = first_nonfinite([scores, mask + 0])
+    assert found is not None and found.primitive == "Log" and found.reaches
+
+
+def test_names_are_those_of_the_caller() -> None:
+    global layer
+    layer = nn.Linear(2, 2)
+    layer.weight = mx.array([[1.0, 2.0], [float("nan"), 0.0]])
+    found = first_nonfinite(layer(mx.ones((1, 2))).sum())
+    assert found is not None and found.output.name == "weight"
 
 
 def test_everything_finite_is_none() -> None:

@@ -90,3 +90,70 @@ def test_bad_input_is_told_in_one_line() -> None:
         profile(lazy(), repeat=0)
     with pytest.raises(UsageError, match="at least one"):
         profile([])
+
+
+def test_what_is_drawn_at_random_is_drawn_again_alike() -> None:
+    mx.random.seed(5)
+    drawn = mx.random.normal((64, 64)) @ mx.random.uniform(shape=(64, 64))
+    assert profile([drawn], repeat=2).by_primitive()["RandomBits"] > 0
+    later = mx.random.normal((4,))
+    mx.random.seed(5)
+    assert np.array_equal(drawn, mx.random.normal((64, 64)) @ mx.random.uniform(shape=(64, 64)))
+    assert np.array_equal(later, mx.random.normal((4,)))
+
+
+def test_a_compiled_node_with_two_results_is_one_operation() -> None:
+    def both(a: mx.array, b: mx.array) -> tuple[mx.array, mx.array]:
+        product = mx.exp(a) * b
+        return product, mx.sin(product) - b
+
+    one, two = mx.compile(both)(mx.ones((64, 64)), mx.ones((64, 64)) * 2)
+    measured = profile([two], repeat=1)  # the other one is taken by nobody
+    (fused,) = measured.graph.fused
+    assert len(measured.graph.outputs_of(fused)) == 2 and measured.seconds[fused] > 0
+    assert one[0, 0].item() == pytest.approx(2 * np.e)
+    assert two[0, 0].item() == pytest.approx(np.sin(2 * np.e) - 2, abs=1e-5)
+
+
+def test_memory_of_many_operations_stays_near_that_of_evaluating_them() -> None:
+    x = mx.ones((64, 64))
+    mx.eval(x)
+
+    def many() -> mx.array:
+        y = x
+        for _ in range(10_000):
+            y = mx.sin(y) + y
+        return y
+
+    peaks = []
+    for evaluate in (mx.eval, lambda y: profile([y], repeat=1, warm_up=0)):
+        y = many()
+        mx.reset_peak_memory()
+        start = mx.get_active_memory()
+        evaluate(y)
+        peaks.append(mx.get_peak_memory() - start)
+        del y
+    assert peaks[1] <= peaks[0] + 4 * x.nbytes
+
+
+def test_inputs_that_are_being_computed_are_waited_for() -> None:
+    x = mx.ones((256, 256)) @ mx.ones((256, 256))
+    mx.async_eval(x)
+    measured = profile([x + 1, x], repeat=1)
+    assert "Matmul" not in measured.by_primitive() and "Add" in measured.by_primitive()
+
+
+def test_what_is_evaluated_already_is_refused() -> None:
+    x = mx.ones(3) + 1
+    mx.eval(x)
+    with pytest.raises(UsageError, match="evaluated already"):
+        profile([x])
+
+
+def test_a_captured_graph_brings_its_scopes_along() -> None:
+    outputs = lazy()
+    graph = read(outputs)
+    graph = graph.with_(scopes=(Scope("layers.0"),))
+    assert profile(outputs, repeat=1, graph=graph).by_scope()["layers.0"] > 0
+    with pytest.raises(UsageError, match="same arrays"):
+        profile(outputs, graph=read(lazy()))
