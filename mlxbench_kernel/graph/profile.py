@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,9 @@ from mlxbench_kernel import native
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.graph.model import COLLECTIVES, Graph, Status
 from mlxbench_kernel.graph.reader import read
+
+TOLD_EVERY = 500  # operations
+MOST_SHOWN = 10  # operations, and modules
 
 
 @dataclass(frozen=True)
@@ -103,10 +106,40 @@ class Profile:
                 "The time of a collective is from this rank's asking to its result: waiting for "
                 "ranks that come later is in it."
             )
-        for name, seconds in list(self.by_primitive().items())[:10]:
-            share = seconds / self.total if self.total else 0.0
-            lines.append(f"{seconds * 1e3:10.3f} ms {share:6.1%}  {name}")
+        modules = dict(self.by_scope())
+        modules.pop("", None)
+        for title, parts in (("operation", self.by_primitive()), ("module", modules)):
+            lines += [f"{'ms':>10} {'share':>7}  {title}"] * bool(parts)
+            for name, seconds in list(parts.items())[:MOST_SHOWN]:
+                share = seconds / self.total if self.total else 0.0
+                lines.append(f"{seconds * 1e3:10.3f} {share:7.1%}  {name}")
         return "\n".join(lines)
+
+
+def side_by_side(profiles: Mapping[int, Profile]) -> str:
+    """What ranks measured of the same expression, a column for each: where one is late, it shows.
+
+    Parameters
+    ----------
+    profiles
+        By rank.
+    """
+    ranks = list(profiles)
+    parts = {rank: each.by_primitive() for rank, each in profiles.items()}
+    rows: dict[str, list[float]] = {
+        "whole": [each.whole for each in profiles.values()],
+        "sum of operations": [each.total for each in profiles.values()],
+    }
+    names = _longest_first(
+        {name: max(each.get(name, 0.0) for each in parts.values())
+         for name in {name: None for each in parts.values() for name in each}}
+    )  # fmt: skip
+    for name in list(names)[:MOST_SHOWN]:
+        rows[name] = [parts[rank].get(name, 0.0) for rank in ranks]
+    lines = ["".join(f"{f'rank {rank}':>12}" for rank in ranks) + "  ms"]
+    for name, seconds in rows.items():
+        lines.append("".join(f"{each * 1e3:12.3f}" for each in seconds) + f"  {name}")
+    return "\n".join(lines)
 
 
 def profile(
@@ -115,6 +148,7 @@ def profile(
     warm_up: int = 1,
     collectives: bool = False,
     graph: Graph | None = None,
+    progress: Callable[[float, str], None] | None = None,
 ) -> Profile:
     """Measure each operation that lazy arrays are computed by, on a copy of their graph.
 
@@ -135,6 +169,8 @@ def profile(
         or zeros, stands for their result.
     graph
         Their graph with names and scopes, as a capture has it.
+    progress
+        Told the fraction done (0 to 1), and what is under way.
 
     Raises
     ------
@@ -155,18 +191,27 @@ def profile(
             "they are read or given to mx.eval"
         )
     rounds = np.zeros((repeat, graph.nodes))
+    wholes: list[float] = []
     try:
         for number in range(-warm_up, repeat):
             replay.restart()
-            times = [replay.step() for _ in range(graph.nodes)]
-            if number >= 0:
-                rounds[number] = times
-        wholes = [replay.whole() for _ in range(warm_up + repeat)][warm_up:]
+            for begin in range(0, graph.nodes, TOLD_EVERY):
+                if progress is not None:
+                    done = (number + warm_up + begin / graph.nodes) / (warm_up + repeat)
+                    progress(0.9 * done, "operations apart")
+                for node in range(begin, min(begin + TOLD_EVERY, graph.nodes)):
+                    seconds = replay.step()
+                    if number >= 0:
+                        rounds[number, node] = seconds
+        for number in range(-warm_up, repeat):
+            if progress is not None:
+                progress(0.9 + 0.1 * (number + warm_up) / (warm_up + repeat), "the whole")
+            wholes.append(replay.whole())
     finally:
         replay.restart()  # the traceback of an error would hold what is half done
     return Profile(
         seconds=np.median(rounds, axis=0),
-        whole=float(np.median(wholes)),
+        whole=float(np.median(wholes[warm_up:])),
         repeat=repeat,
         left_out=() if collectives else collectives_of(graph),
         graph=graph,

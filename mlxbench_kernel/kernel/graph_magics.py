@@ -38,6 +38,7 @@ class ShowGraph(Command):
     expression: str
     ranks: str | None
     profile: bool
+    nonfinite: bool
     uncompiled: bool
 
     @classmethod
@@ -49,6 +50,10 @@ class ShowGraph(Command):
         parser.option(
             "--profile", action="store_true",
             help="evaluate a copy node by node, and show the time of each operation",
+        )  # fmt: skip
+        parser.option(
+            "--nonfinite", action="store_true",
+            help="evaluate a copy, and find the first operation that gives NaN or Inf",
         )  # fmt: skip
         parser.option(
             "--uncompiled", action="store_true",
@@ -137,6 +142,7 @@ class GraphMagics(Magics):
             %mlx_graph step(x, y) --ranks 1   on a rank, with its variables
             %mlx_graph step(x, y) --ranks all do the ranks compute the same?
             %mlx_graph step(x, y) --profile   and how long does each operation take?
+            %mlx_graph loss --nonfinite       where do NaN and Inf come from?
         """
         command = read_graph_line(line)
         if isinstance(command, Help):
@@ -145,39 +151,62 @@ class GraphMagics(Magics):
             self._show(command)
 
     def _show(self, command: ShowGraph) -> None:
-        from mlxbench_kernel.graph import capture_expression
-        from mlxbench_kernel.graph.profile import profile
-        from mlxbench_kernel.widgets import graphs
-
         if command.ranks is not None:
             return self._show_ranks(command)
+        from mlxbench_kernel.graph import capture_expression, first_nonfinite, profile
+        from mlxbench_kernel.widgets import ProgressBar, graphs
+
         shell = self._ranks.shell
         captured = capture_expression(
             command.expression, shell.ev, shell.user_ns, not command.uncompiled
         )
-        if not command.profile:
-            display(graphs.view_of_graph(captured.graph))
-            return None
-        measured = profile(captured.outputs)
-        print(measured)
-        display(graphs.view_of_profile(measured, captured.graph))
+        focus = measured = None
+        with ProgressBar() as progress:
+            if command.nonfinite:
+                found = first_nonfinite(captured.outputs, captured.graph)
+                print(found or "everything is finite")
+                focus = None if found is None else found.node
+            if command.profile:
+                measured = profile(captured.outputs, graph=captured.graph, progress=progress)
+        if measured is None:
+            display(graphs.view_of_graph(captured.graph, focus))
+        else:
+            print(measured)
+            display(graphs.view_of_profile(measured, focus))
         return None
 
     def _show_ranks(self, command: ShowGraph) -> None:
-        from mlxbench_kernel.graph import Explorer, agreement
-        from mlxbench_kernel.remote import capture_on
-        from mlxbench_kernel.widgets.graph_view import GraphView
+        from mlxbench_kernel.graph import agreement
+        from mlxbench_kernel.graph.profile import side_by_side
+        from mlxbench_kernel.remote import capture_on, nonfinite_on, profile_on
+        from mlxbench_kernel.widgets import ProgressBar, graphs
 
         cluster = self._ranks.cluster
         if cluster is None:
             raise UsageError("no ranks are running: type %mlx_dist up -n 2")
         chosen = command.selection()
         ranks = list(range(cluster.size)) if chosen is None else chosen.among(cluster.size)
-        graphs = capture_on(cluster, command.expression, ranks, not command.uncompiled)
-        said, merged = agreement(graphs)
-        if said:
-            print(said)
-        if merged is None:
-            display(GraphView(Explorer(graphs[ranks[0]], note=f"rank {ranks[0]}")))
+        what, compiled = command.expression, not command.uncompiled
+        focus, said = None, list[str]()
+        shown = ranks[0]
+        with ProgressBar() as progress:
+            progress(0.1, f"capturing on {len(ranks)} ranks" if len(ranks) > 1 else "capturing")
+            captured = capture_on(cluster, what, ranks, compiled)
+            if command.nonfinite:
+                progress(0.4, "looking for NaN and Inf")
+                found = nonfinite_on(cluster, what, ranks, compiled=compiled, tell=said.append)
+                said.append(str(found))
+                shown, origin = next(iter(found.origins.items()), (shown, None))
+                focus = None if origin is None else origin.node
+            if command.profile:
+                progress(0.6, "measuring each operation")
+                measured = profile_on(cluster, what, ranks, compiled=compiled, tell=said.append)
+                said.append(str(measured[shown]) if len(ranks) == 1 else side_by_side(measured))
+        agrees, merged = agreement(captured)
+        print("\n".join([*([agrees] if agrees else []), *said]))
+        if command.profile:
+            display(graphs.view_of_profile(measured[shown], focus, f"rank {shown}"))
+        elif merged is not None and focus is None:
+            display(graphs.view_of_states(*merged))
         else:
-            display(GraphView(Explorer(merged[0], states=merged[1])))
+            display(graphs.view_of_graph(captured[shown], focus, f"rank {shown}"))

@@ -42,6 +42,8 @@ class GraphView(anywidget.AnyWidget):
         -1 - its number, as in `Scene.item`.
     height
         Of the view, in pixels; it can be dragged to another one.
+    focus
+        The node that is selected and in sight at first.
     """
 
     _esm = STATIC / "graph.js"
@@ -52,9 +54,12 @@ class GraphView(anywidget.AnyWidget):
     colours = traitlets.List(traitlets.Unicode()).tag(sync=True)
     scene = traitlets.Dict().tag(sync=True)
     timeline = traitlets.Dict().tag(sync=True)
+    focus = traitlets.Int(None, allow_none=True).tag(sync=True)
 
-    def __init__(self, source: Explorer, height: int = 520) -> None:
+    def __init__(self, source: Explorer, height: int = 520, focus: int | None = None) -> None:
         self.source = source
+        if focus is not None:
+            source.reveal(focus)
         super().__init__(
             title=source.title,
             summary=source.summary,
@@ -62,6 +67,7 @@ class GraphView(anywidget.AnyWidget):
             colours=source.colours(),
             scene=scene_state(source.scene()),
             timeline=timeline_state(source.timeline()),
+            focus=focus,
         )
         self.on_msg(self._answer)
 

@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mlxbench_kernel.graph import Explorer, Graph, GraphDiff, Profile
 from mlxbench_kernel.widgets.graph_view import GraphView
 
 
-def view_of_graph(graph: Graph) -> GraphView:
-    """A graph, with the outer groups open."""
-    return GraphView(Explorer(graph))
-
-
-def view_of_diff(difference: GraphDiff) -> GraphView:
-    """Two graphs in one, with what was added, removed and changed in colours."""
-    merged, states = difference.merged()
-    return GraphView(Explorer(merged, states=states, note=difference.summary))
-
-
-def view_of_profile(profile: Profile, graph: Graph | None = None) -> GraphView:
-    """A graph coloured by the time that its operations took.
+def view_of_graph(graph: Graph, focus: int | None = None, note: str = "") -> GraphView:
+    """A graph, with the outer groups open.
 
     Parameters
     ----------
-    profile
-        What was measured.
     graph
-        The same graph with modules and names, where there is one.
+        The graph.
+    focus
+        A node that is selected and in sight at first.
+    note
+        One more sentence for the summary.
     """
-    return GraphView(Explorer(graph or profile.graph, {"time": profile.seconds}))
+    return GraphView(Explorer(graph, note=note), focus=focus)
+
+
+def view_of_profile(profile: Profile, focus: int | None = None, note: str = "") -> GraphView:
+    """A graph coloured by the time that its operations took; otherwise as `view_of_graph`."""
+    return GraphView(Explorer(profile.graph, {"time": profile.seconds}, note=note), focus=focus)
+
+
+def view_of_states(graph: Graph, states: NDArray[np.int8], note: str = "") -> GraphView:
+    """Two graphs in one, with what was added, removed and changed in colours.
+
+    Parameters
+    ----------
+    graph, states
+        From `GraphDiff.merged`.
+    note
+        One more sentence for the summary.
+    """
+    return GraphView(Explorer(graph, states=states, note=note))
+
+
+def view_of_diff(difference: GraphDiff) -> GraphView:
+    """The difference of two graphs."""
+    return view_of_states(*difference.merged(), note=difference.summary)

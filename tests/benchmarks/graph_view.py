@@ -44,6 +44,7 @@ async ([code, packed]) => {
   }
   const state = {
     title: "benchmark", summary: "", height: 700, colours: ["module"], scene, timeline: {},
+    focus: null,
   };
   const model = { get: (name) => state[name], on() {}, off() {}, send() {} };
   const begin = performance.now();

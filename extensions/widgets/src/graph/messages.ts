@@ -73,6 +73,8 @@ export interface State {
   scene: SceneState;
   /** Empty where shapes are not known. */
   timeline: Partial<Timeline>;
+  /** A node that is selected at first. */
+  focus: number | null;
 }
 
 /** The part of anywidget's model that is used here. */

@@ -42,6 +42,8 @@ export class View {
     if (!this.root.clientWidth) return;
     this.appeared.disconnect();
     this.showDetails(this.root.clientWidth >= NARROW);
+    const focus = this.model.get("focus");
+    if (focus !== null) requestAnimationFrame(() => void this.go(focus, false));
   });
   private readonly stop: () => void;
 
