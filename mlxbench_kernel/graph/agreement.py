@@ -40,7 +40,8 @@ def agreement(
     if not different:
         ranks = ", ".join(map(str, graphs))
         nodes = graphs[first].nodes
-        return f"ranks {ranks} agree: {nodes:,} nodes, {count} collectives", None
+        said = f"{count:,} collective{'' if count == 1 else 's'}"
+        return f"ranks {ranks} agree: {nodes:,} nodes, {said}", None
     rank = different[0]
     merged, states = found[rank].merged()
     labels = (f"rank {first}", f"rank {rank}")
@@ -49,6 +50,6 @@ def agreement(
             graphs[first], graphs[other], (f"rank {first}", f"rank {other}")
         )
         if apart is not None:
-            return apart.text, (merged, states)
+            return f"the ranks do not agree: {apart.text}", (merged, states)
     said = f"{labels[0]} and {labels[1]} differ: {found[rank].summary}; their collectives agree"
     return said, (merged, states)

@@ -83,7 +83,9 @@ class Explorer:
         parts = [f"{computed:,} operations, {graph.nodes - computed:,} inputs and constants"]
         called = [graph.collective(node) for node in np.flatnonzero(self._is_collective).tolist()]
         parts += [f"{called.count(name)} × {name}" for name in dict.fromkeys(called)]
-        if graph.complete:
+        if self._states is not None:
+            pass  # together, both cost nothing that anybody would pay
+        elif graph.complete:
             parts.append(f"{quantity(int(self.cost.flops.sum()))}FLOP")
             parts.append(f"peak {format_bytes(self.prediction.peak)} more than now (predicted)")
         else:
@@ -264,8 +266,10 @@ class Explorer:
     # -- memory ------------------------------------------------------------------
 
     def timeline(self) -> Prediction | None:
-        """The memory while it is evaluated; None where shapes are not known."""
-        return self.prediction if self.graph.complete and len(self.prediction.order) else None
+        """The memory while it is evaluated; None where shapes are not known, or of two graphs."""
+        if not self.graph.complete or self._states is not None:
+            return None
+        return self.prediction if len(self.prediction.order) else None
 
     def alive(self, at: int) -> tuple[str, list[tuple[int, str]]]:
         """What is alive at an index of the order of evaluation: a headline, and nodes with texts.

@@ -266,9 +266,9 @@ def _conclude(
 ) -> np.ndarray[Any, np.dtype[np.int32]]:
     """A scope for every node. int32 [nodes]
 
-    Forward, what was not noted belongs to the module whose parameters it takes, else to the
-    innermost one around all that it takes. Backward it is the other way round: gradients flow
-    from what uses them, down to the parameters.
+    Forward, what was not noted belongs to the module whose parameters it takes, else to none if
+    it takes what was noted, else to the innermost one around all that it takes. Backward it is
+    the other way round: gradients flow from what uses them, down to the parameters.
     """
     found: list[int] = np.where(known >= 0, known, parameters).tolist()
     owner: list[int] = parameters.tolist()  # of parameters, and of views of them
@@ -283,7 +283,10 @@ def _conclude(
         if owners and len(taken) == 1:
             owner[node] = owners[0]
         if found[node] < 0 and taken and phases[node] == Phase.FORWARD:
-            found[node] = owners[0] if owners else _joint([found[s] for s in taken], places)
+            # Made of what a module gave while that was watched, it was made outside of it.
+            outside = any(noted[source] for source in taken)
+            within = 0 if outside else _joint([found[s] for s in taken], places)
+            found[node] = owners[0] if owners else within
     for node in range(graph.nodes - 1, -1, -1):
         if phases[node] != Phase.BACKWARD or (found[node] >= 0 and noted[node]):
             continue

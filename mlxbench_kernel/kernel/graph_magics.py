@@ -207,6 +207,6 @@ class GraphMagics(Magics):
         if command.profile:
             display(graphs.view_of_profile(measured[shown], focus, f"rank {shown}"))
         elif merged is not None and focus is None:
-            display(graphs.view_of_states(*merged))
+            display(graphs.view_of_states(*merged, note=agrees))
         else:
             display(graphs.view_of_graph(captured[shown], focus, f"rank {shown}"))

@@ -32,6 +32,8 @@ def view_of_profile(profile: Profile, focus: int | None = None, note: str = "") 
 def view_of_states(graph: Graph, states: NDArray[np.int8], note: str = "") -> GraphView:
     """Two graphs in one, with what was added, removed and changed in colours.
 
+    The first difference is in sight.
+
     Parameters
     ----------
     graph, states
@@ -39,7 +41,9 @@ def view_of_states(graph: Graph, states: NDArray[np.int8], note: str = "") -> Gr
     note
         One more sentence for the summary.
     """
-    return GraphView(Explorer(graph, states=states, note=note))
+    different = np.flatnonzero(states)
+    focus = int(different[0]) if len(different) else None
+    return GraphView(Explorer(graph, states=states, note=note), focus=focus)
 
 
 def view_of_diff(difference: GraphDiff) -> GraphView:

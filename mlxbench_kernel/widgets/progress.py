@@ -45,4 +45,5 @@ class ProgressBar:
         traceback: TracebackType | None,
     ) -> None:
         if self._bar is not None:
+            self._bar.n = self._bar.total  # tqdm leaves an unfinished one standing, in red
             self._bar.close()

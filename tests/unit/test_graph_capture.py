@@ -110,6 +110,12 @@ def test_gradients_are_added_up_where_their_array_was_made(user: dict[str, Any])
     assert "model" not in where and "" not in where
 
 
+def test_what_is_made_of_a_modules_result_is_not_the_modules(user: dict[str, Any]) -> None:
+    graph = capture(lambda x: mx.log(user["model"](x)).sum(), user["x"], namespace=user)
+    (log,) = (n for n in nodes(graph, "Log") if graph.phase[n] == Phase.FORWARD)
+    assert graph.scopes[graph.scope[log]].path == ""
+
+
 def test_arrays_that_were_made_lazily_find_their_modules_too(user: dict[str, Any]) -> None:
     loss = user["loss_of"](user["model"], user["x"])
     graph = capture(loss, namespace=user, title="loss")
