@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import nbformat
 import pytest
-from lab import Lab, picture
+from lab import Lab, picture, run_all, shades
 from playwright.sync_api import Browser, Locator, Page, expect
 
 MODEL = """
@@ -33,18 +31,6 @@ GRAPH = "%mlx_graph step(x)"
 BUSY = "import time\ntime.sleep(4)"
 
 
-def write(lab: Lab, name: str, *cells: str) -> None:
-    kernel = {"kernelspec": {"name": "mlxbench", "display_name": "MLX Bench"}}
-    notebook = nbformat.v4.new_notebook(metadata=kernel)
-    notebook.cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
-    nbformat.write(notebook, lab.folder / f"{name}.ipynb")
-
-
-def run_all(page: Page) -> None:
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-
-
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
     page = browser.new_page(viewport={"width": 1300, "height": 900})
@@ -59,7 +45,7 @@ def page(browser: Browser) -> Iterator[Page]:
 @pytest.fixture
 def view(lab: Lab, page: Page) -> Locator:
     """The view of the step in JupyterLab."""
-    write(lab, "graph", MODEL, GRAPH)
+    lab.write("graph.ipynb", MODEL, GRAPH)
     lab.notebook(page, "graph.ipynb")
     run_all(page)
     view = page.locator(".mlxgraph")
@@ -72,28 +58,10 @@ def details(view: Locator) -> Locator:
     return view.locator(".mlxgraph-details")
 
 
-def shades(view: Locator) -> int:
-    """How many colours the drawing has: an empty one has few."""
-    picture = view.locator(".mlxgraph-stage").screenshot()
-    count: int = view.page.evaluate(
-        """async (encoded) => {
-          const image = new Image();
-          image.src = "data:image/png;base64," + encoded;
-          await image.decode();
-          const context = new OffscreenCanvas(image.width, image.height).getContext("2d");
-          context.drawImage(image, 0, 0);
-          const { data } = context.getImageData(0, 0, image.width, image.height);
-          return new Set(new Uint32Array(data.buffer)).size;
-        }""",
-        base64.b64encode(picture).decode(),
-    )
-    return count
-
-
 def test_reading_a_graph(view: Locator, page: Page) -> None:
     expect(view.locator(".mlxgraph-title")).to_contain_text("step(x)")
     expect(view.locator(".mlxgraph-title")).to_contain_text("peak")
-    assert shades(view) > 50
+    assert shades(view.locator(".mlxgraph-stage")) > 50
     picture(page, "graph")
 
     # Search: hits are counted, the first is opened, brought into sight and selected.
@@ -138,7 +106,7 @@ def test_colours_memory_and_groups(view: Locator, page: Page) -> None:
     view.get_by_role("button", name="Open all groups").click()
     view.get_by_role("button", name="Fit the whole graph").click()
     page.wait_for_timeout(500)
-    assert shades(view) > 50
+    assert shades(view.locator(".mlxgraph-stage")) > 50
     picture(page, "graph-all")
     view.get_by_role("button", name="Close all groups").click()
     page.wait_for_timeout(500)
@@ -174,7 +142,7 @@ def test_what_leaves_the_view(view: Locator, page: Page) -> None:
 
 
 def test_a_busy_kernel_does_not_freeze_the_view(lab: Lab, page: Page) -> None:
-    write(lab, "busy", MODEL, GRAPH, BUSY)
+    lab.write("busy.ipynb", MODEL, GRAPH, BUSY)
     lab.notebook(page, "busy.ipynb")
     run_all(page)
     view = page.locator(".mlxgraph")
@@ -196,12 +164,12 @@ def test_the_view_follows_the_theme(view: Locator, page: Page) -> None:
     page.wait_for_timeout(500)
     colour = view.evaluate("view => getComputedStyle(view).backgroundColor")
     assert colour == "rgb(17, 17, 17)"
-    assert shades(view) > 50
+    assert shades(view.locator(".mlxgraph-stage")) > 50
     picture(page, "graph-dark")
 
 
 def test_it_works_in_notebook_7(lab: Lab, page: Page) -> None:
-    write(lab, "seven", MODEL, GRAPH)
+    lab.write("seven.ipynb", MODEL, GRAPH)
     page.goto(f"{lab.url}/notebooks/seven.ipynb?token={lab.token}")
     page.get_by_text("MLX Bench").first.wait_for(timeout=60_000)
     page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=60_000)
@@ -211,5 +179,5 @@ def test_it_works_in_notebook_7(lab: Lab, page: Page) -> None:
     view.scroll_into_view_if_needed()
     view.get_by_role("searchbox").fill("softmax")
     expect(view.locator(".mlxgraph-hits")).to_have_text(re.compile(r"1 of \d+"))
-    assert shades(view) > 50
+    assert shades(view.locator(".mlxgraph-stage")) > 50
     picture(page, "graph-notebook-7")

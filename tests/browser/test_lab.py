@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from lab import Lab, picture
+from lab import Lab, picture, run_all
 from playwright.sync_api import Browser, Locator, Page
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
@@ -22,12 +22,11 @@ def test_the_launcher_offers_the_kernel(lab: Lab, browser: Browser) -> None:
     page.close()
 
 
-def run_all(lab: Lab, page: Page, name: str) -> Locator:
+def run_tutorial(lab: Lab, page: Page, name: str) -> Locator:
     """Open a tutorial, run all its cells, and wait until its ranks have ended."""
     shutil.copy(NOTEBOOKS / f"{name}.ipynb", lab.folder)
     lab.notebook(page, f"{name}.ipynb")
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    run_all(page)
     outputs = page.locator(".jp-Notebook")
     try:
         ended = outputs.get_by_text("ranks 0-1 ended")
@@ -39,7 +38,7 @@ def run_all(lab: Lab, page: Page, name: str) -> Locator:
 
 def test_the_quickstart_runs_from_top_to_bottom(lab: Lab, browser: Browser) -> None:
     page = browser.new_page(viewport={"width": 1300, "height": 5200})
-    outputs = run_all(lab, page, "00_quickstart")
+    outputs = run_tutorial(lab, page, "00_quickstart")
     text = outputs.inner_text()
     assert "[0-1] We are 2 ranks." in text
     assert "[0]   I am rank 0." in text and "[1]   I am rank 1." in text
@@ -52,7 +51,7 @@ def test_the_quickstart_runs_from_top_to_bottom(lab: Lab, browser: Browser) -> N
 
 def test_when_things_go_wrong_runs_from_top_to_bottom(lab: Lab, browser: Browser) -> None:
     page = browser.new_page(viewport={"width": 1300, "height": 9000})
-    outputs = run_all(lab, page, "01_when_things_go_wrong")
+    outputs = run_tutorial(lab, page, "01_when_things_go_wrong")
     text = outputs.inner_text()
     assert "ValueError: a bad file, for instance" in text
     assert "rank 0: all_sum  float32 [4]" in text and "rank 1: all_sum  float32 [8]" in text

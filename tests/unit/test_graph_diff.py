@@ -95,7 +95,8 @@ def test_ranks_that_would_wait_for_one_another() -> None:
     assert merged[1].sum() > 0
     fewer = collective(graph, "Cos", "AllGather")
     said, _ = agreement({0: fewer, 3: same})
-    assert said == "the ranks do not agree: collective 2 differs: rank 0: none; rank 3: all_sum of float32 [4]"
+    expected = "collective 2 differs: rank 0: none; rank 3: all_sum of float32 [4]"
+    assert said == f"the ranks do not agree: {expected}"
 
 
 def test_text_and_dot() -> None:

@@ -71,11 +71,10 @@ export class Camera {
     this.go(this.fitted(bounds), fly);
   }
 
-  /** The beginning of a graph that is too large to be read as a whole: its top, at a legible size. */
-  beginning(bounds: Bounds, legible: number): void {
+  /** All of it, or where it is too large to be read so: its top, with `middle` in the middle. */
+  beginning(bounds: Bounds, middle: number, legible: number): void {
     const [x, y, zoom] = this.fitted(bounds);
     if (zoom >= legible) return this.go([x, y, zoom], false);
-    const middle = (bounds.left + bounds.right) / 2;
     this.go([middle - this.width / 2 / legible, bounds.top - MARGIN / legible, legible], false);
   }
 

@@ -33,6 +33,8 @@ export class Stage {
   private frame = 0;
   private ratio = 1;
   private fitted = false;
+  /** Whether somebody has moved what is seen. */
+  moved = false;
   private readonly resized = new ResizeObserver(() => this.resize());
   private readonly themed = new MutationObserver(() => this.retheme());
 
@@ -45,6 +47,7 @@ export class Stage {
     this.minimap = new Minimap((x, y) => {
       this.camera.x = x - this.camera.width / 2 / this.camera.zoom;
       this.camera.y = y - this.camera.height / 2 / this.camera.zoom;
+      this.moved = true;
       this.request();
     });
     this.tooltip.hidden = true;
@@ -150,11 +153,23 @@ export class Stage {
       canvas.height = Math.round(height * this.ratio);
     }
     this.camera.limit(this.scene.bounds);
-    if (!this.fitted) {
-      this.fitted = true;
-      this.camera.beginning(this.scene.bounds, LEGIBLE);
-    }
+    // Until somebody moves it, it stays at the beginning, also while its place is still growing.
+    this.fitted = true;
+    if (!this.moved) this.camera.beginning(this.scene.bounds, this.middleOfTop(), LEGIBLE);
     this.request();
+  }
+
+  /** Where the uppermost boxes are, from left to right. */
+  private middleOfTop(): number {
+    const { scene, camera } = this;
+    const end = scene.bounds.top + camera.height / LEGIBLE;
+    let sum = 0, count = 0;
+    for (let box = scene.frames; box < scene.count; box++) {
+      if (scene.y[box]! > end) continue;
+      sum += scene.x[box]! + scene.width[box]! / 2;
+      count++;
+    }
+    return count ? sum / count : (scene.bounds.left + scene.bounds.right) / 2;
   }
 
   private retheme(): void {

@@ -135,6 +135,7 @@ export class View {
   private async toggle(item: number): Promise<void> {
     if (!(await this.ask("toggle", { item }))) return;
     const box = this.stage.scene.box(item);
+    this.stage.moved = true;
     if (box >= 0) this.stage.camera.show(this.stage.boundsOf(box), 0.2);
     this.stage.request();
   }
@@ -145,6 +146,7 @@ export class View {
     const box = this.stage.scene.box(item);
     if (box < 0) return this.tell("this node is in no open group");
     this.select(box);
+    this.stage.moved = true;
     this.stage.camera.show(this.stage.boundsOf(box), LEGIBLE);
     if (focus) this.stage.element.focus({ preventScroll: true });
     this.stage.request();
@@ -227,11 +229,13 @@ export class View {
   }
 
   private fit(): void {
+    this.stage.moved = true;
     this.stage.camera.fit(this.stage.scene.bounds);
     this.stage.request();
   }
 
   private zoom(factor: number, px?: number, py?: number): void {
+    this.stage.moved = true;
     this.stage.camera.zoomBy(factor, px, py);
     this.stage.request();
   }
@@ -269,6 +273,7 @@ export class View {
     const at = (px: number, py: number) => this.stage.grid.at(...camera.toScene(px, py));
     return {
       pan: (dx, dy) => {
+        this.stage.moved = true;
         camera.panBy(dx, dy);
         this.stage.request();
       },
