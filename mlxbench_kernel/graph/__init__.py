@@ -19,7 +19,9 @@ from mlxbench_kernel.graph.origin import RanksNonFinite, origins
 from mlxbench_kernel.graph.peak import Prediction, predict
 from mlxbench_kernel.graph.profile import Profile, profile
 from mlxbench_kernel.graph.reader import read
+from mlxbench_kernel.graph.retracing import Watch, traces, watch_retracing
 from mlxbench_kernel.graph.saved import load, save
+from mlxbench_kernel.graph.traces import Trace, Traces
 
 __all__ = [
     "Captured",
@@ -35,6 +37,9 @@ __all__ = [
     "RanksNonFinite",
     "Scope",
     "Status",
+    "Trace",
+    "Traces",
+    "Watch",
     "agreement",
     "capture",
     "capture_expression",
@@ -55,4 +60,6 @@ __all__ = [
     "to_networkx",
     "to_rustworkx",
     "to_text",
+    "traces",
+    "watch_retracing",
 ]

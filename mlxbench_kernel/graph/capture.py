@@ -18,6 +18,7 @@ from mlxbench_kernel.graph.guard import guarded, kept, uncompiled
 from mlxbench_kernel.graph.model import Graph, Status
 from mlxbench_kernel.graph.reader import read
 from mlxbench_kernel.graph.scoping import Scoping, module_paths
+from mlxbench_kernel.graph.trace_history import by_capture
 from mlxbench_kernel.graph.trees import arrays_in, named_arrays
 
 
@@ -154,7 +155,7 @@ def captured_call(
     scoping = Scoping(module_paths(modules))
     rebound = namespace if isinstance(namespace, dict) else None
     with kept(*visible.values(), *given.values(), namespace=rebound) as changes:
-        with guarded() as guard, scoping.noting():
+        with guarded() as guard, scoping.noting(), by_capture():
             result = _call(function, arguments, keywords, compiled)
         outputs = _distinct([*arrays_in(result), *guard.evaluated, *changes.changed()])
         if not outputs:

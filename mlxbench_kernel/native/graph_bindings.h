@@ -206,6 +206,14 @@ inline void bind_graph(nb::module_& m) {
       "Whether reading its value would evaluate it.");
 
   m.def(
+      "is_placeholder",
+      [](const mx::array& array) {
+        return array.status() == mx::array::Status::unscheduled && !array.has_primitive();
+      },
+      nb::arg("array"),
+      "Whether it stands for an input in a trace: it has no value and nothing computes it.");
+
+  m.def(
       "array_id",
       [](const mx::array& array) { return array.id(); },
       nb::arg("array"),

@@ -19,6 +19,7 @@
 #include <unordered_map>
 #include <unordered_set>
 
+#include "compiled_calls.h"
 #include "graph_bindings.h"
 #include "group.h"
 #include "mlx/allocator.h"
@@ -329,6 +330,7 @@ NB_MODULE(mlxbench_native, m) {
   }
 
   bench::bind_graph(m);
+  bench::bind_compiled_calls(m);
 
   m.def(
       "init",
