@@ -27,6 +27,9 @@ _EXPORTS = {
     "first_nonfinite": "graph",
     "predict": "graph",
     "profile": "graph",
+    "to_mlxfn": "graph",
+    "traces": "graph",
+    "watch_retracing": "graph",
     "load_ipython_extension": "kernel.extension",
     "unload_ipython_extension": "kernel.extension",
 }

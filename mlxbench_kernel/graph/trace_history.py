@@ -20,8 +20,8 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from mlxbench_kernel import native
-from mlxbench_kernel.graph.lines import Line, NameLine, calling_line
 from mlxbench_kernel.graph.call_key import Leaves, argument_leaves, arrays, state_leaves
+from mlxbench_kernel.graph.lines import Line, NameLine, calling_line
 from mlxbench_kernel.graph.stand_in import StandIn
 from mlxbench_kernel.graph.traces import Trace, Traces, changes_since
 

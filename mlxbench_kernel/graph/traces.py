@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mlxbench_kernel.graph.lines import Line
 from mlxbench_kernel.graph.call_key import Leaves, differences, shortened
+from mlxbench_kernel.graph.lines import Line
 
 _LEAVES_SHOWN = 6
 

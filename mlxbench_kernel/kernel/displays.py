@@ -1,4 +1,4 @@
-"""What stands under a cell whose last line is a graph: its view."""
+"""What stands under a cell whose last line is a graph, or what was traced: a view, a table."""
 
 from __future__ import annotations
 
@@ -22,11 +22,19 @@ def _drawn(view_of: str) -> Callable[[Any], Bundle]:
     return bundle
 
 
+def _table(traces: Any) -> Bundle:
+    from mlxbench_kernel.widgets.table import Table
+
+    table = Table(traces.header, traces.rows, traces.caption)
+    return {"text/plain": repr(traces), "text/html": table._repr_html_()}, {}
+
+
 # By name, so that nothing of it is loaded before somebody has a graph.
 _SHOWN = {
     ("mlxbench_kernel.graph.model", "Graph"): _drawn("view_of_graph"),
     ("mlxbench_kernel.graph.diff", "GraphDiff"): _drawn("view_of_diff"),
     ("mlxbench_kernel.graph.profile", "Profile"): _drawn("view_of_profile"),
+    ("mlxbench_kernel.graph.traces", "Traces"): _table,
 }
 
 

@@ -25,7 +25,9 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     magics = _MAGICS.get(shell)
     if magics is None:
         magics = _MAGICS[shell] = RanksMagics(shell)
-    shell.register_magics(magics, GraphMagics(magics))
+    graphs = GraphMagics(magics)
+    shell.register_magics(magics, graphs)
+    graphs.retraces.install()
     magics.auto.install()
     displays.install(shell)
     shell.Completer.custom_matchers.append(RanksMatcher(magics).match)
@@ -42,6 +44,7 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
         return
     magics.auto.remove()
     displays.remove(shell)
+    shell.magics_manager.registry[GraphMagics.__name__].retraces.remove()
     for holder in (RanksMagics, GraphMagics):
         for kind, names in holder.magics.items():
             for name in names:

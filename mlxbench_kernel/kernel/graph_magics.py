@@ -14,6 +14,7 @@ from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.kernel.arguments import HelpWanted, Parser, split_words
 from mlxbench_kernel.kernel.command import Command, Help
 from mlxbench_kernel.kernel.ranks import RankSelection
+from mlxbench_kernel.kernel.retraces import Retraces
 
 if TYPE_CHECKING:
     from mlxbench_kernel.kernel.magics import RanksMagics
@@ -39,6 +40,7 @@ class ShowGraph(Command):
     ranks: str | None
     profile: bool
     nonfinite: bool
+    traces: bool
     uncompiled: bool
 
     @classmethod
@@ -54,6 +56,10 @@ class ShowGraph(Command):
         parser.option(
             "--nonfinite", action="store_true",
             help="evaluate a copy, and find the first operation that gives NaN or Inf",
+        )  # fmt: skip
+        parser.option(
+            "--traces", action="store_true",
+            help="what a function of mx.compile was traced for, by which lines; nothing is called",
         )  # fmt: skip
         parser.option(
             "--uncompiled", action="store_true",
@@ -130,6 +136,7 @@ class GraphMagics(Magics):
     def __init__(self, ranks: RanksMagics) -> None:
         super().__init__(ranks.shell)
         self._ranks = ranks
+        self.retraces = Retraces(ranks.shell)
 
     @line_magic
     def mlx_graph(self, line: str) -> None:
@@ -143,6 +150,7 @@ class GraphMagics(Magics):
             %mlx_graph step(x, y) --ranks all do the ranks compute the same?
             %mlx_graph step(x, y) --profile   and how long does each operation take?
             %mlx_graph loss --nonfinite       where do NaN and Inf come from?
+            %mlx_graph step --traces          when was a compiled function traced again, and why?
         """
         command = read_graph_line(line)
         if isinstance(command, Help):
@@ -151,6 +159,8 @@ class GraphMagics(Magics):
             self._show(command)
 
     def _show(self, command: ShowGraph) -> None:
+        if command.traces:
+            return self._show_traces(command)
         if command.ranks is not None:
             return self._show_ranks(command)
         from mlxbench_kernel.graph import capture_expression, first_nonfinite, profile
@@ -174,6 +184,17 @@ class GraphMagics(Magics):
             print(measured)
             display(graphs.view_of_profile(measured, focus))
         return None
+
+    def _show_traces(self, command: ShowGraph) -> None:
+        from mlxbench_kernel.widgets.table import Table
+
+        if command.ranks is not None:
+            raise UsageError(
+                "%mlx_graph: --traces is of this notebook; on ranks call watch_retracing() and "
+                "traces(step) of mlxbench_kernel in a cell"
+            )
+        found = self.retraces.of(self._ranks.shell.ev(command.expression))
+        display(Table(found.header, found.rows, found.caption))
 
     def _show_ranks(self, command: ShowGraph) -> None:
         from mlxbench_kernel.graph import agreement
