@@ -171,6 +171,7 @@ def captured_call(
             after = {**_numbers(graph, gradients), **after}
         scoping.gradients.clear()
     names = {**after, **_numbers(graph, before)}
+    title = title or f"{getattr(function, '__name__', type(function).__name__)}(…)"
     return Captured(scoping.apply(graph.with_(names=names, title=title)), outputs)
 
 

@@ -136,7 +136,9 @@ class GraphDiff:
         state = np.full(self.b.nodes, State.SAME, np.int8)
         state[self.added] = State.ADDED
         state[[change.after for change in self.changed]] = State.CHANGED
-        return merge(self.a, self.b, self.pairs, self.removed, state)
+        graph, states = merge(self.a, self.b, self.pairs, self.removed, state)
+        titles = [title for title in dict.fromkeys((self.a.title, self.b.title)) if title]
+        return graph.with_(title=" → ".join(titles)), states
 
 
 def diff(a: Graph, b: Graph) -> GraphDiff:

@@ -80,7 +80,8 @@ class Explorer:
         """One line: how large it is, what it costs, what it will take."""
         graph = self.graph
         computed = int((graph.primitive != 0).sum())
-        parts = [f"{computed:,} operations, {graph.nodes - computed:,} inputs and constants"]
+        held = f" of {format_bytes(self.prediction.baseline)}" if graph.complete else ""
+        parts = [f"{computed:,} operations, {graph.nodes - computed:,} inputs and constants{held}"]
         called = [graph.collective(node) for node in np.flatnonzero(self._is_collective).tolist()]
         parts += [f"{called.count(name)} × {name}" for name in dict.fromkeys(called)]
         if self._states is not None:
@@ -136,6 +137,10 @@ class Explorer:
         """Open what is around a node, so that it is seen."""
         if item >= 0:
             self._change({*self.opened, *self.hierarchy.around(item)})
+
+    def shown(self, item: int) -> int:
+        """The item that a node is seen in: itself, a closed group, or the user of a constant."""
+        return int(self.hierarchy.visible(self.opened).item_of[item]) if item >= 0 else item
 
     def _change(self, opened: set[int]) -> None:
         self.opened = opened

@@ -126,8 +126,9 @@ def _is_lazy(array: mx.array) -> bool:
 
 def _refuse(what: str, array: mx.array) -> None:
     if _is_lazy(array):
+        dtype = str(array.dtype).removeprefix("mlx.core.")
         raise ReadError(
-            f"{_line(sys._getframe(2))} reads a value ({what}) of a {array.dtype} array of shape "
+            f"{_line(sys._getframe(2))} reads a value ({what}) of a {dtype} array of shape "
             f"{list(array.shape)}, which would evaluate it: capture a function without that line"
         )
 

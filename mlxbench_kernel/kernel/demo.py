@@ -157,6 +157,8 @@ def _lines(outputs: list[Any]) -> Iterator[str]:
             text = "\n".join(output.traceback)
         elif any("plotly" in kind for kind in output.data):
             text = "(figure)"
+        elif "image/svg+xml" in output.data:
+            text = f"(view of {output.data['text/plain']})"
         elif any("widget" in kind for kind in output.data):
             continue
         else:

@@ -59,6 +59,7 @@ class Retraces:
         from mlxbench_kernel.graph import traces
 
         self._start()
+        self._again.clear()  # whoever asks need not be told
         return traces(compiled)
 
     def _start(self) -> None:
@@ -85,8 +86,7 @@ class Retraces:
                 last = [trace for trace in self._again if trace.function == name][-1]
                 print(
                     f"{name} was traced again {times} times in this cell, last at {last.line}: "
-                    f"{last.why} (%mlx_graph {name} --traces shows all)",
-                    file=sys.stderr,
+                    f"{last.why} (%mlx_graph {name} --traces shows all)"
                 )
         self._again.clear()
 

@@ -69,7 +69,10 @@ class Link(TypedDict):
 
 
 class Answer(TypedDict):
-    """What the kernel answers; with the hits of a search comes one buffer of int32."""
+    """What the kernel answers; with the hits of a search comes one buffer of int32.
+
+    ``item`` is where a node that was to be revealed is seen: a constant is seen in its user.
+    """
 
     answer: int
     error: NotRequired[str]
@@ -78,3 +81,4 @@ class Answer(TypedDict):
     outputs: NotRequired[list[Link]]
     path: NotRequired[list[Link]]
     text: NotRequired[str]
+    item: NotRequired[int]

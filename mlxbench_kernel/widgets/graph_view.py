@@ -124,6 +124,7 @@ class GraphView(anywidget.AnyWidget):
             self._redraw(lambda: source.toggle(item))
         elif ask == "reveal":
             self._redraw(lambda: source.reveal(item))
+            answer["item"] = source.shown(item)
         elif ask == "details":
             inputs, outputs = source.neighbours(item)
             answer["rows"] = source.details(item)

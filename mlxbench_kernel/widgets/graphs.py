@@ -41,7 +41,7 @@ def view_of_states(graph: Graph, states: NDArray[np.int8], note: str = "") -> Gr
     note
         One more sentence for the summary.
     """
-    different = np.flatnonzero(states)
+    different = np.flatnonzero((states != 0) & (graph.primitive != 0))
     focus = int(different[0]) if len(different) else None
     return GraphView(Explorer(graph, states=states, note=note), focus=focus)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from lab import Lab, picture, run_all
+from lab import Lab, picture, run_all, shades
 from playwright.sync_api import Browser, Locator, Page
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
@@ -59,4 +59,17 @@ def test_when_things_go_wrong_runs_from_top_to_bottom(lab: Lab, browser: Browser
     assert "all losses and all weights are the same, bit by bit" in text
     for error in ("UsageError: ", "RuntimeError: ", "CollectiveMismatch: ", "CellTimeout: "):
         assert error in text
+    page.close()
+
+
+def test_lazy_graphs_runs_from_top_to_bottom(lab: Lab, browser: Browser) -> None:
+    page = browser.new_page(viewport={"width": 1300, "height": 12_000})
+    outputs = run_tutorial(lab, page, "02_lazy_graphs")
+    text = outputs.inner_text()
+    assert "reads a value" in text and "was traced 5 times" in text
+    assert "ranks 0, 1 agree" in text and "the ranks do not agree: collective 2 differs" in text
+    assert "Log (node" in text and "CMake" in text
+    views = outputs.locator(".mlxgraph-stage")
+    assert views.count() == 7
+    assert all(shades(view) > 40 for view in views.all())
     page.close()

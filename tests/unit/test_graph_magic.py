@@ -55,13 +55,13 @@ def test_a_profile_says_what_it_measures(shell, model):
 def test_traces_are_told_with_the_lines_of_cells(shell, model, capsys):
     shell.run_cell("import mlx.core as mx\ntwice = mx.compile(lambda x: x * 2)", store_history=True)
     shell.run_cell("for n in (3, 4, 5, 5, 6):\n    twice(mx.ones(n))", store_history=True)
-    said = capsys.readouterr().err
+    said = capsys.readouterr().out
     assert "was traced again 3 times in this cell, last at Cell In[2], line 2" in said
     assert "(5,) → (6,)" in said
     _, (data,) = shown(shell, "twice --traces")
     assert data["text/plain"].count("In[2], line 2") == 4 and "<table" in data["text/html"]
     shell.run_cell("twice(mx.ones(7))", store_history=True)  # once is no news
-    assert capsys.readouterr().err == ""
+    assert "traced" not in capsys.readouterr().out
 
 
 def test_traces_of_what_was_compiled_before_are_refused(shell, model):

@@ -15,7 +15,7 @@ import mlxbench_kernel
 PACKAGE = Path(mlxbench_kernel.__file__).parent
 # What each folder may import beside itself, `errors`, `interrupts`, `units` and the version.
 MAY_IMPORT = {
-    "kernel": {"widgets", "remote", "graph", "cluster", "memory"},
+    "kernel": {"widgets", "remote", "graph", "cluster", "memory", "native"},
     "widgets": {"remote", "graph", "cluster", "memory"},
     "remote": {"graph", "cluster"},
     "cluster": {"rank", "memory", "native"},

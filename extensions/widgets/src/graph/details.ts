@@ -74,6 +74,7 @@ const KEYS = [
   ["wheel", "zoom"],
   ["double click, Enter", "open or close a group"],
   ["arrow keys", "follow an edge"],
+  ["Backspace", "select the group around"],
   ["+ − 0", "zoom in, out, fit"],
   ["/", "search"],
   ["n, Shift+n", "next, previous hit"],

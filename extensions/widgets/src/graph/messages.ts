@@ -63,6 +63,7 @@ export interface Answer {
   outputs?: Link[];
   path?: Link[];
   text?: string;
+  item?: number;
 }
 
 export interface State {

@@ -142,8 +142,12 @@ export class View {
 
   /** Select an item and bring it into sight, whatever has to be opened for that. */
   private async go(item: number, focus = true): Promise<void> {
-    if (this.stage.scene.box(item) < 0 && !(await this.ask("reveal", { item }))) return;
-    const box = this.stage.scene.box(item);
+    let box = this.stage.scene.box(item);
+    if (box < 0) {
+      const reply = await this.ask("reveal", { item });
+      if (!reply) return;
+      box = this.stage.scene.box(reply.item ?? item);
+    }
     if (box < 0) return this.tell("this node is in no open group");
     this.select(box);
     this.stage.moved = true;
@@ -312,7 +316,10 @@ export class View {
     else if (key === "n") void this.step(1);
     else if (key === "N") void this.step(-1);
     else if (key === "Enter") this.enter(this.stage.scene.box(this.selected));
-    else if (key === "Escape") {
+    else if (key === "Backspace") {
+      const box = this.stage.scene.box(this.selected), around = box < 0 ? -1 : this.stage.scene.frame[box]!;
+      if (around >= 0) this.select(around);
+    } else if (key === "Escape") {
       this.choose(false);
       if (this.searched) this.leaveSearch();
       this.select(-1);
