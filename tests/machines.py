@@ -121,6 +121,7 @@ def start_sshd(
         "KbdInteractiveAuthentication no",
         "MaxStartups 100",
         "MaxSessions 100",
+        "AcceptEnv TMPDIR",
         f"SetEnv HOME={home} MLXBENCH_CACHE={cache}",
     ]
     # OpenSSH 9.8 and later shut out an address whose keys were refused: the tests' own.
@@ -203,10 +204,13 @@ def one_sshd() -> Iterator[Sshd]:
         closed = stack.enter_context(socket.socket())
         closed.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
         here = {"HostName": "127.0.0.1", "Port": port}
+        # Hosts do not share /tmp: the daemons of Open MPI would meet there and fail at times.
+        temporary = {name: folder / f"tmp-{name}" for name in Sshd.good}
+        for path in temporary.values():
+            path.mkdir()
         keys.write_config(
             {
-                "mac-a": here,
-                "mac-b": here,
+                **{n: {**here, "SetEnv": f"TMPDIR={path}"} for n, path in temporary.items()},
                 "refused": {**here, "IdentityFile": folder / "stranger"},
                 "unknown": {**here, "UserKnownHostsFile": "/dev/null"},
                 "changed": {**here, "UserKnownHostsFile": keys.know("changed", "stranger")},

@@ -122,10 +122,14 @@ class RankEngine(IPEngine):  # type: ignore[misc]
                 return int(os.environ[name])
         return None
 
-    def load_connection_file(self) -> None:
+    def init_engine(self) -> None:
         own = self.folder
         if own is not None and Path(self.url_file).parent == Path(self.scratch):
             self.url_file = str(own / Path(self.url_file).name)  # mpirun names one for all
+        super().init_engine()
+
+    def load_connection_file(self) -> None:
+        own = self.folder
         # The controller may still be writing it.
         deadline = time.monotonic() + self.wait_for_url_file
         while True:
