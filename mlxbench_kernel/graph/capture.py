@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -107,7 +108,7 @@ def captured(
 
 
 def _of_arrays(target: Any, namespace: Mapping[str, Any], title: str) -> Captured:
-    outputs = arrays_in(target)
+    began, outputs = time.perf_counter(), arrays_in(target)
     if not outputs:
         raise UsageError(
             f"{title or 'this'} holds no arrays ({type(target).__name__}): give lazy arrays, or a "
@@ -119,7 +120,8 @@ def _of_arrays(target: Any, namespace: Mapping[str, Any], title: str) -> Capture
             f"{title or 'this'} is evaluated already, nothing lazy is left to show: capture it "
             "before it is read or given to mx.eval, or the call that makes it, as step(x, y)"
         )
-    return Captured(named(graph, namespace).with_(title=title), outputs)
+    graph = named(graph, namespace)
+    return Captured(graph.with_(title=title, seconds=time.perf_counter() - began), outputs)
 
 
 def named(graph: Graph, namespace: Mapping[str, Any]) -> Graph:
@@ -145,6 +147,7 @@ def captured_call(
     compiled: bool,
 ) -> Captured:
     """`captured` of a call, whatever its arguments are called."""
+    began = time.perf_counter()
     known = reached(function) if namespace is None else dict(namespace)
     if isinstance(function, Module):
         known.setdefault("model", function)
@@ -172,7 +175,8 @@ def captured_call(
         scoping.gradients.clear()
     names = {**after, **_numbers(graph, before)}
     title = title or f"{getattr(function, '__name__', type(function).__name__)}(…)"
-    return Captured(scoping.apply(graph.with_(names=names, title=title)), outputs)
+    graph = scoping.apply(graph.with_(names=names, title=title))
+    return Captured(graph.with_(seconds=time.perf_counter() - began), outputs)
 
 
 def _visible(namespace: Mapping[str, Any]) -> dict[str, Any]:

@@ -88,7 +88,8 @@ class Explorer:
             pass  # together, both cost nothing that anybody would pay
         elif graph.complete:
             parts.append(f"{quantity(int(self.cost.flops.sum()))}FLOP")
-            parts.append(f"peak {format_bytes(self.prediction.peak)} more than now (predicted)")
+            how = "predicted as on a CPU" if graph.device.any() else "predicted"
+            parts.append(f"peak {format_bytes(self.prediction.peak)} more than now ({how})")
         else:
             parts.append("names and edges only: the native module is missing")
         return " · ".join([*parts, self._note] if self._note else parts)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 import mlx.core as mx
@@ -18,6 +17,7 @@ import mlx.optimizers as optim
 from mlxbench_kernel import native
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.graph.trees import arrays_in, is_the_users
+from mlxbench_kernel.lines import calling_line
 
 # What of an array evaluates it. NumPy reads through the buffer, which only native code can close.
 READS = {
@@ -127,22 +127,12 @@ def _is_lazy(array: mx.array) -> bool:
 def _refuse(what: str, array: mx.array) -> None:
     if _is_lazy(array):
         dtype = str(array.dtype).removeprefix("mlx.core.")
+        line = calling_line(sys._getframe(2))
+        where = f"{line.text} ({line.function})" if line.text else "something"
         raise ReadError(
-            f"{_line(sys._getframe(2))} reads a value ({what}) of a {dtype} array of shape "
+            f"{where} reads a value ({what}) of a {dtype} array of shape "
             f"{list(array.shape)}, which would evaluate it: capture a function without that line"
         )
-
-
-def _line(frame: FrameType | None) -> str:
-    """The innermost line that is the user's, as a person looks for it."""
-    while frame is not None and "mlxbench_kernel" in frame.f_code.co_filename:
-        frame = frame.f_back
-    if frame is None:
-        return "something"
-    filename, number = frame.f_code.co_filename, frame.f_lineno
-    if "ipykernel_" in filename or filename.startswith("<"):
-        return f"line {number} of the cell ({frame.f_code.co_name})"
-    return f"{filename}:{number} ({frame.f_code.co_name})"
 
 
 @contextmanager

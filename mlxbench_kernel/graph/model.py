@@ -120,6 +120,8 @@ class Graph:
         What was captured, as typed.
     complete
         Whether shapes and dtypes are known; without the native module only names and edges are.
+    seconds
+        That capturing it took, with what the user's function did; 0 where nobody measured it.
     """
 
     primitive: Indices
@@ -150,6 +152,7 @@ class Graph:
     fused: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     title: str = ""
     complete: bool = True
+    seconds: float = 0.0
 
     @property
     def nodes(self) -> int:

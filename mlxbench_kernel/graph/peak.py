@@ -1,9 +1,12 @@
 """Peak memory of a captured graph, predicted before it runs.
 
-Follows MLX 0.32.4 on a CPU stream: the order of ``eval_impl`` (``mlx/transforms.cpp``), donation
-(``mlx/backend/common``), and buffers that stay until the task that used them has run
-(``mlx/backend/cpu/encoder.h``). Execution is taken to be slower than dispatch, which holds where
-arrays are large enough to matter.
+Follows MLX 0.32.4 on a CPU stream, also for what runs on a GPU: the order of ``eval_impl``
+(``mlx/transforms.cpp``), donation (``mlx/backend/common``), and buffers that stay until the task
+that used them has run (``mlx/backend/cpu/encoder.h``). Execution is taken to be slower than
+dispatch, which holds where arrays are large enough to matter. On a GPU buffers stay as long as
+their command buffer, so more is taken: on an H100 what was measured is 1.0 to 1.4 times the
+prediction for convolutional networks, up to 1.6 times for an MLP, 0.9 to 3.7 times for Llamas
+(most where least is taken).
 """
 
 from __future__ import annotations
@@ -211,7 +214,7 @@ class _Memory:
 
 
 def predict(graph: Graph) -> Prediction:
-    """Predict the peak memory of evaluating a graph's outputs.
+    """Predict the peak memory of evaluating a graph's outputs, as MLX's CPU backend does it.
 
     Raises
     ------
@@ -241,8 +244,9 @@ def predict(graph: Graph) -> Prediction:
     layout = Layout(graph)
     waiting: deque[tuple[int, list[int]]] = deque()
     timeline, dispatched, done = [], 0, 0
+    start, inputs = graph.input_start.tolist(), graph.inputs.tolist()
     for now, node in enumerate(sequence):
-        name, taken = graph.primitive_name(node), graph.inputs_of(node).tolist()
+        name, taken = graph.primitive_name(node), inputs[start[node] : start[node + 1]]
         made = list(graph.outputs_of(node))
         shared = name in _SHARES and layout.view(node, name, taken, made)
         donors = [] if shared or name in _NEVER_DONATED else list(dict.fromkeys(taken))
@@ -261,9 +265,9 @@ def predict(graph: Graph) -> Prediction:
                         if users[d] == 1
                         and not stays[d]
                         and memory.holders[buffer_of[d]] == 1
-                        and layout.elements[d] * layout.item(array) == nbytes[array] > 0
+                        and layout.elements[d] * layout.itemsize[array] == nbytes[array] > 0
                         and memory.size[buffer_of[d]] <= nbytes[array] + 16384
-                        and layout.item(d) == layout.item(array)
+                        and layout.itemsize[d] == layout.itemsize[array]
                     ),
                     None,
                 )

@@ -20,7 +20,6 @@ import mlx.core as mx
 
 from mlxbench_kernel import native
 from mlxbench_kernel.errors import UsageError
-from mlxbench_kernel.graph.lines import NameLine
 from mlxbench_kernel.graph.trace_history import LOCK, MOST_RECORDS, WATCHING, History, Noted
 from mlxbench_kernel.graph.traces import Trace, Traces
 
@@ -29,16 +28,9 @@ _LOG = logging.getLogger(__name__)
 
 
 class Watch:
-    """Notes traces until it is stopped; made by `watch_retracing`.
+    """Notes traces until it is stopped; made by `watch_retracing`."""
 
-    Attributes
-    ----------
-    name_line
-        What a notebook calls the lines of its cells; None for files and lines.
-    """
-
-    def __init__(self, notice: Callable[[Trace], None] | None, name_line: NameLine | None) -> None:
-        self.name_line = name_line
+    def __init__(self, notice: Callable[[Trace], None] | None) -> None:
         self._notice = notice
         self._total = 0
         self._records: deque[Trace] = deque(maxlen=10 * MOST_RECORDS)
@@ -119,9 +111,7 @@ class Watch:
             _LOG.exception("what watch_retracing was given to call failed")
 
 
-def watch_retracing(
-    notice: Callable[[Trace], None] | None = None, *, name_line: NameLine | None = None
-) -> Watch:
+def watch_retracing(notice: Callable[[Trace], None] | None = None) -> Watch:
     """Note when functions are traced that are compiled from now on.
 
     Calls that need no trace run no Python of ours. Functions compiled before cannot be seen into;
@@ -131,9 +121,6 @@ def watch_retracing(
     ----------
     notice
         Called after each trace, in its thread. What it raises is logged.
-    name_line
-        Gives what a notebook calls a line of a cell, from the file name and the number; "" for
-        other files.
 
     Returns
     -------
@@ -148,7 +135,7 @@ def watch_retracing(
     >>> traces(step)
     >>> watch.stop()
     """
-    watch = Watch(notice, name_line)
+    watch = Watch(notice)
     watch._start()
     return watch
 

@@ -163,6 +163,7 @@ def _graph(contents: dict[str, Any]) -> Graph:
         fused={int(node): _texts(inside) for node, inside in contents["fused"].items()},
         title=_text(contents["title"]),
         complete=bool(contents["complete"]),
+        seconds=float(contents["seconds"]),
     )
 
 

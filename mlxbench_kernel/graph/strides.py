@@ -19,13 +19,13 @@ class Layout:
         extents = graph.extents.tolist()
         self.shape = [tuple(extents[a:b]) for a, b in itertools.pairwise(starts)]
         self.strides = [packed(shape) for shape in self.shape]
-        self.elements = [size_of(shape) for shape in self.shape]  # that the buffer has
-
-    def item(self, array: int) -> int:
-        return int(self.graph.nbytes[array]) // max(size_of(self.shape[array]), 1)
+        self._size = [size_of(shape) for shape in self.shape]
+        self.elements = list(self._size)  # that the buffer has
+        bytes_of = zip(graph.nbytes.tolist(), self._size, strict=True)
+        self.itemsize = [nbytes // max(size, 1) for nbytes, size in bytes_of]
 
     def fresh(self, array: int) -> None:
-        self.elements[array] = size_of(self.shape[array])
+        self.elements[array] = self._size[array]
 
     def view(self, node: int, name: str, taken: list[int], made: list[int]) -> bool:
         """Whether the outputs share the buffer of the input; notes their strides."""
@@ -63,7 +63,8 @@ class Layout:
                 for a in taken[:2]
                 if not _gemm_takes(self.shape[a], self.strides[a])
             ]
-        if name == "Convolution":  # padded input and its patches (mlx/backend/cpu/conv.cpp)
+        if name == "Convolution" and not self.graph.device[node]:
+            # Padded input and its patches (mlx/backend/cpu/conv.cpp), which GPUs do without.
             text = self.graph.arguments_text(node)
             dilated = re.search(r"dilation=\[[^\]]*([2-9]|\d\d)", text)
             if dilated or "groups=1," not in text:

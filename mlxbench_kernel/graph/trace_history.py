@@ -21,9 +21,9 @@ import mlx.core as mx
 
 from mlxbench_kernel import native
 from mlxbench_kernel.graph.call_key import Leaves, argument_leaves, arrays, state_leaves
-from mlxbench_kernel.graph.lines import Line, NameLine, calling_line
 from mlxbench_kernel.graph.stand_in import StandIn
 from mlxbench_kernel.graph.traces import Trace, Traces, changes_since
+from mlxbench_kernel.lines import Line, calling_line
 
 MOST_RECORDS = 1000  # that are kept of one function
 LOCK = threading.RLock()
@@ -33,8 +33,6 @@ _About = tuple[Leaves, Leaves, bool, str, str]
 
 class Watcher(Protocol):
     """Who is told."""
-
-    name_line: NameLine | None
 
     def add(self, trace: Trace) -> None:
         """A trace was made."""
@@ -54,11 +52,6 @@ class Watching:
     def __init__(self) -> None:
         self.watchers: tuple[Watcher, ...] = ()
         self.compilations: Counter[tuple[str, int]] = Counter()
-
-    def line(self, frame: FrameType) -> Line:
-        """The line that called, as the latest watcher wants it named."""
-        watchers = self.watchers
-        return calling_line(frame, watchers[-1].name_line if watchers else None)
 
 
 class _Thread(threading.local):
@@ -163,7 +156,7 @@ class History:
         finally:
             python = time.perf_counter() - began
             _here.depth -= 1
-            line = WATCHING.line(frame)
+            line = calling_line(frame)
             captured = _here.captured
             _when_ended(
                 lambda: self._note(
@@ -235,7 +228,7 @@ class History:
             with LOCK:
                 self.inside += 1
             return
-        line = WATCHING.line(frame)
+        line = calling_line(frame)
         with LOCK:
             self.uncompiled += 1
             self.uncompiled_at = line

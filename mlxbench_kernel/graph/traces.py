@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mlxbench_kernel.graph.call_key import Leaves, differences, shortened
-from mlxbench_kernel.graph.lines import Line
+from mlxbench_kernel.lines import Line
 
 _LEAVES_SHOWN = 6
 

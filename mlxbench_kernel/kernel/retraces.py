@@ -9,6 +9,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from mlxbench_kernel import native
+from mlxbench_kernel.lines import name_cells
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import ExecutionInfo, InteractiveShell
@@ -34,6 +35,7 @@ class Retraces:
         self.shell = shell
         self._watch: Watch | None = None
         self._again: list[Trace] = []
+        name_cells(self._name_line)
 
     def install(self) -> None:
         """Begin, where MLX is imported or will be."""
@@ -66,7 +68,7 @@ class Retraces:
         from mlxbench_kernel.graph import watch_retracing
 
         if self._watch is None:
-            self._watch = watch_retracing(self._note, name_line=self._name_line)
+            self._watch = watch_retracing(self._note)
 
     def _before(self, info: ExecutionInfo) -> None:
         self._again.clear()

@@ -7,6 +7,7 @@ from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
 
+from mlxbench_kernel.lines import name_cells
 from mlxbench_kernel.rank.collectives import GROUP
 from mlxbench_kernel.rank.protection import PROTECTION
 from mlxbench_kernel.rank.stale import StaleNames
@@ -30,6 +31,8 @@ class Cells:
         self._shell = shell
         self.stale = StaleNames(shell.user_ns)
         self._settled = False
+        self._named: dict[str, tuple[str, int]] = {}  # by what their code is compiled from
+        name_cells(self._name_line)
         PROTECTION.namespace = shell.user_ns
         shell.ast_transformers.append(self.stale)
 
@@ -48,7 +51,7 @@ class Cells:
             return
         filename = self._shell.compile.get_code_name(code, code, self._shell.execution_count)
         if "name" in about:
-            GROUP.name_cell(filename, about["name"], about["shift"])
+            self._named[filename] = (about["name"], about["shift"])
         GROUP.only(about.get("ranks", ()))
         self.settle()
         self._settled = False
@@ -69,6 +72,13 @@ class Cells:
         GROUP.only(())
         GROUP.rest()
         return GROUP.progress()
+
+    def _name_line(self, file: str, number: int) -> str:
+        """A line as the notebook calls it, whose cell may begin above what ranks got of it."""
+        if file not in self._named:
+            return ""
+        name, shift = self._named[file]
+        return f"{name}, line {number + shift}"
 
     def recover(self, count: int | None) -> dict[str, Any]:
         """After collectives were broken off: put back what can be, find what cannot.

@@ -11,22 +11,20 @@ The functions of ``mx.distributed`` are wrapped, only to note the line that call
 from __future__ import annotations
 
 import functools
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
 
+from mlxbench_kernel.lines import calling_line
 from mlxbench_kernel.rank.requests import FREED_IN_PLACE
 
 WHOLE = ("all_sum", "all_max", "all_min", "all_gather", "sum_scatter")
 PAIRWISE = ("send", "recv", "recv_like")
 ALONE = "a cell for only some of the ranks cannot do a collective of the whole group: "
-
-_MLX = os.path.dirname(os.path.abspath(mx.__file__)) + os.sep
 
 
 class Collectives:
@@ -49,7 +47,6 @@ class Collectives:
         self._native: ModuleType | None = None
         self._before = 0  # connections that the other ranks had before this process was there
         self._sites: dict[str, Any] = {}
-        self._cells: dict[str, tuple[str, int]] = {}
         self._calls = 0
         self._called = 0.0
         self._there: Sequence[int] = ()
@@ -129,7 +126,7 @@ class Collectives:
             if group is None or group is self.group:
                 if self._native is None:
                     self._refuse_alone(original.__name__)
-                group = self.site(self._line(sys._getframe(1)))
+                group = self.site(calling_line(sys._getframe(1)).text)
             return original(*args, group=group, **keywords)
 
         return collective
@@ -158,34 +155,6 @@ class Collectives:
         if site is None:
             site = self._sites[line] = self._native.at(self.group, line)
         return site
-
-    def name_cell(self, filename: str, name: str, shift: int) -> None:
-        """Say what the user calls a cell.
-
-        Parameters
-        ----------
-        filename
-            What its code objects are compiled from.
-        name
-            As ``Cell In[3]``.
-        shift
-            What its line numbers lack, because the notebook's cell begins above.
-        """
-        self._cells[filename] = (name, shift)
-
-    def _line(self, frame: FrameType | None) -> str:
-        """The innermost line that is not MLX's own, as a person looks for it."""
-        while frame is not None and frame.f_code.co_filename.startswith(_MLX):
-            frame = frame.f_back
-        if frame is None:
-            return ""
-        filename = frame.f_code.co_filename
-        if filename in self._cells:
-            name, shift = self._cells[filename]
-            return f"{name}, line {frame.f_lineno + shift}"
-        if "ipykernel_" in filename or filename.startswith("<"):
-            return f"line {frame.f_lineno}"
-        return f"{filename}:{frame.f_lineno}"
 
     # -- what others are told, from any thread ---------------------------------
 

@@ -5,6 +5,7 @@ Pan, zoom, selection, labels and the minimap are the browser's and go on while t
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -30,6 +31,7 @@ from mlxbench_kernel.widgets.graph_messages import (
 
 STATIC = Path(__file__).parent / "static"
 MOST_LINKS = 200  # of one node in the details; a parameter may be used in thousands of places
+LONG = 1.0  # seconds, from which on the summary says how long something took
 
 
 class GraphView(anywidget.AnyWidget):
@@ -57,7 +59,7 @@ class GraphView(anywidget.AnyWidget):
     focus = traitlets.Int(None, allow_none=True).tag(sync=True)
 
     def __init__(self, source: Explorer, height: int = 520, focus: int | None = None) -> None:
-        self.source = source
+        began, self.source = time.perf_counter(), source
         if focus is not None:
             source.reveal(focus)
         super().__init__(
@@ -69,6 +71,10 @@ class GraphView(anywidget.AnyWidget):
             timeline=timeline_state(source.timeline()),
             focus=focus,
         )
+        took = {"captured": source.graph.seconds, "opened": time.perf_counter() - began}
+        for done, seconds in took.items():
+            if seconds >= LONG:
+                self.summary += f" · {done} in {seconds:.1f} s"
         self.on_msg(self._answer)
 
     def __repr__(self) -> str:

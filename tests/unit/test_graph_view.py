@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +12,9 @@ import numpy as np
 import pytest
 from graph_models import small_llama, training_graph
 
-from mlxbench_kernel.graph import Explorer, Graph, diff, profile, read
+from mlxbench_kernel.graph import Explorer, Graph, capture, diff, profile, read
 from mlxbench_kernel.graph.scene import Kind
-from mlxbench_kernel.widgets import graphs
+from mlxbench_kernel.widgets import graph_view, graphs
 from mlxbench_kernel.widgets.graph_view import GraphView
 
 Ask = Callable[..., tuple[dict[str, Any], list[Any]]]
@@ -167,3 +168,15 @@ def test_a_profile_is_coloured_by_time() -> None:
     view = graphs.view_of_profile(profile([mx.ones((300, 300)) @ mx.ones((300, 300))], repeat=1))
     assert view.colours[0] == "time" and view.scene["palette"] == "sequential"
     assert all(text.endswith("s") for text, _ in view.scene["legend"])
+
+
+def test_what_took_long_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = mx.zeros((4,))
+    for _ in range(120_000):
+        x = x + 1.0
+    monkeypatch.setattr(graph_view, "LONG", 0.0)
+    view = graphs.view_of_graph(capture(x))
+    assert re.search(
+        r"240,002 operations.* · captured in \d+\.\d s · opened in \d+\.\d s$", view.summary
+    )
+    assert len(view.source.scene().item) < 5_000  # the rest waits in groups

@@ -6,16 +6,19 @@ import linecache
 import os
 import sys
 from collections.abc import Callable
+from functools import cache
 from types import FrameType
 from typing import NamedTuple
-
-import mlx.core as mx
 
 # Gives "Cell In[5], line 3" for a file name and a line number; "" for a file it does not know.
 NameLine = Callable[[str, int], str]
 
-_OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
-_MLX = os.path.dirname(os.path.abspath(mx.__file__)) + os.sep
+_namers: list[NameLine] = []  # one at most
+
+
+def name_cells(name: NameLine) -> None:
+    """Say what the lines of this process's cells are called."""
+    _namers[:] = [name]
 
 
 class Line(NamedTuple):
@@ -25,40 +28,44 @@ class Line(NamedTuple):
     ----------
     text
         How it is called: ``Cell In[5], line 3``, ``line 3 of the cell``, ``/home/me/run.py:12``.
-    source
-        What it says; "" where that is not known.
     inside
         The line of MLX's or mlx-lm's Python that it led to; "" where it made the call itself.
+    function
+        The name of the function that it is in.
     file, number
         As the interpreter has them.
     """
 
     text: str
-    source: str
     inside: str
+    function: str
     file: str
     number: int
+
+    @property
+    def source(self) -> str:
+        """What it says; "" where that is not known."""
+        return linecache.getline(self.file, self.number).strip()
 
     def __str__(self) -> str:
         return f"{self.text} (in {self.inside})" if self.inside else self.text
 
 
-def calling_line(frame: FrameType | None, name: NameLine | None = None) -> Line:
+def calling_line(frame: FrameType | None) -> Line:
     """The innermost line from a frame outwards that is neither mlxbench's nor MLX's nor mlx-lm's.
 
     Parameters
     ----------
     frame
         Where to begin.
-    name
-        What a notebook calls its cells' lines; without it the file and the line are named.
 
     Returns
     -------
     Line
         The innermost line of a library where nothing else called; empty where nothing did.
     """
-    while frame is not None and frame.f_code.co_filename.startswith(_OWN):
+    own = _folder(__file__)
+    while frame is not None and frame.f_code.co_filename.startswith(own):
         frame = frame.f_back
     innermost = frame
     libraries = _libraries()
@@ -68,18 +75,25 @@ def calling_line(frame: FrameType | None, name: NameLine | None = None) -> Line:
         return Line("", "", "", "", 0)
     found = frame or innermost
     file, number = found.f_code.co_filename, found.f_lineno
-    text = (name(file, number) if name is not None else "") or _named(file, number)
     inside = "" if found is innermost else _in_library(innermost)
-    return Line(text, linecache.getline(file, number).strip(), inside, file, number)
+    return Line(_named(file, number), inside, found.f_code.co_name, file, number)
 
 
 def _libraries() -> tuple[str, ...]:
-    file = getattr(sys.modules.get("mlx_lm"), "__file__", None)
-    return (_MLX,) if file is None else (_MLX, os.path.dirname(os.path.abspath(file)) + os.sep)
+    files = (getattr(sys.modules.get(name), "__file__", None) for name in ("mlx.core", "mlx_lm"))
+    return tuple(_folder(file) for file in files if file is not None)
+
+
+@cache
+def _folder(file: str) -> str:
+    return os.path.dirname(os.path.abspath(file)) + os.sep
 
 
 def _named(file: str, number: int) -> str:
-    if "ipykernel_" in file or file.startswith("<ipython"):
+    for name in _namers:
+        if text := name(file, number):
+            return text
+    if "ipykernel_" in file or file.startswith("<"):
         return f"line {number} of the cell"
     return f"{file}:{number}"
 
