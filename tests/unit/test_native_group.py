@@ -199,9 +199,9 @@ value = [GROUP.log(since), after["whole"] - before["whole"], GROUP.progress()["r
         )
         assert (lazy["operation"], lazy["dtype"]) == ("all_gather", "int8")
         assert [each["line"] for each in log] == [
-            "line 4",
-            "line 8" if rank else "line 6",
-            "line 9",
+            "line 4 of the cell",
+            f"line {8 if rank else 6} of the cell",
+            "line 9 of the cell",
         ]
         for each in log:
             assert 0 < each["asked"] <= each["begun"] <= each["done"]
