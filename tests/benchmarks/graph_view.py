@@ -31,7 +31,7 @@ sys.path.insert(0, str(TESTS))
 
 from lab import running_lab, shades  # noqa: E402
 
-from mlxbench_kernel.graph import Explorer  # noqa: E402
+from mlxbench_kernel.graph import Explorer, Graph  # noqa: E402
 from mlxbench_kernel.graph.scene import Kind, Scene  # noqa: E402
 from mlxbench_kernel.widgets.graph_view import STATIC, scene_state  # noqa: E402
 
@@ -69,26 +69,31 @@ async ([code, packed]) => {
 """
 # Events as a mouse makes them, one per frame; frames are counted when they are over.
 MOVE = """
-async ([seconds, fit]) => {
-  const stage = document.querySelector(".mlxgraph-stage");
+async ([seconds, fit, selector = ".mlxgraph-stage", keys = {}]) => {
+  const stage = document.querySelector(selector);
   const { left, top, width, height } = stage.getBoundingClientRect();
   const middle = { clientX: left + width / 2, clientY: top + height / 2, bubbles: true };
   const frame = () => new Promise((done) => requestAnimationFrame(done));
   const wheel = (deltaY) =>
-    stage.dispatchEvent(new WheelEvent("wheel", { ...middle, deltaY, cancelable: true }));
-  const pointer = (type, x, y) => stage.dispatchEvent(new PointerEvent(type, {
-    bubbles: true, pointerId: 1, clientX: middle.clientX + x, clientY: middle.clientY + y,
-  }));
-  stage.setPointerCapture = () => {};
+    stage.dispatchEvent(new WheelEvent("wheel", { ...middle, ...keys, deltaY, cancelable: true }));
+  const pointer = (type, x, y) => {
+    const event = {
+      bubbles: true, pointerId: 1, clientX: middle.clientX + x, clientY: middle.clientY + y,
+      buttons: 1, view: window,
+    };
+    stage.dispatchEvent(new PointerEvent(`pointer${type}`, event));
+    stage.dispatchEvent(new MouseEvent(`mouse${type}`, event));
+  };
+  stage.setPointerCapture = stage.releasePointerCapture = () => {};
   stage.focus();
   if (fit) stage.dispatchEvent(new KeyboardEvent("keydown", { key: "0", bubbles: true }));
   for (let i = 0; i < 40; i++) await frame();
   const begin = performance.now(), times = [];
   let before = begin, n = 0;
-  pointer("pointerdown", 0, 0);
+  pointer("down", 0, 0);
   while (before - begin < seconds * 1000) {
     // Round in a circle, and a step closer and back again: it ends where it began.
-    if (n % 2) pointer("pointermove", 60 * Math.sin(n / 9), 60 * Math.cos(n / 9));
+    if (n % 2) pointer("move", 60 * Math.sin(n / 9), 60 * Math.cos(n / 9));
     else wheel(n % 4 ? 40 : -40);
     n++;
     await frame();
@@ -96,7 +101,7 @@ async ([seconds, fit]) => {
     times.push(now - before);
     before = now;
   }
-  pointer("pointercancel", 0, 0);
+  pointer("up", 0, 0);
   return times;
 }
 """
@@ -189,15 +194,19 @@ def opened(browser: Browser, scene: Scene) -> tuple[Page, float]:
     return page, milliseconds / 1000
 
 
-def of_a_step() -> tuple[Scene, int]:
-    """All boxes of the training step of a Llama, and how many nodes it has."""
+def of_a_step(nodes: int = NODES) -> Graph:
+    """The training step of a Llama of about so many nodes."""
     from graph_models import small_llama, training_graph
 
     each = training_graph(small_llama(3)).nodes - training_graph(small_llama(2)).nodes
-    graph = training_graph(small_llama(NODES // each))
+    return training_graph(small_llama(max(1, nodes // each)))
+
+
+def all_open(graph: Graph) -> Scene:
+    """All boxes of a graph."""
     explorer = Explorer(graph)
     explorer.open_all()
-    return explorer.scene(), graph.nodes
+    return explorer.scene()
 
 
 def in_a_notebook(browser: Browser, turns: int, pictures: Path | None) -> list[float]:
@@ -258,8 +267,9 @@ def main() -> None:
             f"≤ {FIRST_PAINT_SECONDS:g} s",
             median <= FIRST_PAINT_SECONDS,
         )
-        scene, nodes = of_a_step()
-        what = f"{nodes:,} nodes ({scene.boxes:,} boxes, {len(scene.source):,} lines)"
+        graph = of_a_step()
+        scene = all_open(graph)
+        what = f"{graph.nodes:,} nodes ({scene.boxes:,} boxes, {len(scene.source):,} lines)"
         page, _ = opened(browser, scene)
         for name, fit in (("labels legible", False), ("everything in sight", True)):
             times = np.array(page.evaluate(MOVE, [MOVING_SECONDS, fit]))
