@@ -1,12 +1,13 @@
 """Peak memory of a captured graph, predicted before it runs.
 
-Follows MLX 0.32.4 on a CPU stream, also for what runs on a GPU: the order of ``eval_impl``
-(``mlx/transforms.cpp``), donation (``mlx/backend/common``), and buffers that stay until the task
-that used them has run (``mlx/backend/cpu/encoder.h``). Execution is taken to be slower than
-dispatch, which holds where arrays are large enough to matter. On a GPU buffers stay as long as
-their command buffer, so more is taken: on an H100 what was measured is 1.0 to 1.4 times the
-prediction for convolutional networks, up to 1.6 times for an MLP, 0.9 to 3.7 times for Llamas
-(most where least is taken).
+Follows MLX 0.32.4 on CPU streams, also for what runs on a GPU: the order of ``eval_impl``
+(``mlx/transforms.cpp``), what each primitive copies, shares and takes over (`allocation`), and
+buffers that stay until the work that used them is done (``mlx/backend/cpu/encoder.h``). Execution
+is taken to be slower than dispatch, which holds where arrays are large enough to matter; an
+evaluation that has to compile a kernel first takes less. On a GPU buffers stay as long as their
+command buffer, so more is taken: on an H100 what was measured is 1.0 to 1.4 times the prediction
+for convolutional networks, up to 1.6 times for an MLP, 0.9 to 3.7 times for Llamas (most where
+least is taken).
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.graph.allocation import allocation
+from mlxbench_kernel.graph.buffers import NEW, Allocation, Call
 from mlxbench_kernel.graph.exports import line_of
+from mlxbench_kernel.graph.given import check_graph
 from mlxbench_kernel.graph.model import Graph
 from mlxbench_kernel.graph.strides import Layout
 from mlxbench_kernel.units import format_bytes
@@ -29,61 +33,6 @@ ALIVE_SHOWN = 12
 
 _DISPATCHES_PER_TASK = 10  # mlx/backend/cpu/encoder.h
 _MAX_ACTIVE_TASKS = 10  # mlx/transforms.cpp
-_SHARES = frozenset(
-    [
-        "Broadcast",
-        "BroadcastAxes",
-        "Copy",
-        "CustomTransforms",
-        "Depends",
-        "ExpandDims",
-        "Slice",
-        "Split",
-        "Squeeze",
-        "StopGradient",
-        "Transpose",
-        "AsStrided",
-        "Reshape",
-        "Flatten",
-        "Unflatten",
-        "Contiguous",
-    ]
-)
-_NEVER_DONATED = frozenset(
-    [
-        "Matmul",
-        "AddMM",
-        "GatherMM",
-        "QuantizedMatmul",
-        "Convolution",
-        "Sum",
-        "Prod",
-        "Max",
-        "Min",
-        "And",
-        "Or",
-        "ArgReduce",
-        "Gather",
-        "GatherAxis",
-        "Concatenate",
-        "Pad",
-        "Full",
-        "Arange",
-        "RandomBits",
-        "Sort",
-        "ArgSort",
-        "Partition",
-        "ArgPartition",
-        "FFT",
-        "CumSum",
-        "CumProd",
-        "CumMax",
-        "CumMin",
-        "NumberOfElements",
-        "Load",
-        "DynamicSlice",
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -187,7 +136,7 @@ def order(graph: Graph) -> list[int]:
 
 
 class _Memory:
-    """Buffers with the arrays and the waiting tasks that hold them."""
+    """Buffers with the arrays and the waiting work that hold them."""
 
     def __init__(self) -> None:
         self.size: list[int] = []
@@ -213,100 +162,170 @@ class _Memory:
             self.end[buffer] = now
 
 
+class _Streams:
+    """Work that was given to streams and holds buffers until it is done.
+
+    Ten dispatches to a stream are a task; the main thread waits for the oldest once more than
+    ten are under way.
+    """
+
+    def __init__(self, memory: _Memory) -> None:
+        self._memory = memory
+        self._scratch: dict[int, deque[tuple[int, int]]] = {}
+        self._waiting: dict[int, deque[tuple[int, list[int]]]] = {}
+        self._dispatched: dict[int, int] = {}
+        self._tasks: deque[tuple[int, int]] = deque()  # the stream, and how many dispatches it had
+
+    def give(self, stream: int, found: Allocation, held: list[int], now: int) -> None:
+        """Give a node's dispatches to its stream; what is done then is released."""
+        dispatches = found.dispatches + 1
+        before = self._dispatched.get(stream, 0)
+        after = self._dispatched[stream] = before + dispatches
+        self._waiting.setdefault(stream, deque()).append((after, held))
+        if found.scratch:
+            self._scratch.setdefault(stream, deque()).append((after, found.scratch))
+        for task in range(before // _DISPATCHES_PER_TASK, after // _DISPATCHES_PER_TASK):
+            self._tasks.append((stream, (task + 1) * _DISPATCHES_PER_TASK))
+        while len(self._tasks) > _MAX_ACTIVE_TASKS:
+            of, done = self._tasks.popleft()
+            waiting = self._waiting[of]
+            while waiting and waiting[0][0] <= done:
+                for buffer in waiting.popleft()[1]:
+                    self._memory.release(buffer, now)
+            scratch = self._scratch.get(of)
+            while scratch and scratch[0][0] <= done:
+                scratch.popleft()
+
+    def scratch(self) -> int:
+        """The most that the streams may take at once for what they are computing."""
+        return sum(max((size for _, size in each), default=0) for each in self._scratch.values())
+
+
 def predict(graph: Graph) -> Prediction:
     """Predict the peak memory of evaluating a graph's outputs, as MLX's CPU backend does it.
+
+    Parameters
+    ----------
+    graph
+        As `capture` or `read` gives it.
 
     Raises
     ------
     UsageError
-        If shapes are not known (`Graph.complete` is False).
+        It is no graph, or its shapes are not known (`Graph.complete` is False).
     """
+    check_graph("predict", graph)
     if not graph.complete:
         raise UsageError(
             "this graph has no shapes, so its memory cannot be predicted: install a C++ compiler "
             "and capture it again"
         )
-    sequence = order(graph)
-    memory, nbytes = _Memory(), graph.nbytes.tolist()
-    buffer_of, addresses = [-1] * graph.arrays, dict[int, int]()
-    for array in np.flatnonzero(graph.buffer).tolist():
-        address = int(graph.buffer[array])
-        if address not in addresses:
-            size = int(graph.buffer_bytes[array])
-            addresses[address] = memory.allocate(size, array, -1)
-        buffer_of[array] = addresses[address]
-        memory.holders[addresses[address]] += 1
-    baseline = memory.live
-    users = np.bincount(graph.inputs, minlength=graph.arrays).tolist()
-    stays = graph.held > 0
-    stays[graph.outputs] = True
-    stays = stays.tolist()
-    layout = Layout(graph)
-    waiting: deque[tuple[int, list[int]]] = deque()
-    timeline, dispatched, done = [], 0, 0
-    start, inputs = graph.input_start.tolist(), graph.inputs.tolist()
-    for now, node in enumerate(sequence):
-        name, taken = graph.primitive_name(node), inputs[start[node] : start[node + 1]]
-        made = list(graph.outputs_of(node))
-        shared = name in _SHARES and layout.view(node, name, taken, made)
-        donors = [] if shared or name in _NEVER_DONATED else list(dict.fromkeys(taken))
-        temporaries: list[int] = []
-        for place, array in enumerate(made):
-            if shared:
-                source = taken[-len(made) + place] if name == "CustomTransforms" else taken[0]
-                if name == "Depends":
-                    source = taken[place]
-                buffer_of[array] = buffer_of[source]
+    return _Evaluation(graph).run()
+
+
+class _Evaluation:
+    """The evaluation of a graph, with nothing computed."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph, self.layout, self.memory = graph, Layout(graph), _Memory()
+        self.streams = _Streams(self.memory)
+        self.users = np.bincount(graph.inputs, minlength=graph.arrays).tolist()
+        stays = graph.held > 0
+        stays[graph.outputs] = True
+        self.stays: list[bool] = stays.tolist()
+        self.buffer_of = self._evaluated()
+        # As lists, of which single entries are read quicker.
+        self._name = [graph.primitives[each] for each in graph.primitive.tolist()]
+        self._text = [graph.texts[each] for each in graph.arguments.tolist()]
+        self._first_input, self._inputs = graph.input_start.tolist(), graph.inputs.tolist()
+        self._first_output = graph.output_start.tolist()
+        self._stream, self._device = graph.stream.tolist(), graph.device.tolist()
+        self.baseline = self.memory.live
+
+    def _evaluated(self) -> list[int]:
+        """The buffers of the arrays that have one already; -1 for the others."""
+        graph, memory = self.graph, self.memory
+        buffer_of, addresses = [-1] * graph.arrays, dict[int, int]()
+        for array in np.flatnonzero(graph.buffer).tolist():
+            address = int(graph.buffer[array])
+            if address not in addresses:
+                size = int(graph.buffer_bytes[array])
+                addresses[address] = memory.allocate(size, array, -1)
+            buffer_of[array] = addresses[address]
+            memory.holders[addresses[address]] += 1
+        return buffer_of
+
+    def run(self) -> Prediction:
+        graph, memory = self.graph, self.memory
+        sequence = order(graph)
+        timeline = [self._step(node, now) for now, node in enumerate(sequence)]
+        line = np.array(timeline, np.int64)
+        at = int(line.argmax()) if len(line) else -1
+        spans = zip(memory.owner, memory.size, memory.begin, memory.end, strict=True)
+        return Prediction(
+            graph=graph,
+            peak=max(int(line[at]), 0) if len(line) else 0,
+            baseline=self.baseline,
+            order=np.array(sequence, np.int32),
+            timeline=line,
+            at=at,
+            _spans=tuple(span for span in spans if span[2] >= 0),
+        )
+
+    def _step(self, node: int, now: int) -> int:
+        """Evaluate a node; the bytes above the beginning meanwhile."""
+        graph, memory, layout, buffer_of = self.graph, self.memory, self.layout, self.buffer_of
+        taken = self._inputs[self._first_input[node] : self._first_input[node + 1]]
+        made = list(range(self._first_output[node], self._first_output[node + 1]))
+        # Each output of a node keeps its inputs, so that of several none may be taken over.
+        free = self._is_free if len(made) == 1 else _never
+        found = allocation(
+            Call(
+                layout,
+                self._name[node],
+                self._text[node],
+                bool(self._device[node]),
+                node in graph.fused,
+                taken,
+                made,
+                free,
+                self._capacity,
+            )
+        )
+        for array, output in zip(made, found.outputs, strict=True):
+            layout.form[array] = output.form
+            if output.source == NEW:
+                buffer_of[array] = memory.allocate(output.nbytes, array, now)
             else:
-                donor = next(
-                    (
-                        d
-                        for d in donors
-                        if users[d] == 1
-                        and not stays[d]
-                        and memory.holders[buffer_of[d]] == 1
-                        and layout.elements[d] * layout.itemsize[array] == nbytes[array] > 0
-                        and memory.size[buffer_of[d]] <= nbytes[array] + 16384
-                        and layout.itemsize[d] == layout.itemsize[array]
-                    ),
-                    None,
-                )
-                if donor is None:
-                    buffer_of[array] = memory.allocate(nbytes[array], array, now)
-                else:
-                    donors.remove(donor)
-                    buffer_of[array] = buffer_of[donor]
-                layout.fresh(array)
+                buffer_of[array] = buffer_of[taken[output.source]]
             memory.holders[buffer_of[array]] += 1
-        for size in layout.temporaries(node, name, taken, made):
-            temporaries.append(memory.allocate(size, made[0], now))
+        temporaries = [memory.allocate(size, made[0], now) for size in found.temporaries]
         own = buffer_of[made[0]]
-        kept = {buffer_of[a] for a in (*taken, *made[1:]) if buffer_of[a] not in (own, -1)}
-        for buffer in (*kept, *temporaries):
+        kept = {buffer_of[array] for array in (*taken, *made[1:])} - {own, -1}
+        held = [*kept, *temporaries]
+        for buffer in held:
             memory.holders[buffer] += 1
-        timeline.append(memory.live - baseline)
-        dispatched += (1 if shared else 2) + len(temporaries)
-        waiting.append((dispatched, [*kept, *temporaries]))
-        # The main thread waits for the oldest task once more than ten are under way.
-        done = max(done, dispatched // _DISPATCHES_PER_TASK - _MAX_ACTIVE_TASKS)
-        while waiting and waiting[0][0] <= done * _DISPATCHES_PER_TASK:
-            for buffer in waiting.popleft()[1]:
-                memory.release(buffer, now + 1)
+        live = memory.live - self.baseline + max(self.streams.scratch(), found.scratch)
+        self.streams.give(self._stream[node], found, held, now + 1)
+        users, stays = self.users, self.stays
         for array in taken:
             users[array] -= 1
         for array in (*dict.fromkeys(taken), *made):
             if users[array] == 0 and not stays[array] and buffer_of[array] >= 0:
                 memory.release(buffer_of[array], now + 1)
                 buffer_of[array] = -1
-    line = np.array(timeline, np.int64)
-    at = int(line.argmax()) if len(line) else -1
-    spans = zip(memory.owner, memory.size, memory.begin, memory.end, strict=True)
-    return Prediction(
-        graph=graph,
-        peak=max(int(line[at]), 0) if len(line) else 0,
-        baseline=baseline,
-        order=np.array(sequence, np.int32),
-        timeline=line,
-        at=at,
-        _spans=tuple(span for span in spans if span[2] >= 0),
-    )
+        return live
+
+    def _is_free(self, array: int) -> bool:
+        """``array::is_donatable``: nothing else needs the array, nor its buffer."""
+        buffer = self.buffer_of[array]
+        alone = buffer >= 0 and self.memory.holders[buffer] == 1
+        return alone and self.users[array] == 1 and not self.stays[array]
+
+    def _capacity(self, array: int) -> int:
+        buffer = self.buffer_of[array]
+        return self.memory.size[buffer] if buffer >= 0 else 0
+
+
+def _never(array: int) -> bool:
+    return False
