@@ -3,162 +3,56 @@
 ====================================  =====================================================
 primitive                             operations
 ====================================  =====================================================
-moves and views, collectives          0
+moves and views, collectives          0; Scatter and SliceUpdate that add: 1 per update
 element by element                    1 per element of the output; exp, sin, … count as 1 too
 fused by ``mx.compile``               1 per element and fused primitive, moves left out
 reductions, cumulative ones           1 per element of the input
-Softmax, LogSumExp                    5 per element of the input
-Matmul, QuantizedMatmul, GatherMM     2·m·n·k; AddMM 2 more per element of the output
+Softmax, LogSumExp, CrossEntropy      5 per element of the input; CrossEntropyVJP 4
+Matmul, QuantizedMatmul, GatherMM, …  2·m·n·k; AddMM 2 more per element of the output
 Convolution                           2·outputs·(weights per output channel)/input dilation
-Sort, Partition and their arguments   n·log2 n along the axis
+Sort, Partition and their arguments   n·log2 n along the axis; SearchSorted log2 n per output
 FFT                                   5·n·log2 n of all elements, half for real ones
+Hadamard                              n·log2 n along the last axis
 RMSNorm, LayerNorm                    4 and 8 per element; their VJPs twice that
 RoPE                                  6 per two elements
-ScaledDotProductAttention             4·outputs·keys and 5 per score; its VJP 2.5 times that
+ScaledDotProductAttention             2·(q + v)·scores and 5 per score, with q and v the widths
+                                      of a head, also of scores that a mask hides; its VJP 2.5
+                                      times that
+QR, LU, Cholesky, Inverse             2·(2mn² - 2n³/3), mn² - n³/3, n³/3 and 2n³, m ≥ n
+SVD                                   4m²n + 8mn² + 9n³; 4mn² - 4n³/3 without vectors
+Eigh, Eig                             9n³ and 25n³; 4n³/3 and 10n³ without vectors
+Quantize                              5 per weight, 2 to make numbers of integers again
+====================================  =====================================================
+
+Of complex numbers: 2 times as many element by element, 6 times for products of elements, 4 times
+for products of matrices, convolutions and linear algebra.
+
+====================================  =====================================================
+primitive                             bytes read and written
+====================================  =====================================================
+views, and copies not made            0; a reshape only where elements have to be moved
+Gather, GatherAxis, DynamicSlice      what is picked and the indices; the output
+GatherMM, GatherQMM                   the matrices that are picked, at most all
+Scatter, SliceUpdate, …               updates and indices; the updates; and all of the array
+                                      where others need it as it was, so that it is copied
+everything else                       each input once, of broadcast ones what is behind them
 ====================================  =====================================================
 """
 
 from __future__ import annotations
 
-import itertools
-import math
-import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.graph.given import check_graph
 from mlxbench_kernel.graph.model import COLLECTIVES, Graph, Sizes
-
-_VIEWS = frozenset(
-    [
-        "Transpose",
-        "Reshape",
-        "Flatten",
-        "Unflatten",
-        "Broadcast",
-        "BroadcastAxes",
-        "Slice",
-        "Squeeze",
-        "ExpandDims",
-        "Split",
-        "AsStrided",
-        "Copy",
-        "StopGradient",
-        "Depends",
-        "CustomTransforms",
-    ]
-)
-_MOVES = frozenset(
-    [
-        "AsType",
-        "View",
-        "Contiguous",
-        "Concatenate",
-        "Pad",
-        "Full",
-        "Arange",
-        "RandomBits",
-        "Gather",
-        "GatherAxis",
-        "Scatter",
-        "ScatterAxis",
-        "DynamicSlice",
-        "DynamicSliceUpdate",
-        "SliceUpdate",
-        "NumberOfElements",
-        "Load",
-    ]
-)
-_ELEMENTWISE = frozenset(
-    [
-        "Abs",
-        "Add",
-        "ArcCos",
-        "ArcCosh",
-        "ArcSin",
-        "ArcSinh",
-        "ArcTan",
-        "ArcTan2",
-        "ArcTanh",
-        "BitwiseAnd",
-        "BitwiseOr",
-        "BitwiseXor",
-        "LeftShift",
-        "RightShift",
-        "BitwiseInvert",
-        "Ceil",
-        "Cos",
-        "Cosh",
-        "Conjugate",
-        "Divide",
-        "DivMod",
-        "Remainder",
-        "Equal",
-        "NaNEqual",
-        "Erf",
-        "ErfInv",
-        "Exp",
-        "Expm1",
-        "Floor",
-        "Greater",
-        "GreaterEqual",
-        "Imag",
-        "Less",
-        "LessEqual",
-        "Log",
-        "Log2",
-        "Log10",
-        "Log1p",
-        "LogicalNot",
-        "LogicalAnd",
-        "LogicalOr",
-        "LogAddExp",
-        "Maximum",
-        "Minimum",
-        "Multiply",
-        "Negative",
-        "NotEqual",
-        "Power",
-        "Real",
-        "Round",
-        "Rsqrt",
-        "Select",
-        "Sigmoid",
-        "Sign",
-        "Sin",
-        "Sinh",
-        "Sqrt",
-        "Square",
-        "Subtract",
-        "Tan",
-        "Tanh",
-    ]
-)
-_REDUCTIONS = frozenset(
-    [
-        "Sum",
-        "Prod",
-        "Max",
-        "Min",
-        "And",
-        "Or",
-        "ArgReduce",
-        "ArgMax",
-        "ArgMin",
-        "CumSum",
-        "CumProd",
-        "CumMax",
-        "CumMin",
-        "CumLogaddexp",
-    ]
-)
-_PER_ELEMENT = {
-    "Softmax": 5.0, "LogSumExp": 5.0, "RMSNorm": 4.0, "LayerNorm": 8.0,
-    "RMSNormVJP": 8.0, "LayerNormVJP": 16.0, "RoPE": 3.0,
-}  # fmt: skip
-_SORTS = frozenset(("Sort", "ArgSort", "Partition", "ArgPartition"))
+from mlxbench_kernel.graph.operations import MOVES, Operands, operations
+from mlxbench_kernel.graph.traffic import Traffic
+from mlxbench_kernel.units import format_bytes, quantity
 
 
 @dataclass(frozen=True)
@@ -168,9 +62,11 @@ class Cost:
     Attributes
     ----------
     flops, read, written, wire : int64 [nodes]
-        Operations, bytes read and written, and bytes that collectives send.
+        Operations, bytes read and written, and bytes that are given to collectives to send.
     unknown
         Names of primitives without a rule; their operations are not in `flops`.
+    uncounted : dict of int to str
+        The nodes that these are, by their number; of sums over groups empty.
     """
 
     flops: Sizes
@@ -178,6 +74,7 @@ class Cost:
     written: Sizes
     wire: Sizes
     unknown: tuple[str, ...]
+    uncounted: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def intensity(self) -> NDArray[np.float64]:
@@ -190,6 +87,31 @@ class Cost:
         """Sums over all nodes."""
         each = {"flops": self.flops, "read": self.read, "written": self.written, "wire": self.wire}
         return {name: int(values.sum()) for name, values in each.items()}
+
+    def left_out(self, nodes: Iterable[int] | None = None) -> str:
+        """What `flops` do not have in them: "no FLOPs known of: MyKernel"; "" for nothing.
+
+        Parameters
+        ----------
+        nodes
+            Those that are looked at; all of them by default.
+        """
+        names: Iterable[str] = self.unknown
+        if nodes is not None:
+            names = dict.fromkeys(self.uncounted[n] for n in nodes if n in self.uncounted)
+        named = ", ".join(names)
+        return f"no FLOPs known of: {named}" if named else ""
+
+    def __str__(self) -> str:
+        """One line of totals, with what is not in them."""
+        total = self.totals
+        moved = total["read"] + total["written"]
+        line = f"{quantity(total['flops'])}FLOP, {format_bytes(moved)} moved"
+        if moved:
+            line += f" ({total['flops'] / moved:.2g} FLOP/byte)"
+        if total["wire"]:
+            line += f", {format_bytes(total['wire'])} to send"
+        return "; ".join(part for part in (line, self.left_out()) if part)
 
     def by(self, groups: NDArray[np.integer], count: int) -> Cost:
         """Sums per group: ``groups`` has a number below ``count`` for each node."""
@@ -211,83 +133,59 @@ class Cost:
 def cost(graph: Graph) -> Cost:
     """Count operations and bytes of every node.
 
+    Parameters
+    ----------
+    graph
+        As `capture` or `read` gives it.
+
     Raises
     ------
     UsageError
-        If shapes are not known (`Graph.complete` is False).
+        It is no graph, or its shapes are not known (`Graph.complete` is False).
     """
+    check_graph("cost", graph)
     if not graph.complete:
         raise UsageError(
             "this graph has no shapes, so it cannot be costed: install a C++ compiler and "
             "capture it again"
         )
-    starts = graph.shape_start.tolist()
-    extents = graph.extents.tolist()
-    shapes = [extents[a:b] for a, b in itertools.pairwise(starts)]
-    sizes = [math.prod(shape) for shape in shapes]
-    real = graph.nbytes.tolist()
-    flops, read, written, wire = (np.zeros(graph.nodes, np.int64) for _ in range(4))
-    unknown: dict[str, None] = {}
+    traffic = Traffic(graph)
+    shapes, sizes = traffic.layout.shape, traffic.layout.size
+    flops, read, written, wire = ([0] * graph.nodes for _ in range(4))
+    uncounted: dict[int, str] = {}
     inputs, first = graph.inputs.tolist(), graph.input_start.tolist()
-    made_from = graph.output_start.tolist()
+    made_from, texts = graph.output_start.tolist(), graph.arguments.tolist()
+    complex_ = {number for number, name in enumerate(graph.dtypes) if name.startswith("complex")}
+    dtype = graph.dtype.tolist() if complex_ else []
     for node, number in enumerate(graph.primitive.tolist()):
         if number == 0:
             continue
-        name = graph.primitives[number]
+        name, text = graph.primitives[number], graph.texts[texts[node]]
         taken = inputs[first[node] : first[node + 1]]
-        made = range(made_from[node], made_from[node + 1])
-        if name in _VIEWS:
-            for array in made if taken else ():
-                real[array] = min(real[array], real[taken[0]])
-            continue
-        read[node] = sum(real[array] for array in dict.fromkeys(taken))
-        written[node] = sum(real[array] for array in made)
+        made = list(range(made_from[node], made_from[node + 1]))
+        read[node], written[node] = traffic.of(node, name, text, taken, made)
         if name in COLLECTIVES:
-            wire[node] = sum(real[array] for array in taken)
+            wire[node] = read[node]
         elif node in graph.fused:
-            inside = [each for each in graph.fused[node] if each not in _VIEWS | _MOVES]
+            inside = [each for each in graph.fused[node] if each.partition(" ")[0] not in MOVES]
             flops[node] = len(inside) * max(sizes[array] for array in made)
-        elif name in _ELEMENTWISE:
-            flops[node] = sum(sizes[array] for array in made)
-        elif name not in _MOVES:
-            given, out = [shapes[array] for array in taken], shapes[made[0]]
-            count = _operations(name, graph.arguments_text(node), given, out)
+        else:
+            given = Operands(
+                [shapes[array] for array in taken],
+                [shapes[array] for array in made],
+                text,
+                [sizes[array] for array in made],
+            )
+            parts = bool(complex_) and any(dtype[array] in complex_ for array in (*taken, *made))
+            count = operations(name, given, parts)
             if count is None:
-                unknown[name] = None
+                uncounted[node] = name
             flops[node] = count or 0
-    return Cost(flops, read, written, wire, tuple(unknown))
-
-
-def _operations(name: str, text: str, given: list[list[int]], out: list[int]) -> int | None:
-    """Operations of one primitive of these shapes; None where there is no rule."""
-    outputs = math.prod(out)
-    elements = math.prod(given[0]) if given else 0
-    if name in ("Matmul", "GatherMM", "QuantizedMatmul", "GatherQMM"):
-        return 2 * outputs * given[0][-1]
-    if name == "AddMM":
-        return 2 * outputs * given[0][-1] + 2 * outputs
-    if name == "Convolution":
-        dilation = re.search(r"input_dilation=\[([\d, ]+)\]", text)
-        spread = math.prod(map(int, dilation[1].split(","))) if dilation else 1
-        return 2 * outputs * math.prod(given[1][1:]) // spread
-    if name in _REDUCTIONS:
-        return elements
-    if name.startswith("Scatter"):  # with a reduction: "Scatter Sum"
-        return math.prod(given[-1])
-    if name in _PER_ELEMENT:
-        return int(_PER_ELEMENT[name] * elements)
-    if name in _SORTS:
-        axis = re.search(r"axis=(-?\d+)", text)
-        return int(elements * math.log2(max(given[0][int(axis[1]) if axis else -1], 2)))
-    if name == "FFT":
-        axes = re.search(r"axes=\[([\d, ]+)\]", text)
-        whole = given[0] if elements >= outputs else out
-        length = math.prod(whole[int(a)] for a in axes[1].split(",")) if axes else whole[-1]
-        count = 5 * math.prod(whole) * math.log2(max(length, 2))
-        return int(count / 2 if "real=true" in text else count)
-    if name.startswith("ScaledDotProductAttention"):
-        keys, width = given[1][-2], given[0][-1]
-        scores = elements // max(width, 1) * keys
-        forward = scores * (4 * width + 5)
-        return forward * 5 // 2 if name.endswith("VJP") else forward
-    return None
+    return Cost(
+        np.array(flops, np.int64),
+        np.array(read, np.int64),
+        np.array(written, np.int64),
+        np.array(wire, np.int64),
+        tuple(dict.fromkeys(uncounted.values())),
+        uncounted,
+    )

@@ -317,7 +317,10 @@ class Explorer:
 
 def _cost_rows(found: Cost, nodes: NDArray[np.integer]) -> Rows:
     flops, moved = int(found.flops[nodes].sum()), int((found.read + found.written)[nodes].sum())
-    rows = [("FLOPs", quantity(flops).strip()), ("memory traffic", format_bytes(moved))]
+    said, left_out = quantity(flops).strip(), found.left_out(nodes.tolist())
+    if left_out:
+        said = f"{said}; {left_out}" if flops else left_out
+    rows = [("FLOPs", said), ("memory traffic", format_bytes(moved))]
     if flops and moved:
         rows.append(("intensity", f"{flops / moved:.2g} FLOP/byte"))
     return rows
