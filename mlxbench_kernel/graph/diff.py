@@ -14,6 +14,8 @@ from mlxbench_kernel.graph.collective_order import (
     first_collective_difference,
 )
 from mlxbench_kernel.graph.exports import line_of
+from mlxbench_kernel.graph.given import check_graph
+from mlxbench_kernel.graph.input_names import comparable_names
 from mlxbench_kernel.graph.matching import Fingerprints, Matching, partners
 from mlxbench_kernel.graph.merging import State, merge
 from mlxbench_kernel.graph.model import Graph, Indices
@@ -29,6 +31,7 @@ __all__ = [
 ]
 
 MOST = 100  # lines of each sort in a text
+MOST_INPUTS = 6  # named in a line
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class Change:
     before, after
         Its numbers in the first graph and in the second one.
     what
-        Of ``shape``, ``dtype``, ``arguments``, ``fused`` and ``inputs`` those that differ.
+        Of ``shape``, ``dtype``, ``arguments``, ``fused``, ``name`` and ``inputs`` those that
+        differ: of an input its name, of the others what they take, or in which order.
     """
 
     before: int
@@ -120,9 +124,35 @@ class GraphDiff:
             parts.append(f"was {self.a.arguments_text(change.before) or 'without arguments'}")
         if "fused" in change.what:
             parts.append(f"was {', '.join(self.a.fused.get(change.before, ())) or 'not fused'}")
+        if "name" in change.what:
+            parts.append(f"was {self.a.name(change.before)}")
         if "inputs" in change.what:
-            parts.append("other inputs")
+            parts.append(self._other_inputs(change))
         return "; ".join(parts)
+
+    def _other_inputs(self, change: Change) -> str:
+        """As ``takes y, x instead of x, y``: those inputs that are others."""
+        before = self.a.inputs_of(change.before).tolist()
+        after = self.b.inputs_of(change.after).tolist()
+        if len(before) == len(after):
+            pairs = [
+                (old, new)
+                for old, new in zip(before, after, strict=True)
+                if self._partners.get(int(self.a.node[old])) != int(self.b.node[new])
+                or _place(self.a, old) != _place(self.b, new)
+            ]
+            before, after = [old for old, _ in pairs], [new for _, new in pairs]
+        texts = [
+            ", ".join(_called(graph, array) for array in arrays[:MOST_INPUTS])
+            + (" …" if len(arrays) > MOST_INPUTS else "")
+            for graph, arrays in ((self.b, after), (self.a, before))
+        ]
+        return f"takes {texts[0] or 'nothing'} instead of {texts[1] or 'nothing'}"
+
+    @cached_property
+    def _partners(self) -> dict[int, int]:
+        """Of nodes of `a` those of `b`."""
+        return dict(self.pairs.tolist())
 
     def merged(self) -> tuple[Graph, NDArray[np.int8]]:
         """Both graphs in one, and a `State` for each of its nodes, for one view of both.
@@ -142,19 +172,30 @@ class GraphDiff:
 
 
 def diff(a: Graph, b: Graph) -> GraphDiff:
-    """Compare two graphs by their structure; ids of MLX and values play no part.
+    """Compare two graphs by names of inputs and structure; ids of MLX and values play no part.
 
-    Nodes are paired if all around them is equal; then if all above or below them is; then without
-    shapes and arguments; then by what they stand next to; and last by module and order.
+    Inputs of the same name are the same. Nodes are paired if all around them is equal; then if
+    all above or below them is; then whatever inputs they take; then without shapes and arguments;
+    then by what they stand next to; and last by module and order. A node that takes other inputs
+    than its partner, or the same ones in another order, has changed.
 
     Parameters
     ----------
     a, b
         Before and after, or of two ranks. If one of them was read without the native module,
         only primitives and edges are compared.
+
+    Raises
+    ------
+    UsageError
+        One of them is no graph.
     """
+    check_graph("diff", a, b)
     known = a.complete and b.complete
-    sides = Fingerprints(a, known), Fingerprints(b, known)
+    of_a, of_b = comparable_names(a, b)
+    if not (of_a and of_b):  # names of one side alone say nothing
+        of_a = of_b = {}
+    sides = Fingerprints(a, known, of_a), Fingerprints(b, known, of_b)
     matching = Matching(*sides)
     pairs = partners(matching)
     return GraphDiff(
@@ -178,6 +219,8 @@ def _changes(
         for what, of in (("shape", _shapes), ("dtype", _dtypes), ("arguments", _arguments)):
             differs[what] = of(a.graph)[before] != of(b.graph)[after]
     differs["fused"] = a.bare[before] != b.bare[after]
+    one, other = a.called[before], b.called[after]
+    differs["name"] = (one != 0) & (other != 0) & (one != other)
     differs["inputs"] = _rewired(sides, matching)[after]
     found = np.flatnonzero(np.logical_or.reduce(list(differs.values())))
     return tuple(
@@ -248,6 +291,21 @@ def _outputs_differ(a: Graph, b: Graph, matching: Matching) -> bool:
     parted = matching.of_a[node_a] != node_b
     parted |= a.outputs - a.output_start[node_a] != b.outputs - b.output_start[node_b]
     return bool((both & parted).any())
+
+
+def _called(graph: Graph, array: int) -> str:
+    """What an array is called, or what it is the result of, as ``Matmul (%4) in q``."""
+    node = int(graph.node[array])
+    if name := graph.names.get(array, ""):
+        return name
+    place = graph.scopes[int(graph.scope[node])].path
+    text = f"{graph.label(node)} (%{node})"
+    return f"{text} in {place}" if place else text
+
+
+def _place(graph: Graph, array: int) -> int:
+    """Which of its node's outputs an array is."""
+    return array - int(graph.output_start[graph.node[array]])
 
 
 def _rest(count: int, most: int, sign: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Which node of one graph is which of another: by structure, never by MLX's ids."""
+"""Which node of one graph is which of another: by names of inputs and structure, not MLX's ids."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxbench_kernel.graph.input_names import Names
 from mlxbench_kernel.graph.model import Graph, Indices
 from mlxbench_kernel.graph.structure import (
     Hashes,
@@ -28,7 +29,7 @@ class Fingerprints:
 
     ``up`` covers everything that a node is computed from, ``down`` everything that is computed
     from it (Weisfeiler and Lehman's colouring, complete in one pass as the graph has no circles).
-    ``bare`` ones leave out shapes, dtypes and arguments.
+    ``bare`` ones leave out shapes, dtypes and arguments, ``plain`` ones what inputs are called.
 
     Parameters
     ----------
@@ -36,11 +37,29 @@ class Fingerprints:
         Any graph.
     known
         Whether shapes and dtypes are to count.
+    names : dict of int to str
+        What its inputs are called, by node.
     """
 
-    def __init__(self, graph: Graph, known: bool) -> None:
+    def __init__(self, graph: Graph, known: bool, names: Names) -> None:
         self.graph = graph
         self.known = known
+        self.names = names
+
+    @cached_property
+    def called(self) -> Hashes:
+        """Of the names of inputs; 0 where there is none. uint64 [nodes]"""
+        result = np.zeros(self.graph.nodes, np.uint64)
+        result[list(self.names)] = text_hashes(self.names.values())
+        return result
+
+    @cached_property
+    def labelled(self) -> Hashes:
+        """Of the names of results; 0 where there is none. uint64 [nodes]"""
+        result = np.zeros(self.graph.nodes, np.uint64)
+        result[self.graph.node[list(self.graph.names)]] = text_hashes(self.graph.names.values())
+        result[self.graph.primitive == 0] = 0
+        return result
 
     @cached_property
     def own(self) -> Hashes:
@@ -60,6 +79,12 @@ class Fingerprints:
 
     @cached_property
     def up(self) -> Hashes:
+        if not self.names:
+            return self.plain_up
+        return upward(self.graph, self.own ^ self.called)
+
+    @cached_property
+    def plain_up(self) -> Hashes:
         return upward(self.graph, self.own)
 
     @cached_property
@@ -68,7 +93,7 @@ class Fingerprints:
 
     @cached_property
     def bare_up(self) -> Hashes:
-        return upward(self.graph, self.bare)
+        return upward(self.graph, self.bare ^ self.called)
 
     @cached_property
     def bare_down(self) -> Hashes:
@@ -131,10 +156,15 @@ class Matching:
     def _find(self) -> None:
         self._pair(lambda side: joined(joined(side.up, side.down), side.place))
         self._pair(lambda side: joined(side.up, side.down))
-        self._pair(_names, among=_named)
-        # Constants look all alike: the nodes that take them tell which is which.
+        self._pair(lambda side: side.called, among=_named)
+        self._pair(lambda side: joined(side.own, side.labelled), among=_labelled)
+        # Constants look all alike: the nodes that take them tell which is which. After names have
+        # had their say, the same structure with other inputs is the same node, changed.
         passes: tuple[tuple[Callable[[Fingerprints], Hashes], bool], ...] = (
             (lambda side: side.up, False),
+            (lambda side: joined(joined(side.plain_up, side.down), side.place), True),
+            (lambda side: joined(side.plain_up, side.down), True),
+            (lambda side: side.plain_up, False),
             (lambda side: side.down, True),
             (lambda side: joined(joined(side.bare_up, side.bare_down), side.place), True),
             (lambda side: side.bare_up, False),
@@ -158,7 +188,7 @@ class Matching:
         self,
         key: Callable[[Fingerprints], Hashes],
         strict: bool = True,
-        among: Callable[[Graph], NDArray[np.bool_]] | None = None,
+        among: Callable[[Fingerprints], NDArray[np.bool_]] | None = None,
     ) -> None:
         """Pair nodes with equal keys in their order; if `strict`, only where both have as many."""
         if not self._left():
@@ -167,7 +197,7 @@ class Matching:
         for side, partner in ((self.a, self.of_a), (self.b, self.of_b)):
             free = partner < 0
             if among is not None:
-                free &= among(side.graph)
+                free &= among(side)
             nodes = np.flatnonzero(free)
             keys = key(side)[nodes]
             order = np.argsort(keys, kind="stable")
@@ -202,16 +232,23 @@ class Matching:
                 of_a[one], of_b[other] = other, one
                 todo.append(one)
 
-        while todo:
-            one = todo.popleft()
-            other = of_a[one]
-            above_a, above_b = near_a.sources_of(one), near_b.sources_of(other)
-            if len(above_a) == len(above_b):
-                for pair in zip(above_a, above_b, strict=True):
-                    take(*pair)
-            free_a = [node for node in near_a.users_of(one) if of_a[node] < 0]
-            free_b = [node for node in near_b.users_of(other) if of_b[node] < 0]
-            if len(free_a) == len(free_b):  # otherwise it is not clear which is which
+        # What a node takes stands at its place in the call; what takes it does not, so that is
+        # looked at when nothing else is left.
+        later = deque[int]()
+        while todo or later:
+            if todo:
+                one = todo.popleft()
+                later.append(one)
+                above_a, above_b = near_a.sources_of(one), near_b.sources_of(of_a[one])
+                if len(above_a) == len(above_b):
+                    for pair in zip(above_a, above_b, strict=True):
+                        take(*pair)
+                continue
+            one = later.popleft()
+            below_a, below_b = near_a.users_of(one), near_b.users_of(of_a[one])
+            free_a = [node for node in below_a if of_a[node] < 0]
+            free_b = [node for node in below_b if of_b[node] < 0]
+            if len(below_a) == len(below_b) and len(free_a) == len(free_b):
                 for pair in zip(free_a, free_b, strict=True):
                     take(*pair)
         self.of_a, self.of_b = np.array(of_a, np.int32), np.array(of_b, np.int32)
@@ -238,24 +275,19 @@ class _Neighbours:
         return users
 
 
-def _computed(graph: Graph) -> NDArray[np.bool_]:
+def _computed(side: Fingerprints) -> NDArray[np.bool_]:
     """All but inputs. bool [nodes]"""
-    return np.asarray(graph.primitive != 0)
+    return np.asarray(side.graph.primitive != 0)
 
 
-def _named(graph: Graph) -> NDArray[np.bool_]:
+def _labelled(side: Fingerprints) -> NDArray[np.bool_]:
+    """Computed nodes that the user has a name for. bool [nodes]"""
+    return np.asarray(side.labelled != 0)
+
+
+def _named(side: Fingerprints) -> NDArray[np.bool_]:
     """Inputs that the user has a name for. bool [nodes]"""
-    result = np.zeros(graph.nodes, np.bool_)
-    result[graph.node[list(graph.names)]] = True
-    inputs: NDArray[np.bool_] = result & (graph.primitive == 0)
-    return inputs
-
-
-def _names(side: Fingerprints) -> Hashes:
-    """Of the user's names. uint64 [nodes]"""
-    result = np.zeros(side.graph.nodes, np.uint64)
-    result[side.graph.node[list(side.graph.names)]] = text_hashes(side.graph.names.values())
-    return result
+    return np.asarray(side.called != 0)
 
 
 def partners(matching: Matching) -> NDArray[np.int32]:

@@ -60,6 +60,95 @@ def test_another_operation_is_added_and_removed() -> None:
     assert (states != 0).sum() == len(found.added) + len(found.removed) + len(found.changed)
 
 
+def ready(*shape: int) -> mx.array:
+    array = mx.ones(shape)
+    mx.eval(array)
+    return array
+
+
+def test_arguments_in_another_order_are_a_change() -> None:
+    x, y = ready(2, 8), ready(2, 8)
+    for one, other in (
+        (lambda a, b: a - b, lambda a, b: b - a),
+        (lambda a, b: mx.where(a > b, a, b), lambda a, b: mx.where(a > b, b, a)),
+        (lambda a, b: mx.concatenate([a, b]), lambda a, b: mx.concatenate([b, a])),
+    ):
+        found = diff(capture(one, x, y), capture(other, x, y))
+        assert not found.equal and found.summary == "1 changed (inputs)"
+        assert diff(capture(one, x, y), capture(one, y, x)).equal  # the same names, other ids
+    said = diff(capture(lambda a, b: a - b, x, y), capture(lambda a, b: b - a, x, y)).text()
+    assert said.endswith("[takes b, a instead of a, b]")
+
+
+class Scores(nn.Module):
+    def __init__(self, swapped: bool = False) -> None:
+        super().__init__()
+        self.q, self.k = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
+        self.swapped = swapped
+        mx.eval(self.parameters())
+
+    def __call__(self, x: mx.array) -> mx.array:
+        q, k = self.q(x), self.k(x)
+        return k @ q.T if self.swapped else q @ k.T
+
+
+def test_an_attention_with_q_and_k_swapped_is_changed_where_they_meet() -> None:
+    x = ready(2, 8)
+    a, b = capture(Scores(), x), capture(Scores(swapped=True), x)
+    found = diff(a, b)
+    assert found.summary == "2 changed (inputs)"
+    assert "in q" in found.text() and "instead of Matmul" in found.text()
+    assert {b.scopes[b.scope[change.after]].path for change in found.changed} == {""}
+    assert diff(a, capture(Scores(), x)).equal
+    wider = diff(a, capture(Scores(), ready(3, 8)))
+    assert "inputs" not in wider.summary and not len(wider.added)
+
+
+def test_another_input_in_its_place_is_named() -> None:
+    x, y, z = ready(2, 8), ready(2, 8), ready(2, 8)
+    names = {"x": x, "y": y, "z": z}
+    found = diff(capture(mx.sin(x) - y, namespace=names), capture(mx.sin(x) - z, namespace=names))
+    assert found.summary == "1 changed (name)"
+    assert "= z float32 [2, 8]  [was y]" in found.text()
+    # Without names there is nothing but structure to go by.
+    assert diff(capture(mx.sin(x) - y), capture(mx.sin(x) - z)).equal
+    assert diff(capture(mx.sin(x) - y), capture(mx.sin(x) - z, namespace=names)).equal
+
+
+def test_a_model_in_another_variable_is_the_same_model() -> None:
+    x, one, other = ready(2, 8), Scores(), Scores()
+    names = {"one": one, "other": other, "x": x}
+    a = capture(lambda x: one(x), x, namespace=names)
+    b = capture(lambda x: other(x), x, namespace=names)
+    assert "one.q.weight" in a.names.values() and "other.q.weight" in b.names.values()
+    assert diff(a, b).equal
+
+
+def test_compiled_with_names_is_no_other_than_without() -> None:
+    x, y = ready(3), ready(3)
+
+    def function(x: mx.array, y: mx.array) -> mx.array:
+        return mx.exp(x) * 2 - y
+
+    compiled = mx.compile(function)
+    found = diff(capture(compiled, x, y, compiled=False), capture(compiled, x, y))
+    assert not found.changed and len(found.added) == 1
+
+
+def test_a_layer_more_leaves_the_others_as_they_were() -> None:
+    a, b = training_graph(small_llama(4)), training_graph(small_llama(5))
+    found = diff(a, b)
+    assert len(found.added) == b.nodes - a.nodes and not len(found.removed)
+    # What stood before the layer and what stands after it now take what it gives, and few others.
+    assert len(found.changed) < 10
+
+
+def test_what_is_no_graph_is_refused() -> None:
+    x = ready(3)
+    with pytest.raises(UsageError, match="diff takes a graph, not an array"):
+        diff(capture(mx.sin(x)), mx.sin(x))  # type: ignore[arg-type]
+
+
 def test_what_mx_compile_has_fused() -> None:
     function = mx.compile(lambda a: mx.exp(a) * 2 + 1)
     x = mx.ones(3)
