@@ -7,8 +7,15 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxbench_kernel.graph.collective_order import collectives, first_collective_difference
+from mlxbench_kernel.graph.collective_order import (
+    collectives,
+    crossed,
+    difference_of,
+    of_all_ranks,
+    with_messages,
+)
 from mlxbench_kernel.graph.diff import diff
+from mlxbench_kernel.graph.messages import message_fault
 from mlxbench_kernel.graph.model import Graph
 
 
@@ -16,6 +23,10 @@ def agreement(
     graphs: Mapping[int, Graph],
 ) -> tuple[str, tuple[Graph, NDArray[np.int8]] | None]:
     """Compare the graphs of ranks with that of the first one.
+
+    The collectives of each rank are put in the order in which MLX would evaluate the outputs of
+    its graph. Those in which all take part have to be the same, in the same order; sends and
+    receives have to find one another, see `messages.message_fault` for what is not known of them.
 
     Parameters
     ----------
@@ -28,28 +39,44 @@ def agreement(
         One line: that they agree, or where the first difference is; "" for a single rank. Ranks
         whose collectives differ would wait for one another: that is said first.
     merged
-        Where they differ, both graphs in one with a `State` of each node, as `GraphDiff.merged`
-        gives them; None where they agree.
+        Where the graphs differ, both in one with a `State` of each node, as `GraphDiff.merged`
+        gives them; None where they are equal.
     """
     first, *others = graphs
     if not others:
         return "", None
     found = {rank: diff(graphs[first], graphs[rank]) for rank in others}
     different = [rank for rank in others if not found[rank].equal]
-    count = len(collectives(graphs[first]))
+    merged = found[different[0]].merged() if different else None
+    if trouble := _trouble(graphs):
+        return f"the ranks do not agree: {trouble}", merged
     if not different:
         ranks = ", ".join(map(str, graphs))
-        nodes = graphs[first].nodes
+        nodes, count = graphs[first].nodes, len(collectives(graphs[first]))
         said = f"{count:,} collective{'' if count == 1 else 's'}"
         return f"ranks {ranks} agree: {nodes:,} nodes, {said}", None
     rank = different[0]
-    merged, states = found[rank].merged()
-    labels = (f"rank {first}", f"rank {rank}")
-    for other in different:
-        apart = first_collective_difference(
-            graphs[first], graphs[other], (f"rank {first}", f"rank {other}")
-        )
-        if apart is not None:
-            return f"the ranks do not agree: {apart.text}", (merged, states)
-    said = f"{labels[0]} and {labels[1]} differ: {found[rank].summary}; their collectives agree"
-    return said, (merged, states)
+    said = f"rank {first} and rank {rank} differ: {found[rank].summary}; their collectives agree"
+    return said, merged
+
+
+def _trouble(graphs: Mapping[int, Graph]) -> str:
+    """Where ranks would wait for one another, or take for their own what is another's; or ""."""
+    first, *others = graphs
+    sequences = {rank: with_messages(graph) for rank, graph in graphs.items()}
+    of_all = {rank: of_all_ranks(graphs[rank], nodes) for rank, nodes in sequences.items()}
+    known = all(graph.complete for graph in graphs.values())
+    for look in (difference_of, crossed):
+        for other in others:
+            apart = look(
+                graphs[first],
+                of_all[first],
+                graphs[other],
+                of_all[other],
+                (f"rank {first}", f"rank {other}"),
+            )
+            if apart is not None:
+                return apart.text
+        if look is difference_of and known and (fault := message_fault(graphs, sequences)):
+            return fault.text
+    return ""

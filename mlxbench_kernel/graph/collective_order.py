@@ -1,12 +1,19 @@
-"""Where two ranks call different collectives: from there they wait for each other for ever."""
+"""The collectives of ranks, in order, and where those of two ranks are not the same.
+
+The order is that in which MLX evaluates the outputs of a graph, as they were given: `peak.order`.
+All collectives are taken to be on one stream, as MLX puts them unless told otherwise.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
 import numpy as np
 
+from mlxbench_kernel.graph.input_names import comparable_names
+from mlxbench_kernel.graph.matching import Fingerprints
 from mlxbench_kernel.graph.model import COLLECTIVES, Graph
 from mlxbench_kernel.graph.peak import order
 
@@ -54,8 +61,14 @@ def first_collective_difference(
     CollectiveDifference or None
         None where all collectives agree.
     """
-    pairs = zip_longest(*(collectives(each, numbered) for each in (a, b)))
-    for index, (one, other) in enumerate(pairs):
+    return difference_of(a, collectives(a, numbered), b, collectives(b, numbered), labels)
+
+
+def difference_of(
+    a: Graph, of_a: Sequence[int], b: Graph, of_b: Sequence[int], labels: tuple[str, str]
+) -> CollectiveDifference | None:
+    """As `first_collective_difference`, of collectives that are known already."""
+    for index, (one, other) in enumerate(zip_longest(of_a, of_b)):
         if _same(a, one, b, other):
             continue
         told = [
@@ -64,6 +77,40 @@ def first_collective_difference(
         ]
         text = f"collective {index + 1} differs: {'; '.join(told)}"
         return CollectiveDifference(index, one, other, text)
+    return None
+
+
+def crossed(
+    a: Graph, of_a: Sequence[int], b: Graph, of_b: Sequence[int], labels: tuple[str, str]
+) -> CollectiveDifference | None:
+    """Where two ranks evaluate the same collectives in another order, although they look alike.
+
+    Nobody waits for ever, but what is summed up is not what was meant. Which collective is which
+    is told from what it is computed from and the names of inputs; of those for which nothing is
+    the same on the other rank, nothing is said.
+
+    Parameters
+    ----------
+    a, b, labels
+        As for `first_collective_difference`.
+    of_a, of_b : sequence of int
+        Their collectives, of which `first_collective_difference` finds no difference.
+    """
+    known = a.complete and b.complete
+    names = comparable_names(a, b)
+    keys = [
+        Fingerprints(graph, known, each).up[list(nodes)].tolist()
+        for graph, nodes, each in ((a, of_a, names[0]), (b, of_b, names[1]))
+    ]
+    for index, (one, other) in enumerate(zip(*keys, strict=False)):
+        if one == other or one not in keys[1] or other not in keys[0]:
+            continue
+        what, place = _line(a, of_a[index], whole=True), keys[1].index(one)
+        text = (
+            f"collective {index + 1} of {labels[0]}, {what}, is collective {place + 1} of "
+            f"{labels[1]}: have them evaluated in the same order on all ranks"
+        )
+        return CollectiveDifference(index, of_a[index], of_b[index], text)
     return None
 
 
@@ -78,9 +125,22 @@ def collectives(graph: Graph, numbered: bool = False) -> list[int]:
         In the order of their numbers, in which `profile` and `first_nonfinite` evaluate; else in
         that in which MLX does (`peak.order`).
     """
-    wanted = [COLLECTIVES.get(name, "send") not in _ONE_TO_ONE for name in graph.primitives]
-    found = set(np.flatnonzero(np.array(wanted, np.bool_)[graph.primitive]).tolist())
-    return sorted(found) if numbered else [node for node in order(graph) if node in found]
+    return of_all_ranks(graph, with_messages(graph, numbered))
+
+
+def of_all_ranks(graph: Graph, nodes: Sequence[int]) -> list[int]:
+    """Of `with_messages` those that are no messages from one rank to another."""
+    return [node for node in nodes if graph.collective(node) not in _ONE_TO_ONE]
+
+
+def with_messages(graph: Graph, numbered: bool = False) -> list[int]:
+    """As `collectives`, with sends and receives between them."""
+    wanted = np.array([name in COLLECTIVES for name in graph.primitives], np.bool_)
+    found = np.flatnonzero(wanted[graph.primitive]).tolist()
+    if numbered or not found:
+        return found
+    chosen = set(found)
+    return [node for node in order(graph) if node in chosen]
 
 
 def _same(a: Graph, one: int | None, b: Graph, other: int | None) -> bool:
@@ -95,10 +155,20 @@ def _sizes(graph: Graph, node: int) -> list[str]:
     ]
 
 
-def _line(graph: Graph, node: int | None) -> str:
+def _line(graph: Graph, node: int | None, whole: bool = False) -> str:
+    """A collective with what it takes; `whole` says what that is the result of, too."""
     if node is None:
         return "none"
-    taken = ", ".join(graph.describe(int(array)) for array in graph.inputs_of(node))
+    taken = ", ".join(
+        f"{_made_by(graph, int(array))} {graph.describe(int(array))}".strip()
+        if whole
+        else graph.describe(int(array))
+        for array in graph.inputs_of(node)
+    )
     place = graph.scopes[int(graph.scope[node])].path
     line = f"{graph.collective(node)} of {taken}" if taken else graph.collective(node)
     return f"{line} in {place}" if place else line
+
+
+def _made_by(graph: Graph, array: int) -> str:
+    return graph.names.get(array, "") or graph.label(int(graph.node[array]))
