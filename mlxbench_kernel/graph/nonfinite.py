@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxbench_kernel.graph.capture import named
+from mlxbench_kernel.graph.given import given_arrays, on_own_thread
 from mlxbench_kernel.graph.model import Graph
 from mlxbench_kernel.graph.profile import collectives_of, graph_of, replayed
 
@@ -91,7 +92,7 @@ class NonFinite:
 
 
 def first_nonfinite(
-    outputs: Sequence[mx.array] | mx.array,
+    outputs: Any,
     graph: Graph | None = None,
     collectives: bool = True,
 ) -> NonFinite | None:
@@ -104,7 +105,8 @@ def first_nonfinite(
     Parameters
     ----------
     outputs
-        Lazy arrays, as a loss and gradients.
+        Lazy arrays, as a loss and gradients: one, or any nesting of lists, dicts and modules that
+        holds some.
     graph
         Their graph with names and scopes, as a capture has it; by default with those that the
         variables of the calling cell, or module, give.
@@ -122,7 +124,8 @@ def first_nonfinite(
     Raises
     ------
     UsageError
-        There is no native module, no array, or the graph is another one.
+        There is no native module, no array, the graph is another one, or the arrays belong to
+        another thread.
 
     Examples
     --------
@@ -130,7 +133,7 @@ def first_nonfinite(
 
     >>> print(rank, first_nonfinite(loss))
     """
-    arrays = [outputs] if isinstance(outputs, mx.array) else list(outputs)
+    arrays = given_arrays("first_nonfinite", outputs)
     if graph is None:
         graph = named(graph_of(arrays, None), sys._getframe(1).f_globals)
     return traced(arrays, graph, collectives).found
@@ -156,7 +159,8 @@ def traced(outputs: Sequence[mx.array], graph: Graph | None, collectives: bool) 
     """As `first_nonfinite`, with what it takes to follow NaN from rank to rank."""
     replay = replayed(outputs, collectives=collectives, donate=False)
     try:
-        return _traced(replay, graph_of(outputs, graph))
+        with on_own_thread():
+            return _traced(replay, graph_of(outputs, graph))
     finally:
         replay.restart()  # the traceback of an error would hold what is half done
 

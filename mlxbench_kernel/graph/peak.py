@@ -64,9 +64,16 @@ class Prediction:
     _spans: tuple[tuple[int, int, int, int], ...]
 
     def alive(self, at: int) -> list[tuple[int, int]]:
-        """Arrays (number, bytes) allocated by the evaluation and alive at an index of `order`."""
-        found = [(array, size) for array, size, begin, end in self._spans if begin <= at < end]
-        return sorted(found, key=lambda each: -each[1])
+        """Arrays (number, bytes) allocated by the evaluation and alive at an index of `order`.
+
+        The largest come first; the copies that an operation makes beside its results count to
+        the first of these.
+        """
+        found: dict[int, int] = {}
+        for array, size, begin, end in self._spans:
+            if begin <= at < end:
+                found[array] = found.get(array, 0) + size
+        return sorted(found.items(), key=lambda each: -each[1])
 
     def __str__(self) -> str:
         """The peak, where it is, and the largest arrays that are alive there."""

@@ -12,11 +12,16 @@ from numpy.typing import NDArray
 
 from mlxbench_kernel import native
 from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.graph.given import given_arrays, on_own_thread
 from mlxbench_kernel.graph.model import COLLECTIVES, Graph, Status
 from mlxbench_kernel.graph.reader import read
 
 TOLD_EVERY = 500  # operations
 MOST_SHOWN = 10  # operations, and modules
+APART = (
+    "Apart, each operation is waited for: short ones look longer than they are in the whole, and "
+    "nothing runs side by side."
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,22 @@ class Profile:
     def total(self) -> float:
         """The sum over all operations, in seconds."""
         return float(self.seconds.sum())
+
+    @property
+    def of_collectives(self) -> str:
+        """What the times of collectives mean, or that they were left out; "" without any."""
+        if self.left_out:
+            names = sorted({self.graph.collective(node) for node in self.left_out})
+            return (
+                f"Left out: {len(self.left_out)} collectives ({', '.join(names)}); "
+                "collectives=True executes them, on all ranks together."
+            )
+        if collectives_of(self.graph):
+            return (
+                "The time of a collective is from this rank's asking to its result: waiting for "
+                "ranks that come later is in it."
+            )
+        return ""
 
     def by_primitive(self) -> dict[str, float]:
         """Seconds by primitive, the longest first."""
@@ -92,20 +113,9 @@ class Profile:
         lines = [
             f"{self.total * 1e3:.3g} ms, the sum of operations evaluated apart{ratio} the "
             f"{self.whole * 1e3:.3g} ms of the whole (medians of {self.repeat}).",
-            "Apart, each operation is waited for: short ones look longer than they are in the "
-            "whole, and nothing runs side by side.",
+            APART,
         ]
-        if self.left_out:
-            names = sorted({self.graph.collective(node) for node in self.left_out})
-            lines.append(
-                f"Left out: {len(self.left_out)} collectives ({', '.join(names)}); "
-                "collectives=True executes them, on all ranks together."
-            )
-        elif collectives_of(self.graph):
-            lines.append(
-                "The time of a collective is from this rank's asking to its result: waiting for "
-                "ranks that come later is in it."
-            )
+        lines += [line for line in (self.of_collectives,) if line]
         modules = dict(self.by_scope())
         modules.pop("", None)
         for title, parts in (("operation", self.by_primitive()), ("module", modules)):
@@ -136,14 +146,32 @@ def side_by_side(profiles: Mapping[int, Profile]) -> str:
     )  # fmt: skip
     for name in list(names)[:MOST_SHOWN]:
         rows[name] = [parts[rank].get(name, 0.0) for rank in ranks]
-    lines = ["".join(f"{f'rank {rank}':>12}" for rank in ranks) + "  ms"]
+    repeats = ", ".join(dict.fromkeys(str(each.repeat) for each in profiles.values()))
+    said = dict.fromkeys(each.of_collectives for each in profiles.values() if each.of_collectives)
+    lines = [f"Operations were evaluated apart (medians of {repeats}). {APART}", *said]
+    lines += ["".join(f"{f'rank {rank}':>12}" for rank in ranks) + "  ms"]
     for name, seconds in rows.items():
         lines.append("".join(f"{each * 1e3:12.3f}" for each in seconds) + f"  {name}")
     return "\n".join(lines)
 
 
+def check_rounds(repeat: int, warm_up: int) -> None:
+    """See that `profile` can measure something.
+
+    Raises
+    ------
+    UsageError
+        The numbers make no sense.
+    """
+    if repeat < 1 or warm_up < 0:
+        raise UsageError(
+            f"repeat={repeat}, warm_up={warm_up} measures nothing: give repeat=1 or more and "
+            "warm_up=0 or more"
+        )
+
+
 def profile(
-    outputs: Sequence[mx.array],
+    outputs: Any,
     repeat: int = 5,
     warm_up: int = 1,
     collectives: bool = False,
@@ -158,7 +186,7 @@ def profile(
     Parameters
     ----------
     outputs
-        Lazy arrays.
+        Lazy arrays: one, or any nesting of lists, dicts and modules that holds some.
     repeat
         How often everything is measured, at least once.
     warm_up
@@ -175,14 +203,11 @@ def profile(
     Raises
     ------
     UsageError
-        There is no native module, no array, nothing lazy, the graph is another one, or the
-        numbers make no sense.
+        There is no native module, no array, nothing lazy, the graph is another one, the numbers
+        make no sense, or the arrays belong to another thread.
     """
-    if repeat < 1 or warm_up < 0:
-        raise UsageError(
-            f"repeat={repeat}, warm_up={warm_up} measures nothing: give repeat=1 or more and "
-            "warm_up=0 or more"
-        )
+    check_rounds(repeat, warm_up)
+    outputs = given_arrays("profile", outputs)
     replay = replayed(outputs, collectives=collectives, donate=True)
     graph = graph_of(outputs, graph)
     if (graph.status[graph.outputs] != Status.UNSCHEDULED).all():
@@ -190,16 +215,35 @@ def profile(
             "these arrays are evaluated already, nothing is left to measure: profile them before "
             "they are read or given to mx.eval"
         )
-    rounds = np.zeros((repeat, graph.nodes))
+    with on_own_thread():
+        rounds, wholes = _measured(replay, graph.nodes, repeat, warm_up, progress)
+    return Profile(
+        seconds=np.median(rounds, axis=0),
+        whole=float(np.median(wholes)),
+        repeat=repeat,
+        left_out=() if collectives else collectives_of(graph),
+        graph=graph,
+    )
+
+
+def _measured(
+    replay: Any,
+    nodes: int,
+    repeat: int,
+    warm_up: int,
+    progress: Callable[[float, str], None] | None,
+) -> tuple[NDArray[np.float64], list[float]]:
+    """Seconds of each node, [repeat, nodes], and of the whole, [repeat]."""
+    rounds = np.zeros((repeat, nodes))
     wholes: list[float] = []
     try:
         for number in range(-warm_up, repeat):
             replay.restart()
-            for begin in range(0, graph.nodes, TOLD_EVERY):
+            for begin in range(0, nodes, TOLD_EVERY):
                 if progress is not None:
-                    done = (number + warm_up + begin / graph.nodes) / (warm_up + repeat)
+                    done = (number + warm_up + begin / nodes) / (warm_up + repeat)
                     progress(0.9 * done, "operations apart")
-                for node in range(begin, min(begin + TOLD_EVERY, graph.nodes)):
+                for node in range(begin, min(begin + TOLD_EVERY, nodes)):
                     seconds = replay.step()
                     if number >= 0:
                         rounds[number, node] = seconds
@@ -209,13 +253,7 @@ def profile(
             wholes.append(replay.whole())
     finally:
         replay.restart()  # the traceback of an error would hold what is half done
-    return Profile(
-        seconds=np.median(rounds, axis=0),
-        whole=float(np.median(wholes[warm_up:])),
-        repeat=repeat,
-        left_out=() if collectives else collectives_of(graph),
-        graph=graph,
-    )
+    return rounds, wholes[warm_up:]
 
 
 def collectives_of(graph: Graph) -> tuple[int, ...]:
@@ -258,13 +296,11 @@ def replayed(outputs: Sequence[mx.array], collectives: bool, donate: bool) -> An
     Raises
     ------
     UsageError
-        There is no native module, or no array.
+        There is no native module.
     """
     module = native.load()
     if module is None:
         raise UsageError(f"evaluating a copy needs the native module: {native.reason()}")
-    if not outputs:
-        raise UsageError("there is nothing to evaluate: give at least one lazy array")
     return module.Replay(list(outputs), collectives, donate)
 
 

@@ -199,7 +199,7 @@ class GraphMagics(Magics):
     def _show_ranks(self, command: ShowGraph) -> None:
         from mlxbench_kernel.graph import agreement
         from mlxbench_kernel.graph.profile import side_by_side
-        from mlxbench_kernel.remote import capture_on, nonfinite_on, profile_on
+        from mlxbench_kernel.remote.replays import replays_on
         from mlxbench_kernel.widgets import ProgressBar, graphs
 
         cluster = self._ranks.cluster
@@ -212,17 +212,19 @@ class GraphMagics(Magics):
         shown = ranks[0]
         with ProgressBar() as progress:
             progress(0.1, f"capturing on {len(ranks)} ranks" if len(ranks) > 1 else "capturing")
-            captured = capture_on(cluster, what, ranks, compiled)
-            if command.nonfinite:
-                progress(0.4, "looking for NaN and Inf")
-                found = nonfinite_on(cluster, what, ranks, compiled=compiled, tell=said.append)
-                said.append(str(found))
-                shown, origin = next(iter(found.origins.items()), (shown, None))
-                focus = None if origin is None else origin.node
-            if command.profile:
-                progress(0.6, "measuring each operation")
-                measured = profile_on(cluster, what, ranks, compiled=compiled, tell=said.append)
-                said.append(str(measured[shown]) if len(ranks) == 1 else side_by_side(measured))
+            with replays_on(cluster, what, ranks, compiled, said.append) as replays:
+                captured = replays.graphs
+                if command.nonfinite:
+                    progress(0.4, "looking for NaN and Inf")
+                    found = replays.nonfinite()
+                    said.append(str(found))
+                    shown, origin = next(iter(found.origins.items()), (shown, None))
+                    focus = None if origin is None else origin.node
+                if command.profile:
+                    progress(0.6, "measuring each operation")
+                    measured = replays.profile()
+                    alone = len(ranks) == 1
+                    said.append(str(measured[shown]) if alone else side_by_side(measured))
         agrees, merged = agreement(captured)
         print("\n".join([*([agrees] if agrees else []), *said]))
         if command.profile:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from mlxbench_kernel.cluster import Cluster
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.graph import Graph, Profile, RanksNonFinite, origins, out_of_step
 from mlxbench_kernel.graph.in_step import pair_of
-from mlxbench_kernel.graph.profile import collectives_of
+from mlxbench_kernel.graph.profile import check_rounds, collectives_of
 from mlxbench_kernel.remote.graphs import Tell, ask_ranks, captured_on
 
 
@@ -64,18 +65,9 @@ def profile_on(
     KeyboardInterrupt
         After the ranks were interrupted too; they are idle, with all their variables.
     """
-    if repeat < 1 or warm_up < 0:
-        raise UsageError(
-            f"repeat={repeat}, warm_up={warm_up} measures nothing: give repeat=1 or more and "
-            "warm_up=0 or more"
-        )
-    with _together(cluster, text, ranks, compiled, collectives, tell) as graphs:
-        wanted = ("profile", repeat, warm_up, collectives)
-        found = ask_ranks(cluster, list(graphs), tell, None, *wanted)
-    return {
-        rank: Profile(seconds, whole, repeat, left_out, graphs[rank])
-        for rank, (seconds, whole, left_out) in found.items()
-    }
+    check_rounds(repeat, warm_up)
+    with replays_on(cluster, text, ranks, compiled, tell) as replays:
+        return replays.profile(repeat, warm_up, collectives)
 
 
 def nonfinite_on(
@@ -106,30 +98,74 @@ def nonfinite_on(
     UsageError, ClusterError, KeyboardInterrupt
         As `profile_on`.
     """
-    with _together(cluster, text, ranks, compiled, collectives, tell) as graphs:
-        return origins(graphs, ask_ranks(cluster, list(graphs), tell, None, "trace", collectives))
+    with replays_on(cluster, text, ranks, compiled, tell) as replays:
+        return replays.nonfinite(collectives)
 
 
-@contextmanager
-def _together(
-    cluster: Cluster,
-    text: str,
-    ranks: Sequence[int],
-    compiled: bool,
-    collectives: bool,
-    tell: Tell,
-) -> Iterator[dict[int, Graph]]:
-    """As `captured_on`, of graphs that can be evaluated together."""
-    with captured_on(cluster, text, ranks, compiled, tell) as graphs:
-        for rank, graph in graphs.items():
+class Replays:
+    """What ranks captured and keep, to be evaluated as often as wanted; `replays_on` makes it.
+
+    Attributes
+    ----------
+    graphs : dict of int to Graph
+        By rank.
+    """
+
+    def __init__(self, cluster: Cluster, text: str, graphs: dict[int, Graph], tell: Tell) -> None:
+        self.graphs = graphs
+        self._cluster, self._text, self._tell = cluster, text, tell
+
+    def profile(
+        self, repeat: int = 5, warm_up: int = 1, collectives: bool = True
+    ) -> dict[int, Profile]:
+        """As `profile_on`, of what was captured."""
+        check_rounds(repeat, warm_up)
+        found = self._ask(collectives, "profile", repeat, warm_up, collectives)
+        return {
+            rank: Profile(seconds, whole, repeat, left_out, self.graphs[rank])
+            for rank, (seconds, whole, left_out) in found.items()
+        }
+
+    def nonfinite(self, collectives: bool = True) -> RanksNonFinite:
+        """As `nonfinite_on`, of what was captured."""
+        return origins(self.graphs, self._ask(collectives, "trace", collectives))
+
+    def _ask(self, collectives: bool, *wanted: object) -> dict[int, Any]:
+        """Have the ranks evaluate copies together; what each of them found."""
+        for rank, graph in self.graphs.items():
             if not graph.complete:
                 raise UsageError(
                     f"rank {rank}: evaluating a copy needs the native module, which is not there "
                     "(%mlx_dist status says why)"
                 )
         if collectives:
-            _check(cluster, text, graphs)
-        yield graphs
+            _check(self._cluster, self._text, self.graphs)
+        name, *arguments = wanted
+        return ask_ranks(self._cluster, list(self.graphs), self._tell, None, str(name), *arguments)
+
+
+@contextmanager
+def replays_on(
+    cluster: Cluster,
+    text: str,
+    ranks: Sequence[int],
+    compiled: bool = True,
+    tell: Tell = lambda text: None,
+) -> Iterator[Replays]:
+    """Capture an expression on ranks, once, for the graphs and all that is to be measured of it.
+
+    Parameters
+    ----------
+    cluster, text, ranks, compiled, tell
+        As for `profile_on`.
+
+    Raises
+    ------
+    UsageError, ClusterError
+        As `mlxbench_kernel.remote.capture_on`.
+    """
+    with captured_on(cluster, text, ranks, compiled, tell) as graphs:
+        yield Replays(cluster, text, graphs, tell)
 
 
 def _check(cluster: Cluster, text: str, graphs: dict[int, Graph]) -> None:

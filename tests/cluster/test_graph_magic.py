@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,22 @@ def uneven(x):
 
 def broken(x):
     return mx.distributed.all_sum(mx.log(x - 2 * rank), group=g).sum()
+
+def unsent(x):
+    return mx.distributed.recv_like(x, 0, group=g) + x if rank else x * 2
+
+def both(x):
+    got = mx.distributed.recv_like(x, 1 - rank, group=g)
+    return mx.distributed.send(got + x, 1 - rank, group=g)
+
+def opposite(x):
+    sums = [mx.distributed.all_sum(mx.sin(x), group=g), mx.distributed.all_sum(mx.cos(x), group=g)]
+    return sums[::-1] if rank else sums
+
+def noted(x, path):
+    with open(path, "a") as file:
+        file.write(f"{rank}\\n")
+    return mx.distributed.all_sum(x * 2, group=g)
 
 fed = mx.ones(3)
 mx.eval(fed)
@@ -57,6 +74,28 @@ def test_one_line_says_whether_the_ranks_agree(shell: InteractiveShell) -> None:
     said, data = shown(shell, "uneven(fed) --ranks all")
     assert said.startswith("rank 0 and rank 1 differ") and said.count("\n") == 1
     assert "added" in data["image/svg+xml"]
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        ("unsent", "rank 1 would wait for ever for what rank 0 does not send it (recv of float32"),
+        ("both", "rank 0 would wait for ever for what rank 1 does not send it before its own recv"),
+        ("opposite", "have them evaluated in the same order on all ranks"),
+    ],
+)
+def test_what_would_deadlock_or_mix_up_sums_is_said(
+    shell: InteractiveShell, call: str, told: str
+) -> None:
+    said, _ = shown(shell, f"{call}(fed) --ranks all")
+    assert said.startswith("the ranks do not agree: ") and told in said and said.count("\n") == 1
+
+
+def test_the_expression_is_evaluated_once_per_rank(shell: InteractiveShell, tmp_path: Path) -> None:
+    path = tmp_path / "calls.txt"
+    said, _ = shown(shell, f"noted(fed, {str(path)!r}) --ranks all --nonfinite --profile")
+    assert "agree" in said and "everything is finite" in said and "evaluated apart" in said
+    assert sorted(path.read_text().split()) == ["0", "1"]
 
 
 def test_a_single_rank(shell: InteractiveShell) -> None:

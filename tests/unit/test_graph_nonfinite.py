@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -77,6 +79,35 @@ def test_everything_finite_is_none() -> None:
 def test_the_graph_of_other_arrays_is_refused() -> None:
     with pytest.raises(UsageError, match="same arrays"):
         first_nonfinite(mx.exp(mx.ones(2)) + 1, read([mx.ones(2)]))
+
+
+def test_a_tree_of_arrays_can_be_given() -> None:
+    y = mx.log(mx.array([-1.0, 2.0]))
+    for tree in (y, [y], {"a": y}, {"a": [mx.ones(2), {"b": y}]}):
+        found = first_nonfinite(tree)
+        assert found is not None and found.primitive == "Log"
+    with pytest.raises(UsageError, match="first_nonfinite takes lazy arrays, and this int holds"):
+        first_nonfinite(3)
+
+
+def test_arrays_of_another_thread_are_refused_in_one_line() -> None:
+    made: list[mx.array] = []
+    thread = threading.Thread(target=lambda: made.append(mx.log(mx.zeros(3))))
+    thread.start()
+    thread.join()
+    with pytest.raises(UsageError, match="another thread") as raised:
+        first_nonfinite(made)
+    assert "\n" not in str(raised.value)
+
+
+def test_kinds_of_numbers() -> None:
+    """NaN is found in halves, in complex numbers, in scalars; empty arrays hold none."""
+    nothing = mx.exp(mx.zeros((0, 3)))
+    assert first_nonfinite([nothing, mx.array(1) + 1]) is None
+    for dtype in (mx.float16, mx.bfloat16, mx.complex64):
+        found = first_nonfinite([nothing, mx.array(float("nan")).astype(dtype) * 2])
+        assert found is not None and found.output.nans == 1
+        assert found.output.lowest is None
 
 
 def _id(array: mx.array) -> int:

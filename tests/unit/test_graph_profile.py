@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from dataclasses import replace
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ import pytest
 from mlxbench_kernel import native
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.graph import Graph, Scope, Status, read
-from mlxbench_kernel.graph.profile import profile
+from mlxbench_kernel.graph.profile import APART, profile, side_by_side
 
 
 def lazy() -> list[mx.array]:
@@ -90,6 +93,45 @@ def test_bad_input_is_told_in_one_line() -> None:
         profile(lazy(), repeat=0)
     with pytest.raises(UsageError, match="at least one"):
         profile([])
+
+
+def test_one_array_or_a_tree_of_them_can_be_given() -> None:
+    y = mx.exp(mx.ones((64, 64)))
+    assert profile(y, repeat=1).by_primitive()["Exp"] > 0
+    assert profile({"loss": y, "more": [mx.sin(y)]}, repeat=1).by_primitive()["Sin"] > 0
+    for wrong in (3, {}, read([y])):
+        kind = type(wrong).__name__
+        with pytest.raises(UsageError, match=f"profile takes lazy arrays, and this {kind} holds"):
+            profile(wrong)
+
+
+def elsewhere() -> mx.array:
+    """An array of a thread that has ended."""
+    made: list[mx.array] = []
+    thread = threading.Thread(target=lambda: made.append(mx.exp(mx.ones(3))))
+    thread.start()
+    thread.join()
+    return made[0]
+
+
+def test_arrays_of_another_thread_are_refused_in_one_line() -> None:
+    y = elsewhere()
+    with pytest.raises(UsageError, match=r"^these arrays were made on another thread, .* anew"):
+        profile(y)
+    assert read([y]).status[-1] == Status.UNSCHEDULED
+
+
+def test_ranks_side_by_side_say_that_operations_were_measured_apart() -> None:
+    one, other = profile(lazy(), repeat=2), profile(lazy(), repeat=2)
+    said = side_by_side({0: one, 1: other})
+    assert said.startswith("Operations were evaluated apart (medians of 2). Apart, each operation")
+    assert APART in said and APART in str(one)
+    assert "collectives" not in said
+    with_sum = one.graph.with_(
+        primitives=tuple("Sum AllReduce" if n == "Sum" else n for n in one.graph.primitives)
+    )
+    waiting = side_by_side({0: replace(one, graph=with_sum), 1: other})
+    assert waiting.count("waiting for ranks that come later") == 1
 
 
 def test_what_is_drawn_at_random_is_drawn_again_alike() -> None:
