@@ -87,7 +87,9 @@ class Explorer:
         if self._states is not None:
             pass  # together, both cost nothing that anybody would pay
         elif graph.complete:
-            parts.append(f"{quantity(int(self.cost.flops.sum()))}FLOP")
+            flops = f"{quantity(int(self.cost.flops.sum()))}FLOP"
+            left_out = self.cost.left_out()
+            parts.append(f"{flops} ({left_out})" if left_out else flops)
             how = "predicted as on a CPU" if graph.device.any() else "predicted"
             parts.append(f"peak {format_bytes(self.prediction.peak)} more than now ({how})")
         else:

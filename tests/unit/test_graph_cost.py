@@ -204,6 +204,7 @@ def test_what_has_no_rule_is_named_where_it_is_shown() -> None:
     assert str(found) == "16 FLOP, 80 B moved (0.2 FLOP/byte); no FLOPs known of: MyKernel"
     assert "no FLOPs" not in str(cost(graph))
     explorer = Explorer(odd)
+    assert "16 FLOP (no FLOPs known of: MyKernel)" in explorer.summary
     kernel = next(node for node in range(odd.nodes) if odd.label(node) == "MyKernel")
     product = next(node for node in range(odd.nodes) if odd.label(node) == "Matmul")
     assert dict(explorer.details(kernel))["FLOPs"] == "no FLOPs known of: MyKernel"
