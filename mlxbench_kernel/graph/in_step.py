@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mlxbench_kernel.graph.collective_order import first_collective_difference, with_messages
-from mlxbench_kernel.graph.messages import message_fault, peer_of
+from mlxbench_kernel.graph.messages import message_fault, pair_of
 from mlxbench_kernel.graph.model import Graph
 
-pair_of = peer_of
+__all__ = ["out_of_step", "pair_of"]
 
 
 def out_of_step(graphs: Mapping[int, Graph]) -> str:

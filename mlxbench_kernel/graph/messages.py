@@ -26,7 +26,7 @@ class MessageFault:
     hangs: bool
 
 
-def peer_of(graph: Graph, node: int) -> int | None:
+def pair_of(graph: Graph, node: int) -> int | None:
     """The rank that a node sends to or receives from; None for other nodes."""
     if graph.collective(node) not in ("send", "recv"):
         return None
@@ -62,7 +62,7 @@ def message_fault(
         moved = False
         for rank, nodes in waiting.items():
             graph = graphs[rank]
-            while nodes and (peer := peer_of(graph, nodes[0])) is not None:
+            while nodes and (peer := pair_of(graph, nodes[0])) is not None:
                 if graph.collective(nodes[0]) == "send":
                     sent.setdefault((rank, peer), deque()).append(nodes[0])
                 elif peer in graphs:
@@ -79,7 +79,7 @@ def message_fault(
             continue
         # What is left of those who come through is a collective of all, the same on all ranks.
         for rank, nodes in waiting.items():
-            if nodes and peer_of(graphs[rank], nodes[0]) is not None:
+            if nodes and pair_of(graphs[rank], nodes[0]) is not None:
                 return MessageFault(_stuck(graphs, waiting, rank), hangs=True)
         for nodes in waiting.values():
             if nodes:
@@ -115,16 +115,16 @@ def _unlike(
 def _stuck(graphs: Mapping[int, Graph], waiting: Mapping[int, Sequence[int]], rank: int) -> str:
     """Why a rank does not get what it waits for, when no rank can go on."""
     graph, node = graphs[rank], waiting[rank][0]
-    peer = peer_of(graph, node)
+    peer = pair_of(graph, node)
     assert peer is not None
     there = graphs[peer]
     text = f"rank {rank} would wait for ever for what rank {peer} does not send it"
     coming = any(
-        there.collective(each) == "send" and peer_of(there, each) == rank for each in waiting[peer]
+        there.collective(each) == "send" and pair_of(there, each) == rank for each in waiting[peer]
     )
     if coming:
         first = waiting[peer][0]
-        what, other = there.collective(first), peer_of(there, first)
+        what, other = there.collective(first), pair_of(there, first)
         other_text = "" if other is None else f" from rank {other}"
         text += f" before its own {what}{other_text} (node {first}) is through"
     return f"{text} (recv of {_message(graph, node)}, node {node})"

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections import deque
+from collections import defaultdict, deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -178,19 +178,19 @@ class _Streams:
 
     def __init__(self, memory: _Memory) -> None:
         self._memory = memory
-        self._scratch: dict[int, deque[tuple[int, int]]] = {}
-        self._waiting: dict[int, deque[tuple[int, list[int]]]] = {}
-        self._dispatched: dict[int, int] = {}
+        self._scratch: dict[int, deque[tuple[int, int]]] = defaultdict(deque)
+        self._waiting: dict[int, deque[tuple[int, list[int]]]] = defaultdict(deque)
+        self._dispatched: dict[int, int] = defaultdict(int)
         self._tasks: deque[tuple[int, int]] = deque()  # the stream, and how many dispatches it had
 
     def give(self, stream: int, found: Allocation, held: list[int], now: int) -> None:
         """Give a node's dispatches to its stream; what is done then is released."""
         dispatches = found.dispatches + 1
-        before = self._dispatched.get(stream, 0)
+        before = self._dispatched[stream]
         after = self._dispatched[stream] = before + dispatches
-        self._waiting.setdefault(stream, deque()).append((after, held))
+        self._waiting[stream].append((after, held))
         if found.scratch:
-            self._scratch.setdefault(stream, deque()).append((after, found.scratch))
+            self._scratch[stream].append((after, found.scratch))
         for task in range(before // _DISPATCHES_PER_TASK, after // _DISPATCHES_PER_TASK):
             self._tasks.append((stream, (task + 1) * _DISPATCHES_PER_TASK))
         while len(self._tasks) > _MAX_ACTIVE_TASKS:
@@ -199,12 +199,14 @@ class _Streams:
             while waiting and waiting[0][0] <= done:
                 for buffer in waiting.popleft()[1]:
                     self._memory.release(buffer, now)
-            scratch = self._scratch.get(of)
+            scratch = self._scratch[of] if self._scratch else None
             while scratch and scratch[0][0] <= done:
                 scratch.popleft()
 
     def scratch(self) -> int:
         """The most that the streams may take at once for what they are computing."""
+        if not self._scratch:
+            return 0
         return sum(max((size for _, size in each), default=0) for each in self._scratch.values())
 
 
@@ -306,10 +308,12 @@ class _Evaluation:
             else:
                 buffer_of[array] = buffer_of[taken[output.source]]
             memory.holders[buffer_of[array]] += 1
-        temporaries = [memory.allocate(size, made[0], now) for size in found.temporaries]
         own = buffer_of[made[0]]
-        kept = {buffer_of[array] for array in (*taken, *made[1:])} - {own, -1}
-        held = [*kept, *temporaries]
+        held = [memory.allocate(size, made[0], now) for size in found.temporaries]
+        for array in (*taken, *made[1:]):
+            buffer = buffer_of[array]
+            if buffer not in (own, -1) and buffer not in held:
+                held.append(buffer)
         for buffer in held:
             memory.holders[buffer] += 1
         live = memory.live - self.baseline + max(self.streams.scratch(), found.scratch)
@@ -317,8 +321,11 @@ class _Evaluation:
         users, stays = self.users, self.stays
         for array in taken:
             users[array] -= 1
-        for array in (*dict.fromkeys(taken), *made):
             if users[array] == 0 and not stays[array] and buffer_of[array] >= 0:
+                memory.release(buffer_of[array], now + 1)
+                buffer_of[array] = -1
+        for array in made:
+            if users[array] == 0 and not stays[array]:
                 memory.release(buffer_of[array], now + 1)
                 buffer_of[array] = -1
         return live

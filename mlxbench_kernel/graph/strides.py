@@ -98,7 +98,8 @@ def numbers(text: str, name: str) -> tuple[int, ...] | None:
     return None if found is None else tuple(int(each) for each in re.findall(r"-?\d+", found[1]))
 
 
-def transposed(form: Form, axes: Sequence[int], shape: Shape, size: int) -> Form:
+@lru_cache(maxsize=65536)
+def transposed(form: Form, axes: Shape, shape: Shape, size: int) -> Form:
     """After ``Transpose`` to `shape`."""
     strides = tuple(form.strides[axis] for axis in axes)
     if not form.contiguous or form.elements != size:
@@ -115,6 +116,7 @@ def by_columns(form: Form) -> Form:
     return form._replace(strides=(*lead, column, row), row=False, col=not lead)
 
 
+@lru_cache(maxsize=65536)
 def spread(form: Form, old: Shape, new: Shape, size: int, new_size: int) -> Form:
     """After ``Broadcast`` from shape `old` to `new`."""
     lead = (0,) * (len(new) - len(old))
@@ -165,6 +167,7 @@ def part(form: Form, shape: Shape) -> Form:
     return Form(form.strides, elements, whole, row, col)
 
 
+@lru_cache(maxsize=65536)
 def reshaped(form: Form, old: Shape, new: Shape) -> Form | None:
     """After a reshape; None where the elements have to be copied (``prepare_reshape``)."""
     fresh = packed(new)

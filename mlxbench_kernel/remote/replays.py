@@ -14,7 +14,7 @@ from typing import Any
 from mlxbench_kernel.cluster import Cluster
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.graph import Graph, Profile, RanksNonFinite, origins, out_of_step
-from mlxbench_kernel.graph.in_step import pair_of
+from mlxbench_kernel.graph.messages import pair_of
 from mlxbench_kernel.graph.profile import check_rounds, collectives_of
 from mlxbench_kernel.remote.graphs import Tell, ask_ranks, captured_on
 
