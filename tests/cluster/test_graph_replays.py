@@ -13,7 +13,8 @@ from faults import SETUP, Told
 
 from mlxbench_kernel.cluster import Cluster
 from mlxbench_kernel.errors import ClusterError, UsageError
-from mlxbench_kernel.remote import nonfinite_on, profile_on
+from mlxbench_kernel.graph.collective_order import collectives
+from mlxbench_kernel.remote import capture_on, nonfinite_on, profile_on
 
 # Rank 1 takes the logarithm of what is negative; all of it goes through two collectives.
 BAD = """
@@ -126,6 +127,32 @@ def test_what_would_wait_for_ever_is_refused_in_one_line(
         assert "\n" not in str(raised.value)
     assert asked(ranks) == before
     assert_usable(ranks)
+
+
+def test_collectives_are_evaluated_in_the_order_that_is_compared(ranks: Cluster) -> None:
+    """Of outputs as they are given, side by side, one in the other, and more than MLX looks at."""
+    ranks.execute(
+        "calls = [mx.distributed.all_sum, mx.distributed.all_max, mx.distributed.all_min]\n"
+        "def three():\n"
+        "    return [call(mx.ones(3) * i, group=g) for i, call in enumerate(calls)]\n"
+        "one, two, last = three()\n"
+        "apart = [mx.exp(mx.exp(one)), two, mx.sin(last)]\n"
+        "one, two, last = three()\n"
+        "crossing = [two * 2, mx.distributed.all_min(mx.exp(one * two), group=g), last]\n"
+        "many = [calls[i * i % 3](mx.ones(3) * i, group=g) for i in range(30)]"
+    )
+    as_numbered = []
+    for what in ("apart", "crossing", "many"):
+        graph = capture_on(ranks, what, [0])[0]
+        expected, numbered = (
+            [graph.collective(node) for node in collectives(graph, by_number)]
+            for by_number in (False, True)
+        )
+        as_numbered.append(expected == numbered)
+        assert not ranks.execute(f"mx.eval({what})").errors
+        log = ranks.collectives([0])[0][-len(expected) :]
+        assert [entry["operation"] for entry in log] == expected, what
+    assert not all(as_numbered)  # it is another order than that of the numbers
 
 
 def test_messages_between_two_ranks_are_profiled(ranks: Cluster) -> None:
