@@ -129,6 +129,8 @@ class Profile:
 def side_by_side(profiles: Mapping[int, Profile]) -> str:
     """What ranks measured of the same expression, a column for each: where one is late, it shows.
 
+    Before the columns stands what such times mean, as in a single `Profile`.
+
     Parameters
     ----------
     profiles

@@ -138,9 +138,9 @@ def test_the_prediction_is_within_fifteen_percent(name: str, part: str) -> None:
 def test_what_copies_and_what_needs_room_to_work_in(name: str) -> None:
     with mx.stream(mx.cpu):
         mx.eval(OPERATIONS[name]())  # mx.compile's kernels are built meanwhile, which takes long
-        outputs = OPERATIONS[name]()
-        prediction = predict(read(outputs))
-        peak = measured(outputs)
+        prediction = predict(read(OPERATIONS[name]()))
+        # Where the machine is busy, work may be done before the next is given: that takes less.
+        peak = max(measured(OPERATIONS[name]()) for _ in range(3))
     KEPT.clear()
     assert prediction.peak == pytest.approx(peak, rel=0.15)
 
