@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 
@@ -32,3 +32,34 @@ def held() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if came:
         raise KeyboardInterrupt
+
+
+@contextmanager
+def shielded(*managers: AbstractContextManager[Any]) -> Iterator[list[Any]]:
+    """Enter and leave context managers with `held`: a Ctrl-C stops the block, and nothing else.
+
+    Parameters
+    ----------
+    *managers
+        Entered in this order, and left in the opposite one.
+
+    Yields
+    ------
+    list
+        What they gave.
+    """
+    entered = ExitStack()
+
+    def leave() -> None:
+        with held():
+            entered.close()
+
+    try:
+        try:
+            with held():
+                given = [entered.enter_context(manager) for manager in managers]
+            yield given
+        finally:
+            leave()
+    finally:
+        leave()  # where a Ctrl-C came before the first one had begun

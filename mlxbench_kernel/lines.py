@@ -13,6 +13,9 @@ from typing import NamedTuple
 # Gives "Cell In[5], line 3" for a file name and a line number; "" for a file it does not know.
 NameLine = Callable[[str, int], str]
 
+# What code is called that was typed after a magic, with its text.
+EXPRESSION = "<%mlx_graph {}>"
+
 _namers: list[NameLine] = []  # one at most
 
 
@@ -80,7 +83,8 @@ def calling_line(frame: FrameType | None) -> Line:
 
 
 def _libraries() -> tuple[str, ...]:
-    files = (getattr(sys.modules.get(name), "__file__", None) for name in ("mlx.core", "mlx_lm"))
+    names = ("mlx.core", "mlx_lm", "IPython")
+    files = (getattr(sys.modules.get(name), "__file__", None) for name in names)
     return tuple(_folder(file) for file in files if file is not None)
 
 
@@ -93,6 +97,8 @@ def _named(file: str, number: int) -> str:
     for name in _namers:
         if text := name(file, number):
             return text
+    if file.startswith(EXPRESSION[:2]):
+        return file[1:-1]
     if "ipykernel_" in file or file.startswith("<"):
         return f"line {number} of the cell"
     return f"{file}:{number}"

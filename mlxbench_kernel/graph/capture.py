@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import mlx.core as mx
-import mlx.optimizers as optim
 from mlx.nn.layers.base import Module
 
 from mlxbench_kernel import native
 from mlxbench_kernel.errors import UsageError
-from mlxbench_kernel.graph.guard import guarded, kept, uncompiled
+from mlxbench_kernel.graph.changes import kept
+from mlxbench_kernel.graph.forgetting import forgetting
+from mlxbench_kernel.graph.guard import guarded, uncompiled
 from mlxbench_kernel.graph.model import Graph, Status
+from mlxbench_kernel.graph.naming import array_names, numbered, outer_modules, visible
+from mlxbench_kernel.graph.reaching import bound, reached
 from mlxbench_kernel.graph.reader import read
 from mlxbench_kernel.graph.scoping import Scoping, module_paths
-from mlxbench_kernel.graph.trace_history import by_capture
-from mlxbench_kernel.graph.trees import arrays_in, named_arrays
+from mlxbench_kernel.graph.trees import arrays_in
+from mlxbench_kernel.interrupts import shielded
 
 
 @dataclass
@@ -51,7 +54,11 @@ def capture(
 
     Nothing is evaluated. While a function is called ``mx.eval`` does nothing, and what reads a
     value stops it; afterwards modules, optimizers, arrays and the random state are what they
-    were. What else the function does (printing, files, counters in other objects) is done.
+    were, and so are variables, containers and objects of the user's classes that the function
+    can reach. What else it does (printing, files, what libraries keep) is done.
+
+    A function of ``mx.compile`` that was not traced for such arguments is traced, and MLX then
+    forgets the traces of that function: it is traced again when it is called next.
 
     Parameters
     ----------
@@ -67,7 +74,7 @@ def capture(
         What was captured, for those who look at it.
     compiled
         Whether functions of ``mx.compile`` are called as they are; False calls what they were
-        made from.
+        made from, as is done without the native module.
 
     Returns
     -------
@@ -134,8 +141,10 @@ def named(graph: Graph, namespace: Mapping[str, Any]) -> Graph:
     namespace
         The user's variables by name.
     """
-    scoping = Scoping(module_paths(_modules(namespace)))
-    return scoping.apply(graph.with_(names=_numbers(graph, _names(_visible(namespace)))))
+    known = visible(namespace)
+    modules = outer_modules(known)
+    scoping = Scoping(module_paths(modules))
+    return scoping.apply(graph.with_(names=numbered(graph, array_names(known, modules))))
 
 
 def captured_call(
@@ -147,127 +156,80 @@ def captured_call(
     compiled: bool,
 ) -> Captured:
     """`captured` of a call, whatever its arguments are called."""
-    began = time.perf_counter()
-    known = reached(function) if namespace is None else dict(namespace)
+    known = reached(function)
     if isinstance(function, Module):
         known.setdefault("model", function)
-    given = _bound(function, arguments, keywords)
-    visible = _visible(known)
-    before = _names({**given, **visible})
-    modules = _modules({**given, **visible})
+    known = {**known, **bound(function, arguments, keywords)}
+    title = title or f"{getattr(function, '__name__', type(function).__name__)}(…)"
+    return captured_calls(
+        lambda call: call(function, *arguments, **keywords), known, namespace or {}, title, compiled
+    )
+
+
+def captured_calls(
+    run: Callable[[Callable[..., Any]], Any],
+    known: Mapping[str, Any],
+    namespace: Mapping[str, Any],
+    title: str,
+    compiled: bool,
+) -> Captured:
+    """`captured` of a program that calls what it likes.
+
+    Parameters
+    ----------
+    run
+        The program, which gives its results. What it is given calls a function, with arguments
+        that are to be known by the names of its parameters.
+    known
+        What they use besides the user's variables, by the names that are to be shown.
+    namespace, title, compiled
+        As for `captured`.
+    """
+    began = time.perf_counter()
+    known = visible(_and(namespace, known))
+    modules = outer_modules(known)
     scoping = Scoping(module_paths(modules))
     rebound = namespace if isinstance(namespace, dict) else None
-    with kept(*visible.values(), *given.values(), namespace=rebound) as changes:
-        with guarded() as guard, scoping.noting(), by_capture():
-            result = _call(function, arguments, keywords, compiled)
-        outputs = _distinct([*arrays_in(result), *guard.evaluated, *changes.changed()])
+    module = native.load()
+    # Without the native module its traces could not be forgotten.
+    compiling = nullcontext() if compiled and module is not None else uncompiled()
+    before = array_names(known, modules)
+
+    def call(function: Callable[..., Any], /, *arguments: Any, **keywords: Any) -> Any:
+        given = array_names(_and(known, bound(function, arguments, keywords)), modules)
+        before.update((array, name) for array, name in given.items() if array not in before)
+        return function(*arguments, **keywords)
+
+    with shielded(kept(run, *known.values(), namespace=rebound)) as (changes,):
+        with shielded(compiling, guarded(), scoping.noting(), forgetting()) as (_, guard, *_):
+            result = run(call)
+        outputs = _distinct([*guard.evaluated, *arrays_in(result), *changes.changed()])
         if not outputs:
             raise UsageError(
-                f"{title or 'the call'} returned no arrays ({type(result).__name__}) and changed "
-                "no module or optimizer: have the function return what it computes"
+                f"{title} returned no arrays ({type(result).__name__}) and changed no module or "
+                "optimizer: have the function return what it computes"
             )
-        graph = read(outputs)
-        after = {array: f"{name} (new)" for array, name in _numbers(graph, _names(visible)).items()}
-        module = native.load()
+        gradients = (array for _, array in scoping.gradients)
+        variables = (value for value in known.values() if isinstance(value, mx.array))
+        dropped = changes.only_here(chain(gradients, variables, guard.evaluated, outputs))
+        graph = read(outputs, dropped)
+        after = {
+            array: f"{name} (new)"
+            for array, name in numbered(graph, array_names(known, modules)).items()
+        }
         if module is not None:
-            gradients = {module.array_id(a): f"gradient of {path}" for path, a in scoping.gradients}
-            after = {**_numbers(graph, gradients), **after}
+            gradient = {module.array_id(a): f"gradient of {path}" for path, a in scoping.gradients}
+            after = {**numbered(graph, gradient), **after}
         scoping.gradients.clear()
-    names = {**after, **_numbers(graph, before)}
-    title = title or f"{getattr(function, '__name__', type(function).__name__)}(…)"
+    names = {**after, **numbered(graph, before)}
     graph = scoping.apply(graph.with_(names=names, title=title))
     return Captured(graph.with_(seconds=time.perf_counter() - began), outputs)
 
 
-def _visible(namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """The user's variables, without those that IPython keeps results in."""
-    return {
-        name: value
-        for name, value in namespace.items()
-        if not name.startswith("_") and name not in ("In", "Out")
-    }
-
-
-def _call(
-    function: Callable[..., Any],
-    arguments: tuple[Any, ...],
-    keywords: dict[str, Any],
-    compiled: bool,
-) -> Any:
-    if compiled:
-        return function(*arguments, **keywords)
-    with uncompiled():
-        return function(*arguments, **keywords)
+def _and(names: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """The user's names, and then others that are not among them."""
+    return {**names, **{name: value for name, value in more.items() if name not in names}}
 
 
 def _distinct(arrays: list[mx.array]) -> list[mx.array]:
     return list({id(array): array for array in arrays}.values())
-
-
-def _bound(
-    function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]
-) -> dict[str, Any]:
-    """The arguments by the names of the parameters."""
-    try:
-        return dict(inspect.signature(function).bind(*arguments, **keywords).arguments)
-    except (TypeError, ValueError):  # a builtin, or it does not fit: the call says so
-        return {**{str(number): each for number, each in enumerate(arguments)}, **keywords}
-
-
-def reached(function: Callable[..., Any]) -> dict[str, Any]:
-    """The variables that a function uses, also through what mx.compile and functools wrap."""
-    found: dict[str, Any] = {}
-    seen: set[int] = set()
-    waiting: list[Any] = [function]
-    while waiting:
-        each = waiting.pop()
-        if id(each) in seen:
-            continue
-        seen.add(id(each))
-        if isinstance(each, functools.partial):
-            fixed = {**{str(n): value for n, value in enumerate(each.args)}, **each.keywords}
-            found.update({name: value for name, value in fixed.items() if name not in found})
-            waiting += [each.func, *fixed.values()]
-            continue
-        if inspect.ismethod(each):
-            found.setdefault("self", each.__self__)
-        each = inspect.unwrap(each) if callable(each) else each
-        each = getattr(each, "__func__", each)
-        if not inspect.isfunction(each):
-            continue
-        used = inspect.getclosurevars(each)
-        for name, value in {**used.globals, **used.nonlocals}.items():
-            if not inspect.ismodule(value):
-                found.setdefault(name, value)
-                waiting.append(value)
-    return found
-
-
-def _modules(namespace: Mapping[str, Any]) -> dict[str, Module]:
-    return {name: value for name, value in namespace.items() if isinstance(value, Module)}
-
-
-def _names(namespace: Mapping[str, Any]) -> dict[int, str]:
-    """MLX's ids of the arrays in the user's variables, with what to call them."""
-    module = native.load()
-    if module is None:
-        return {}
-    models = [value for value in namespace.values() if isinstance(value, Module)]
-    several = len(models) > 1
-    found: dict[int, str] = {}
-    for name, value in sorted(namespace.items(), key=lambda item: _precedence(item[1])):
-        prefix = name if several or not isinstance(value, Module) else ""
-        for path, array in named_arrays(prefix, value):
-            found.setdefault(module.array_id(array), path or name)
-    return found
-
-
-def _precedence(value: Any) -> int:
-    """Parameters are called after their module, whatever variables hold them besides."""
-    kinds = (Module, optim.Optimizer, mx.array)
-    return next((place for place, kind in enumerate(kinds) if isinstance(value, kind)), len(kinds))
-
-
-def _numbers(graph: Graph, names: Mapping[int, str]) -> dict[int, str]:
-    ids = graph.id.tolist()
-    return {number: names[each] for number, each in enumerate(ids) if each in names}

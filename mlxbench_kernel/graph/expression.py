@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import CodeType
 from typing import Any
 
 from mlxbench_kernel.errors import UsageError
-from mlxbench_kernel.graph.capture import Captured, captured, captured_call
+from mlxbench_kernel.graph.capture import Captured, captured, captured_calls
+from mlxbench_kernel.graph.reaching import reached
+from mlxbench_kernel.lines import EXPRESSION
 
-_PARTS = "_mlxbench_parts"
+_CALL = "_mlxbench_call"
 
 
 def capture_expression(
     text: str,
-    evaluate: Callable[[str], Any],
+    evaluate: Callable[[CodeType], Any],
     namespace: dict[str, Any],
     compiled: bool = True,
 ) -> Captured:
@@ -23,8 +26,8 @@ def capture_expression(
     Parameters
     ----------
     text
-        An expression. Where it is a call, as ``step(x, y)``, its function and arguments are
-        evaluated, and the call is captured; everything else has to give lazy arrays.
+        An expression. Where it calls anything, as ``step(x, y)`` or ``loss_of(model(x))``, all of
+        it is run as `capture` runs a function; otherwise it has to give lazy arrays.
     evaluate
         Evaluates an expression in the user's namespace (IPython's ``shell.ev``).
     namespace
@@ -37,19 +40,52 @@ def capture_expression(
     UsageError
         It is no expression, or as for `capture`.
     """
+    text = text.strip()
     try:
-        body = ast.parse(text.strip(), mode="eval").body
+        body = ast.parse(text, mode="eval").body
     except SyntaxError as error:
         raise UsageError(
-            f"%mlx_graph: {text.strip()!r} is no expression ({error.msg}); type %mlx_graph loss "
+            f"%mlx_graph: {text!r} is no expression ({error.msg}); type %mlx_graph loss "
             "or %mlx_graph step(x, y)"
         ) from None
-    if not isinstance(body, ast.Call):
-        return captured(evaluate(text), namespace=namespace, title=text, compiled=compiled)
-    parts = ast.Call(ast.Name(_PARTS), [body.func, *body.args], body.keywords)
-    namespace[_PARTS] = lambda function, *arguments, **keywords: (function, arguments, keywords)
-    try:
-        function, arguments, keywords = evaluate(ast.unparse(parts))
-    finally:
-        namespace.pop(_PARTS, None)
-    return captured_call(function, arguments, keywords, namespace, text, compiled)
+
+    def value(expression: ast.expr) -> Any:
+        file = EXPRESSION.format(text)
+        return evaluate(compile(ast.Expression(expression), file, "eval"))
+
+    if not any(isinstance(node, ast.Call) for node in ast.walk(body)):
+        target = value(body)
+        if callable(target) and not hasattr(target, "parameters"):
+            raise UsageError(
+                f"%mlx_graph: {text} is a function: type the call that is to be shown, as "
+                f"{text}(x, y)"
+            )
+        return captured(target, namespace=namespace, title=text, compiled=compiled)
+
+    def run(call: Callable[..., Any]) -> Any:
+        if not isinstance(body, ast.Call):
+            return value(body)
+        called = ast.Call(ast.Name(_CALL, ast.Load()), [body.func, *body.args], body.keywords)
+        namespace[_CALL] = call
+        try:
+            return value(ast.fix_missing_locations(ast.copy_location(called, body)))
+        finally:
+            namespace.pop(_CALL, None)
+
+    known: dict[str, Any] = {}
+    for part in _variables(body):
+        try:
+            known.update(reached(value(part)))
+        except Exception:  # it is said when the whole is evaluated
+            continue
+    return captured_calls(run, known, namespace, text, compiled)
+
+
+def _variables(body: ast.expr) -> Iterator[ast.expr]:
+    """The names in an expression, and attributes of names, as ``trainer.step``."""
+    for node in ast.walk(body):
+        inner = node
+        while isinstance(inner, ast.Attribute):
+            inner = inner.value
+        if isinstance(node, (ast.Attribute, ast.Name)) and isinstance(inner, ast.Name):
+            yield node

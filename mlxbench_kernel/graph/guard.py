@@ -1,22 +1,26 @@
 """Runs the user's function so that it makes a graph and nothing else.
 
-``mx.eval`` and ``mx.async_eval`` do nothing; whatever reads a value stops the function; modules,
-optimizers, arrays and the random state are put back afterwards.
+``mx.eval`` and ``mx.async_eval`` do nothing, and whatever reads a value stops the function; in the
+thread that captures, not in others.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
+import io
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from types import FrameType
 from typing import Any
 
 import mlx.core as mx
-import mlx.optimizers as optim
 
 from mlxbench_kernel import native
 from mlxbench_kernel.errors import UsageError
-from mlxbench_kernel.graph.trees import arrays_in, is_the_users
+from mlxbench_kernel.graph.trees import arrays_in
 from mlxbench_kernel.lines import calling_line
 
 # What of an array evaluates it. NumPy reads through the buffer, which only native code can close.
@@ -25,8 +29,11 @@ READS = {
     "__float__": "float()", "__int__": "int()", "__complex__": "complex()", "__index__": "an index",
     "__repr__": "print or repr", "__str__": "print or str", "__format__": "an f-string",
     "__array__": "numpy", "__bytes__": "bytes()", "__dlpack__": "dlpack", "__reduce__": "pickle",
-    "__getstate__": "pickle", "save": "mx.save",
+    "__getstate__": "pickle",
 }  # fmt: skip
+SAVES = ("save", "savez", "savez_compressed", "save_safetensors", "save_gguf")
+CAPTURE = "mlxbench_kernel.graph.capture"  # calls the user's function
+MOST_EVALUATIONS = 64  # of which is noted what was held meanwhile; the last counts
 
 
 class ReadError(UsageError):
@@ -44,39 +51,71 @@ class Guard:
 
     def __init__(self) -> None:
         self.evaluated: list[mx.array] = []
+        self._held: list[mx.array] = []  # in local variables during an evaluation
+        self._known: set[int] = set()
+        self._evaluations = 0
 
-    def _note(self, *trees: Any) -> None:
-        self.evaluated += arrays_in(trees)
+    def _evaluate(self, *trees: Any) -> None:
+        found = [array for array in arrays_in(trees) if id(array) not in self._known]
+        self._known.update(map(id, found))
+        self.evaluated += found
+        self._evaluations += bool(found)
+        if found and self._evaluations <= MOST_EVALUATIONS:
+            self._held = arrays_in(_local_variables(sys._getframe(1)))
+
+    def _synchronize(self, *_: Any, **__: Any) -> None:
+        """Nothing is on its way."""
 
 
 @contextmanager
 def guarded() -> Iterator[Guard]:
-    """Nothing is evaluated in the block.
+    """Nothing is evaluated in the block, by this thread.
 
     Raises
     ------
     ReadError
         The block reads a value; names the line.
     """
-    guard = Guard()
-    module = native.load()
-    functions = {name: getattr(mx, name) for name in ("eval", "async_eval", "synchronize")}
-    methods = {name: getattr(mx.array, name) for name in READS if hasattr(mx.array, name)}
-    try:
-        for name in functions:
-            setattr(mx, name, guard._note if name != "synchronize" else _nothing)
-        for name, method in methods.items():
-            setattr(mx.array, name, _refusing(READS[name], method))
+    guard, module = Guard(), native.load()
+    instead: dict[str, Callable[..., Any]] = {
+        "eval": guard._evaluate,
+        "async_eval": guard._evaluate,
+        "synchronize": guard._synchronize,
+        **{name: _saving(name) for name in SAVES if hasattr(mx, name)},
+    }
+    with ExitStack() as stack:
+        for name, function in instead.items():
+            _replace(stack, name, function)
+        for name, what in READS.items():
+            if method := vars(mx.array).get(name):
+                reading = _reading(what, method, threading.get_ident())
+                stack.callback(setattr, mx.array, name, method)
+                setattr(mx.array, name, reading)
         if module is not None:
+            stack.callback(module.refuse_buffers, None)
             module.refuse_buffers(lambda array: _refuse("numpy", array))
         yield guard
-    finally:
-        if module is not None:
-            module.refuse_buffers(None)
-        for name, method in methods.items():
-            setattr(mx.array, name, method)
-        for name, function in functions.items():
-            setattr(mx, name, function)
+
+
+def _replace(stack: ExitStack, name: str, instead: Callable[..., Any]) -> None:
+    """Have a function of ``mlx.core`` do something else, whatever name the user has for it."""
+    function, module = getattr(mx, name), native.load()
+    original = inspect.unwrap(function)
+    if module is not None and module.interpose(original, instead):
+        stack.callback(module.withdraw, original)
+        if original is function:
+            return
+    thread = threading.get_ident()
+
+    @functools.wraps(function)
+    def replaced(*arguments: Any, **keywords: Any) -> Any:
+        result: Any = NotImplemented
+        if threading.get_ident() == thread:
+            result = instead(*arguments, **keywords)
+        return function(*arguments, **keywords) if result is NotImplemented else result
+
+    stack.callback(setattr, mx, name, function)
+    setattr(mx, name, replaced)
 
 
 @contextmanager
@@ -86,15 +125,10 @@ def uncompiled() -> Iterator[None]:
     MLX does not tell whether compilation is on (``MLX_DISABLE_COMPILE``, ``mx.disable_compile``),
     so it is tried: a compiled function is traced only once.
     """
-    calls: list[mx.array] = []
-
-    def probe(x: mx.array) -> mx.array:
-        calls.append(x)
-        return x
-
-    compiled, x = mx.compile(probe), mx.array(0)
-    compiled(x)
-    compiled(x)
+    calls: list[int] = []
+    compiled = inspect.unwrap(mx.compile)(lambda: calls.append(1))
+    compiled()
+    compiled()
     was_on = len(calls) == 1
     mx.disable_compile()
     try:
@@ -104,13 +138,18 @@ def uncompiled() -> Iterator[None]:
             mx.enable_compile()
 
 
-def _nothing(*_: Any, **__: Any) -> None:
-    """What ``mx.synchronize`` does meanwhile: nothing is on its way."""
+def _saving(name: str) -> Callable[..., Any]:
+    def save(*arguments: Any, **keywords: Any) -> Any:
+        for array in arrays_in([arguments, keywords]):
+            _refuse(f"mx.{name}", array)
+        return NotImplemented  # what is evaluated is saved
+
+    return save
 
 
-def _refusing(what: str, method: Callable[..., Any]) -> Callable[..., Any]:
+def _reading(what: str, method: Callable[..., Any], thread: int) -> Callable[..., Any]:
     def read(array: mx.array, *arguments: Any, **keywords: Any) -> Any:
-        if _is_lazy(array):
+        if threading.get_ident() == thread:
             _refuse(what, array)
         return method(array, *arguments, **keywords)
 
@@ -119,15 +158,18 @@ def _refusing(what: str, method: Callable[..., Any]) -> Callable[..., Any]:
 
 def _is_lazy(array: mx.array) -> bool:
     module = native.load()
-    if module is None:
-        return True
+    if module is None:  # of an evaluated one MLX writes no primitive
+        text = io.StringIO()
+        mx.export_to_dot(text, array)
+        return "shape=rectangle" in text.getvalue()
     return bool(module.is_lazy(array))
 
 
 def _refuse(what: str, array: mx.array) -> None:
+    """Stop the capture, where this array would have to be evaluated."""
     if _is_lazy(array):
         dtype = str(array.dtype).removeprefix("mlx.core.")
-        line = calling_line(sys._getframe(2))
+        line = calling_line(sys._getframe(1))
         where = f"{line.text} ({line.function})" if line.text else "something"
         raise ReadError(
             f"{where} reads a value ({what}) of a {dtype} array of shape "
@@ -135,104 +177,11 @@ def _refuse(what: str, array: mx.array) -> None:
         )
 
 
-@contextmanager
-def kept(*roots: Any, namespace: dict[str, Any] | None = None) -> Iterator[Changes]:
-    """Put back after the block what it changes in these objects, and ``mx.random.state``.
-
-    Parameters
-    ----------
-    *roots
-        Namespaces, modules, optimizers, dicts, lists, arrays, and objects of the user's classes;
-        what they hold is put back too.
-    namespace
-        Whose names are bound again to what they were; what they hold has to be among `roots`.
-    """
-    changes = Changes(roots, namespace)
-    try:
-        yield changes
-    finally:
-        changes.put_back()
-
-
-class Changes:
-    """The state of objects at one moment.
-
-    Parameters
-    ----------
-    roots, namespace
-        As in `kept`.
-    """
-
-    def __init__(self, roots: tuple[Any, ...], namespace: dict[str, Any] | None) -> None:
-        self._module = native.load()
-        self._containers: list[tuple[Any, Any]] = []
-        self._arrays: list[tuple[mx.array, mx.array]] = []
-        self._key = self._handle(_random_key())
-        if namespace is not None:
-            self._containers.append((namespace, dict(namespace)))
-        seen: set[int] = set()
-        waiting = list(roots)
-        while waiting:
-            value = waiting.pop()
-            if id(value) in seen:
-                continue
-            seen.add(id(value))
-            if isinstance(value, mx.array):
-                self._arrays.append((value, self._handle(value)))
-                continue
-            own = getattr(value, "__dict__", None)
-            if isinstance(value, dict):
-                self._containers.append((value, dict(value)))
-                waiting += value.values()
-            elif isinstance(value, list):
-                self._containers.append((value, list(value)))
-                waiting += value
-            elif isinstance(value, tuple):
-                waiting += value
-            if isinstance(own, dict) and _may_change(value):
-                self._containers.append((own, dict(own)))
-                waiting += own.values()
-
-    def _handle(self, array: mx.array) -> mx.array:
-        return array if self._module is None else self._module.handle(array)
-
-    def changed(self) -> list[mx.array]:
-        """The arrays that are in these objects now and were not there then."""
-        found = []
-        for container, before in self._containers:
-            values = container.values() if isinstance(container, dict) else container
-            known = {id(v) for v in (before.values() if isinstance(before, dict) else before)}
-            found += [v for v in values if isinstance(v, mx.array) and id(v) not in known]
-        for array, handle in self._arrays:
-            if self._module is not None and (
-                self._module.array_id(array) != self._module.array_id(handle)
-            ):
-                found.append(array)
-        return found
-
-    def put_back(self) -> None:
-        """Make everything what it was."""
-        for container, before in self._containers:
-            if isinstance(container, list):
-                container[:] = before
-                continue
-            for key in [key for key in container if key not in before]:
-                dict.__delitem__(container, key)
-            for key, value in before.items():
-                if container.get(key) is not value:
-                    dict.__setitem__(container, key, value)
-        if self._module is not None:
-            for array, handle in self._arrays:
-                if self._module.array_id(array) != self._module.array_id(handle):
-                    self._module.put_back(array, handle)
-            if self._module.array_id(_random_key()) != self._module.array_id(self._key):
-                self._module.put_back(_random_key(), self._key)
-
-
-def _random_key() -> mx.array:
-    key: mx.array = mx.random.state[0]  # type: ignore[index]
-    return key
-
-
-def _may_change(value: Any) -> bool:
-    return isinstance(value, optim.Optimizer) or is_the_users(type(value))
+def _local_variables(frame: FrameType | None) -> list[Any]:
+    """Those of the functions that called, up to the capture."""
+    found: list[Any] = []
+    while frame is not None and frame.f_globals.get("__name__") != CAPTURE:
+        if frame.f_locals is not frame.f_globals:
+            found += frame.f_locals.values()
+        frame = frame.f_back
+    return found

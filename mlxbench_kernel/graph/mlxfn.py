@@ -8,7 +8,6 @@ the graph that it can write (`native/graph_export.h`), or nothing is written.
 from __future__ import annotations
 
 import errno
-import inspect
 import os
 import re
 import tempfile
@@ -21,7 +20,7 @@ import numpy as np
 
 from mlxbench_kernel import native
 from mlxbench_kernel.errors import StorageError, UsageError
-from mlxbench_kernel.graph.capture import reached
+from mlxbench_kernel.graph.changes import kept
 from mlxbench_kernel.graph.exported import (
     Argument,
     Exported,
@@ -29,11 +28,13 @@ from mlxbench_kernel.graph.exported import (
     is_ours,
     program_text,
 )
-from mlxbench_kernel.graph.guard import guarded, kept, uncompiled
+from mlxbench_kernel.graph.guard import guarded, uncompiled
 from mlxbench_kernel.graph.model import Graph
+from mlxbench_kernel.graph.reaching import reached
 from mlxbench_kernel.graph.reader import read
 from mlxbench_kernel.graph.saved import not_written
 from mlxbench_kernel.graph.signature import Named, Signature, results
+from mlxbench_kernel.interrupts import shielded
 
 DEEPEST = 20_000  # nodes in a chain; MLX recurses, and about 60 000 end the process (8 MB of stack)
 
@@ -126,10 +127,7 @@ def _exported(
     name = function.stem
     whole = folder / function.name
     fun, signature = tracing.function, tracing.signature
-    plain = inspect.unwrap(fun)
-    namespace = getattr(getattr(plain, "__func__", plain), "__globals__", None)
-    roots = [fun, *reached(fun).values()]
-    with kept(*roots, namespace=namespace) as changes, guarded(), uncompiled():
+    with shielded(kept(fun, *reached(fun).values()), guarded(), uncompiled()) as (changes, *_):
         _write(whole, function, tracing, shapeless)
         changed = len(changes.changed())
     made = _imported(whole, signature)

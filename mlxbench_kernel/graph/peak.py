@@ -213,6 +213,9 @@ class _Streams:
 def predict(graph: Graph) -> Prediction:
     """Predict the peak memory of evaluating a graph's outputs, as MLX's CPU backend does it.
 
+    What a captured call gives to ``mx.eval`` several times over is evaluated at once here, which
+    takes up to twice as much.
+
     Parameters
     ----------
     graph
@@ -240,7 +243,6 @@ class _Evaluation:
         self.streams = _Streams(self.memory)
         self.users = np.bincount(graph.inputs, minlength=graph.arrays).tolist()
         stays = graph.held > 0
-        stays[graph.outputs] = True
         self.stays: list[bool] = stays.tolist()
         self.buffer_of = self._evaluated()
         # As lists, of which single entries are read quicker.

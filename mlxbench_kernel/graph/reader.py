@@ -17,13 +17,15 @@ _PRIMITIVE = re.compile(r'^\{ (\d+) \[label ="(.*)", shape=rectangle\]; \}$')
 _EDGE = re.compile(r'^(?:"(?P<array>.+)" -> (?P<into>\d+)|(?P<of>\d+) -> "(?P<output>.+)")$')
 
 
-def read(outputs: Sequence[mx.array]) -> Graph:
+def read(outputs: Sequence[mx.array], own: Sequence[mx.array] = ()) -> Graph:
     """Read what arrays are computed from.
 
     Parameters
     ----------
     outputs
         Lazy arrays, or evaluated ones, which are nodes of their own.
+    own
+        Objects that do not count as holding their arrays (`Graph.held`).
 
     Returns
     -------
@@ -34,7 +36,7 @@ def read(outputs: Sequence[mx.array]) -> Graph:
     module = native.load()
     if module is None:
         return _read_dot(outputs)
-    flat = module.read_graph(list(outputs))
+    flat = module.read_graph(list(outputs), [module.array_id(array) for array in own])
     nodes = len(flat["primitive"])
     return Graph(
         scope=np.zeros(nodes, np.int32),

@@ -20,10 +20,17 @@ import mlx.core as mx
 
 from mlxbench_kernel import native
 from mlxbench_kernel.errors import UsageError
-from mlxbench_kernel.graph.trace_history import LOCK, MOST_RECORDS, WATCHING, History, Noted
+from mlxbench_kernel.graph.trace_history import (
+    COMPILED,
+    LOCK,
+    MOST_RECORDS,
+    WATCHING,
+    History,
+    Noted,
+    watch_calls,
+)
 from mlxbench_kernel.graph.traces import Trace, Traces
 
-_COMPILED = type(mx.compile(lambda: None))
 _LOG = logging.getLogger(__name__)
 
 
@@ -177,7 +184,7 @@ _stand_ins: WeakValueDictionary[int, Noted] = WeakValueDictionary()
 
 def _replace() -> None:
     global _original, _replaced
-    _watch_calls(True)
+    watch_calls(WATCHING, True)
     WATCHING.compilations.clear()
     original = mx.compile
     if original is _replaced:  # it could not be put back, and still notes
@@ -204,16 +211,10 @@ def _replace() -> None:
 
 
 def _put_back() -> None:
-    _watch_calls(False)
+    watch_calls(WATCHING, False)
     # Where somebody else has replaced it since, theirs calls ours, which passes everything on.
     if mx.compile is _replaced:
         mx.compile = _original
-
-
-def _watch_calls(on: bool) -> None:
-    module = native.load()
-    if module is not None:
-        module.watch_calls(_COMPILED, on)
 
 
 def _stand_in(function: Callable[..., Any]) -> Noted:
@@ -238,7 +239,7 @@ def _history(compiled: Any) -> History | None:
 
 def _is_compiled(value: Any) -> bool:
     """Whether ``mx.compile`` gave it; its ``__class__`` is that of the function in it."""
-    return type(value) is _COMPILED
+    return type(value) is COMPILED
 
 
 def _name(function: Any) -> str:

@@ -62,13 +62,24 @@ class _Thread(threading.local):
         self.captured = False
 
 
+COMPILED = type(mx.compile(lambda: None))
 WATCHING = Watching()
+_watchers_of_calls: set[object] = set()
 _here = _Thread()
+
+
+def watch_calls(who: object, on: bool) -> None:
+    """Have the native module see calls of compiled functions while anybody wants it to."""
+    with LOCK:
+        (_watchers_of_calls.add if on else _watchers_of_calls.discard)(who)
+        module = native.load()
+        if module is not None:
+            module.watch_calls(COMPILED, bool(_watchers_of_calls))
 
 
 @contextmanager
 def by_capture() -> Iterator[None]:
-    """Traces in the block are marked as made by a capture, in this thread."""
+    """Traces in the block, in this thread, are those of a capture, which MLX is to forget."""
     before, _here.captured = _here.captured, True
     try:
         yield
@@ -90,9 +101,13 @@ class Noted(StandIn):
         self.mlxbench_history = History(function)
 
     def __call__(self, /, *arguments: Any, **keywords: Any) -> Any:
+        history = self.mlxbench_history
+        if _here.captured:
+            if history.is_traced(self.mlxbench_function, arguments, keywords):
+                history.forget(self)
+            return self.mlxbench_function(*arguments, **keywords)
         if not WATCHING.watchers:
             return self.mlxbench_function(*arguments, **keywords)
-        history = self.mlxbench_history
         return history.call(self.mlxbench_function, arguments, keywords, sys._getframe(1))
 
 
@@ -119,6 +134,7 @@ class History:
         self.total = self.inside = self.uncompiled = 0
         self.uncompiled_at: Line | None = None
         self._several = False
+        self._forgotten = 0  # traces that a capture has had MLX forget: so many, the oldest
         self._states: dict[Leaves, Leaves] = {}
 
     def compiled(self, inputs: Any, shapeless: bool) -> None:
@@ -140,9 +156,8 @@ class History:
         frame: FrameType,
     ) -> Any:
         """Call the function, and note it where that is a trace."""
-        if not self._is_traced(function, arguments, keywords):
-            if not _here.captured:
-                self._count_untraced(frame)
+        if not self.is_traced(function, arguments, keywords):
+            self._count_untraced(frame)
             return function(*arguments, **keywords)
         about = self._about(function, arguments, keywords)
         _here.depth += 1
@@ -157,12 +172,14 @@ class History:
             python = time.perf_counter() - began
             _here.depth -= 1
             line = calling_line(frame)
-            captured = _here.captured
-            _when_ended(
-                lambda: self._note(
-                    about, line, time.perf_counter() - began, python, error, captured
-                )
-            )
+            _when_ended(lambda: self._note(about, line, time.perf_counter() - began, python, error))
+
+    def forget(self, noted: Noted) -> None:
+        """A capture made a trace, and MLX is to forget all those of this function."""
+        module = native.load()
+        if module is not None:
+            module.note_trace(noted)
+            self._forgotten = self.total
 
     def of(self, title: str) -> Traces:
         """What has been noted."""
@@ -177,7 +194,7 @@ class History:
                 self.compilation if self._code is None else WATCHING.compilations[self._code],
             )
 
-    def _is_traced(
+    def is_traced(
         self, function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]
     ) -> bool:
         """Whether this call is a trace that MLX keeps.
@@ -240,11 +257,11 @@ class History:
         seconds: float,
         python_seconds: float,
         error: str,
-        captured: bool,
     ) -> None:
         arguments, state, shapeless, thread, stream = about
         with LOCK:
             self.total += 1
+            changes, forgotten = changes_since(self.records, self._forgotten, *about)
             trace = Trace(
                 function=self.name,
                 number=self.total,
@@ -254,9 +271,9 @@ class History:
                 line=line,
                 seconds=seconds,
                 python_seconds=python_seconds,
-                changes=changes_since(self.records, *about),
+                changes=changes,
                 shapeless=shapeless,
-                captured=captured,
+                forgotten=forgotten,
                 error=error,
                 thread=thread,
                 stream=stream,

@@ -39,8 +39,8 @@ class Trace:
         empty for the first trace.
     shapeless
         As given to ``mx.compile``.
-    captured
-        Whether `capture` made the call. MLX keeps the trace all the same.
+    forgotten
+        Whether MLX had such a trace until a capture had it forget that (`forgetting`).
     error
         What the function raised, "" where it did not. MLX keeps no such trace.
     thread, stream
@@ -57,7 +57,7 @@ class Trace:
     python_seconds: float
     changes: tuple[str, ...]
     shapeless: bool
-    captured: bool
+    forgotten: bool
     error: str
     thread: str
     stream: str
@@ -77,14 +77,15 @@ class Trace:
     @property
     def why(self) -> str:
         """What differed, and what else is to be known of it, in one line."""
-        if self.changes:
+        if self.forgotten:
+            why = "again, after a capture with arguments that it was not traced for"
+        elif self.changes:
             why = "; ".join(self.changes)
         elif self.compilation > 1:
             why = f"first, of mx.compile number {self.compilation} of this code"
         else:
             why = "first"
-        marks = ["by capture"] * self.captured + ([f"raised {self.error}"] if self.error else [])
-        return f"{why} ({', '.join(marks)})" if marks else why
+        return f"{why} (raised {self.error})" if self.error else why
 
     def __str__(self) -> str:
         again = "traced" if self.number == 1 else f"traced again (number {self.number})"
@@ -139,8 +140,8 @@ class Traces:
 
     @property
     def retraces(self) -> list[Trace]:
-        """Those that were not the first of their function and not made by `capture`."""
-        return [trace for trace in self.records if trace.changes and not trace.captured]
+        """Those that were not the first of their function, nor made again after a capture."""
+        return [trace for trace in self.records if trace.changes]
 
     @property
     def rows(self) -> list[tuple[str, ...]]:
@@ -200,20 +201,28 @@ def _calls(count: int) -> str:
 
 def changes_since(
     earlier: Sequence[Trace],
+    forgotten: int,
     arguments: Leaves,
     state: Leaves,
     shapeless: bool,
     thread: str,
     stream: str,
-) -> tuple[str, ...]:
+) -> tuple[tuple[str, ...], bool]:
     """How a call differs from the earlier trace that it differs least from.
 
     Parameters
     ----------
     earlier
         The oldest first; of several that differ as little, the latest counts.
+    forgotten
+        The number of the last one that a capture has had MLX forget.
     arguments, state, shapeless, thread, stream
         Of the call.
+
+    Returns
+    -------
+    tuple
+        The differences, and whether there are none because that trace was forgotten.
     """
     nearest: list[str] | None = None
     for trace in reversed(earlier):
@@ -227,8 +236,10 @@ def changes_since(
             found.append(f"shapeless: {trace.shapeless} → {shapeless}")
         if not found and trace.error:
             found.append(f"nothing, but trace {trace.number} raised {trace.error}")
+        if not found and trace.number <= forgotten:
+            return (), True
         if not found:
-            return (f"nothing since trace {trace.number}: MLX had dropped it",)
+            return (f"nothing since trace {trace.number}: MLX had dropped it",), False
         if nearest is None or len(found) < len(nearest):
             nearest = found
-    return () if nearest is None else shortened(nearest)
+    return (() if nearest is None else shortened(nearest)), False

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import types
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx.optimizers as optim
 from mlx.nn.layers.base import Module
 
 Named = tuple[str, mx.array]
+_Kind = TypeVar("_Kind")
 
-MOST = 200_000  # objects that are looked at
-_PLAIN = (str, bytes, int, float, complex, type, types.ModuleType, types.FunctionType)
+# What holds nothing else.
+PLAIN = (str, bytes, int, float, complex, bool, type(None), types.ModuleType)
+_LEAVES = (*PLAIN, type, types.FunctionType)
+_KINDS = frozenset(PLAIN)
+
+
+def all_plain(values: Collection[Any]) -> bool:
+    """Whether none of these holds anything, as in a list of a million numbers."""
+    return set(map(type, values)) <= _KINDS
 
 
 def arrays_in(tree: Any) -> list[mx.array]:
@@ -32,16 +42,31 @@ def named_arrays(name: str, tree: Any) -> Iterator[Named]:
     tree
         Anything; what holds no arrays yields nothing.
     """
+    yield from _named(name, tree, mx.array)
+
+
+def named_modules(name: str, tree: Any) -> Iterator[tuple[str, Module]]:
+    """Modules that are not in other ones, with their paths, as ``trainer.model`` or ``layers[0]``.
+
+    Parameters
+    ----------
+    name, tree
+        As for `named_arrays`.
+    """
+    yield from _named(name, tree, Module)
+
+
+def _named(name: str, tree: Any, kind: type[_Kind]) -> Iterator[tuple[str, _Kind]]:
     seen: set[int] = set()
     waiting: list[tuple[str, Any]] = [(name, tree)]
-    while waiting and len(seen) < MOST:
+    while waiting:
         path, value = waiting.pop()
-        if isinstance(value, _PLAIN) or value is None or id(value) in seen:
+        if isinstance(value, _LEAVES) or id(value) in seen:
             continue
         seen.add(id(value))
-        if isinstance(value, mx.array):
+        if isinstance(value, kind):
             yield path, value
-        else:
+        elif not isinstance(value, mx.array):
             waiting += reversed(list(_children(path, value)))
 
 
@@ -51,8 +76,12 @@ def _children(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, optim.Optimizer):
         yield "", value.state
     elif isinstance(value, (Module, Mapping)):
+        if all_plain(value.values()):
+            return
         yield from ((_dotted(path, key), each) for key, each in value.items())
-    elif isinstance(value, (list, tuple)):
+    elif isinstance(value, (list, tuple, set, frozenset, deque)):
+        if all_plain(value):
+            return
         # As mlx.utils.tree_flatten writes them, where a module's own path leads here.
         dotted = "." in path or path == ""
         for number, each in enumerate(value):
@@ -70,10 +99,15 @@ def _dotted(path: str, key: Any) -> str:
     return f"{path}.{key}" if path else str(key)
 
 
-def is_the_users(kind: type) -> bool:
-    """Whether objects of a class may hold arrays: MLX's, and the user's own."""
-    root = kind.__module__.split(".")[0]
+def is_the_users(kind: type | types.FunctionType) -> bool:
+    """Whether objects of a class may hold arrays: MLX's, the user's own, and plain namespaces."""
+    if kind in (types.SimpleNamespace, argparse.Namespace):
+        return True
+    name = kind.__module__ or ""
+    root = name.split(".")[0]
     if root in ("mlx", "mlx_lm", "__main__"):
         return True
-    file = getattr(sys.modules.get(root), "__file__", None) or ""
+    if root == __name__.split(".")[0]:  # what is noted here is not put back
+        return False
+    file = getattr(sys.modules.get(name), "__file__", None) or ""
     return bool(file) and "site-packages" not in file and root not in sys.stdlib_module_names

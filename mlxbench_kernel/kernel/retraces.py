@@ -79,7 +79,7 @@ class Retraces:
                 self._start()
 
     def _note(self, trace: Trace) -> None:
-        if trace.changes and not trace.captured:
+        if trace.changes:
             self._again.append(trace)
 
     def _after(self, _: object) -> None:

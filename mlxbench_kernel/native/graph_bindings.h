@@ -26,8 +26,9 @@ nb::object as_numpy(std::vector<T>&& values) {
   return nb::cast(nb::ndarray<nb::numpy, T, nb::ndim<1>>(kept->data(), {kept->size()}, owner));
 }
 
-inline nb::dict read_graph(const std::vector<mx::array>& outputs) {
-  auto flat = GraphReader().read(outputs);
+inline nb::dict read_graph(
+    const std::vector<mx::array>& outputs, const std::vector<uint64_t>& own) {
+  auto flat = GraphReader().read(outputs, own);
   nb::dict read;
   read["primitive"] = as_numpy(std::move(flat.primitive));
   read["arguments"] = as_numpy(std::move(flat.arguments));
@@ -143,7 +144,14 @@ inline nb::object& refusal() {
   return *refusal;
 }
 
-inline int refuse_buffer(PyObject* exporter, Py_buffer* view, int) {
+inline getbufferproc give_buffer = nullptr;
+inline unsigned long refused_thread = 0;
+
+inline int refuse_buffer(PyObject* exporter, Py_buffer* view, int flags) {
+  auto lazy = nb::inst_ptr<mx::array>(nb::handle(exporter))->status() == mx::array::Status::unscheduled;
+  if (!lazy || PyThread_get_thread_ident() != refused_thread) {
+    return give_buffer(exporter, view, flags);
+  }
   view->obj = nullptr;
   try {
     refusal()(nb::borrow(exporter));
@@ -155,12 +163,12 @@ inline int refuse_buffer(PyObject* exporter, Py_buffer* view, int) {
 }
 
 inline void refuse_buffers(nb::object say) {
-  static getbufferproc before = nullptr;
   auto slots = reinterpret_cast<PyHeapTypeObject*>(nb::type<mx::array>().ptr());
-  if (!say.is_none() && !before) {
-    before = std::exchange(slots->as_buffer.bf_getbuffer, refuse_buffer);
-  } else if (say.is_none() && before) {
-    slots->as_buffer.bf_getbuffer = std::exchange(before, nullptr);
+  if (!say.is_none() && !give_buffer) {
+    give_buffer = std::exchange(slots->as_buffer.bf_getbuffer, refuse_buffer);
+    refused_thread = PyThread_get_thread_ident();
+  } else if (say.is_none() && give_buffer) {
+    slots->as_buffer.bf_getbuffer = std::exchange(give_buffer, nullptr);
   }
   refusal() = std::move(say);
 }
@@ -177,7 +185,8 @@ inline void bind_graph(nb::module_& m) {
       "refuse_buffers",
       &refuse_buffers,
       nb::arg("say").none(),
-      "Call this instead of giving out the memory of an array to NumPy and others; None ends it.");
+      "In this thread call this instead of giving out the memory of a lazy array to NumPy and "
+      "others; None ends it.");
 
   m.def(
       "put_back",
@@ -190,7 +199,9 @@ inline void bind_graph(nb::module_& m) {
       "read_graph",
       &read_graph,
       nb::arg("outputs"),
-      "What arrays are computed from, as flat arrays by name; nothing is evaluated or changed.");
+      nb::arg("own"),
+      "What arrays are computed from, as flat arrays by name; nothing is evaluated or changed. Of "
+      "the arrays with these ids one holder each does not count.");
 
   m.def(
       "arrays_of",

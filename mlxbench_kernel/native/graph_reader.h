@@ -60,7 +60,8 @@ struct FlatGraph {
 
 class GraphReader {
  public:
-  FlatGraph read(const std::vector<mx::array>& outputs) {
+  // `own`: ids of arrays, once for each holder that does not count.
+  FlatGraph read(const std::vector<mx::array>& outputs, const std::vector<uint64_t>& own = {}) {
     primitives_.of("");
     texts_.of("");
     for (auto& output : outputs) {
@@ -69,6 +70,11 @@ class GraphReader {
     for (auto& output : outputs) {
       flat_.outputs.push_back(numbers_.at(output.id()));
       references_[flat_.outputs.back()]++;  // the list it came in
+    }
+    for (auto id : own) {
+      if (auto found = numbers_.find(id); found != numbers_.end()) {
+        references_[found->second]++;
+      }
     }
     for (size_t i = 0; i < flat_.held.size(); i++) {
       auto count = ((*flat_.arrays[i]).*open(Descriptor{})).use_count();
@@ -126,13 +132,13 @@ class GraphReader {
       flat_.stream.push_back(-1);
       flat_.device.push_back(0);
     }
+    auto siblings = static_cast<int32_t>(array.siblings().size());
     for (auto& input : array.inputs()) {
       auto from = numbers_.at(input.id());
       flat_.inputs.push_back(from);
-      references_[from]++;
+      references_[from] += 1 + siblings;  // each output has a list of its inputs (make_arrays)
     }
     flat_.input_start.push_back(static_cast<int32_t>(flat_.inputs.size()));
-    auto siblings = static_cast<int32_t>(array.siblings().size());
     auto position = array.sibling_position();
     for (int32_t i = 0; i <= siblings; i++) {
       add_output(i == position ? array : array.siblings()[i < position ? i : i - 1], number);

@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.nn.layers import distributed as sharding
 
+from mlxbench_kernel.containers import put
 from mlxbench_kernel.rank import arrays
 from mlxbench_kernel.rank.collectives import GROUP
 from mlxbench_kernel.rank.files import write_whole
@@ -163,7 +164,5 @@ def _absorb(target: Any, tree: Any) -> None:
         old = target.get(key) if isinstance(target, dict) else target[key]
         if isinstance(value, (dict, list)) and isinstance(old, (dict, list)) and old:
             _absorb(old, value)
-        elif isinstance(target, dict):
-            dict.__setitem__(target, key, value)
         else:
-            target[key] = value
+            put(target, key, value)

@@ -89,6 +89,15 @@ def test_arrays_that_python_holds_are_told_from_those_in_between() -> None:
     assert read([end]).held.tolist() == [1, 0, 1]
 
 
+def test_what_operations_with_several_results_take_is_not_held() -> None:
+    x = mx.array([1.0, 2.0])
+    between = mx.exp(x)
+    parts = mx.split(between, 2)
+    assert read(parts).held.tolist() == [1, 1, 1, 1]
+    del between
+    assert read(parts).held.tolist() == [1, 0, 1, 1]
+
+
 def test_a_collective_is_called_as_the_user_calls_it() -> None:
     group = mx.distributed.init()
     if group.size() > 1:

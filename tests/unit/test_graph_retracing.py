@@ -261,15 +261,20 @@ def test_an_outer_function_that_nobody_watches_changes_nothing(scale: Function) 
         assert traces(inner[0]).total == 0
 
 
-def test_captures_are_marked_and_are_no_retraces(watch: Watch, scale: Function) -> None:
+def test_captures_are_no_traces_and_leave_none(watch: Watch, scale: Function) -> None:
     step = mx.compile(scale)
     step(mx.ones(3))
+    capture(step, mx.ones(3))
+    step(mx.ones(3))
+    assert why(step) == ["first"], "what was traced before is not traced again"
     capture(step, mx.ones(4))
     capture(step, mx.ones(5), compiled=False)
-    step(mx.ones(4))  # MLX kept the trace of the capture
+    step(mx.ones(3))
+    step(mx.ones(4))
+    again = "again, after a capture with arguments that it was not traced for"
+    assert why(step) == ["first", again, "x: (3,) → (4,)"]
     found = traces(step)
-    assert why(step) == ["first", "x: (3,) → (4,) (by capture)"]
-    assert found.records[1].captured and found.retraces == [] and found.uncompiled == 0
+    assert [trace.number for trace in found.retraces] == [3] and found.uncompiled == 0
 
 
 def test_what_a_function_raises_comes_through(watch: Watch) -> None:
