@@ -107,7 +107,8 @@ def is_the_users(kind: type | types.FunctionType) -> bool:
     root = name.split(".")[0]
     if root in ("mlx", "mlx_lm", "__main__"):
         return True
-    if root == __name__.split(".")[0]:  # what is noted here is not put back
+    # What is noted here is not put back.
+    if isinstance(kind, type) and root == __name__.split(".")[0]:
         return False
     file = getattr(sys.modules.get(name), "__file__", None) or ""
     return bool(file) and "site-packages" not in file and root not in sys.stdlib_module_names
