@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 
@@ -144,50 +145,33 @@ def _numbers(title: str) -> tuple[int, ...]:
 
 
 def cut_long_levels(groups: Groups) -> None:
-    """Put the children of groups that have more than `MOST` into ranges, in topological order."""
+    """Put the loose nodes of groups with more than `MOST` children into ranges.
+
+    They stay in topological order. Modules and folds are never cut apart: they are what a level is
+    read by.
+    """
     made = len(groups.parent)
-    parent = np.array(groups.parent, np.int32)
-    nodes = len(groups.of_node)
-    order, _ = from_root(parent)
-    # First and last node of each group, for its place among nodes and for the titles.
-    first = np.full(made, nodes, np.int64)
-    last = np.full(made, -1, np.int64)
-    np.minimum.at(first, groups.of_node, np.arange(nodes))
-    np.maximum.at(last, groups.of_node, np.arange(nodes))
-    for group in reversed(order[1:].tolist()):
-        first[parent[group]] = min(first[parent[group]], first[group])
-        last[parent[group]] = max(last[parent[group]], last[group])
-    below = np.bincount(groups.of_node, minlength=made)
-    below += np.bincount(parent[1:], minlength=made)
-    for group in np.flatnonzero(below > MOST).tolist():
-        # Children: nodes as they are numbered, groups as -1 - number.
-        own = np.flatnonzero(groups.of_node == group)
-        inner = np.flatnonzero(parent == group)
-        starts = np.concatenate([own, first[inner]])
-        ends = np.concatenate([own, last[inner]])
-        children = np.concatenate([own, -1 - inner])
-        sort = np.argsort(starts, kind="stable")
-        _cut(groups, group, children[sort], starts[sort], ends[sort])
+    loose = np.bincount(groups.of_node, minlength=made)
+    inner = np.bincount(np.array(groups.parent[1:], np.int64), minlength=made)
+    for group in np.flatnonzero(loose + inner > MOST).tolist():
+        most = max(MOST - int(inner[group]), RANGE)
+        if loose[group] > most:
+            _cut(groups, group, np.flatnonzero(groups.of_node == group), most)
 
 
-def _cut(
-    groups: Groups,
-    group: int,
-    children: np.ndarray[tuple[int], np.dtype[np.int64]],
-    starts: np.ndarray[tuple[int], np.dtype[np.int64]],
-    ends: np.ndarray[tuple[int], np.dtype[np.int64]],
-) -> None:
-    while len(children) > MOST:
+def _cut(groups: Groups, group: int, nodes: np.ndarray[Any, np.dtype[np.int64]], most: int) -> None:
+    """Ranges of a group's nodes, and ranges of these, until no more than `most` are left."""
+    starts, ends, children = nodes, nodes, nodes
+    while len(children) > most:
         cuts = np.arange(0, len(children), RANGE)
         starts, ends = np.minimum.reduceat(starts, cuts), np.maximum.reduceat(ends, cuts)
         low = len(groups.parent)
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
             groups.add(group, f"nodes {start}–{end}", "range", groups.path[group])
-        number = np.repeat(np.arange(low, low + len(cuts), dtype=np.int32), RANGE)[: len(children)]
-        leaf = children >= 0
-        groups.of_node[children[leaf]] = number[leaf]
-        for child, around in zip(
-            (-1 - children[~leaf]).tolist(), number[~leaf].tolist(), strict=True
-        ):
-            groups.parent[child] = around
-        children = -1 - np.arange(low, low + len(cuts))
+        around = np.repeat(np.arange(low, low + len(cuts), dtype=np.int32), RANGE)[: len(children)]
+        if children is nodes:
+            groups.of_node[nodes] = around
+        else:
+            for child, above in zip(children.tolist(), around.tolist(), strict=True):
+                groups.parent[child] = above
+        children = np.arange(low, low + len(cuts))

@@ -47,8 +47,8 @@ class Hierarchy:
 
     The levels are: the root; ``optimizer``, where a graph has other phases too; the modules, where
     backward nodes stand with the forward ones of their module; the nodes. Neighbours in a list of
-    modules with equal contents are folded into one group, as ``32 × TransformerBlock``. Whatever
-    has more than `grouping.MOST` children is cut into ranges.
+    modules with equal contents are folded into one group, as ``32 × TransformerBlock``. The
+    loose nodes of what has more than `grouping.MOST` children are cut into ranges.
 
     Parameters
     ----------

@@ -5,11 +5,12 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from graph_models import small_llama, training_graph
 
-from mlxbench_kernel.graph import Explorer, Graph, Phase, read
+from mlxbench_kernel.graph import Explorer, Graph, Phase, capture, read
 from mlxbench_kernel.graph.hierarchy import Hierarchy
 from mlxbench_kernel.graph.layout import lay_out
 from mlxbench_kernel.graph.picture import svg
@@ -55,6 +56,36 @@ def test_a_long_graph_without_modules_begins_with_a_screenful() -> None:
     scene = lay_out(graph, hierarchy, hierarchy.start())
     assert scene.boxes < 500
     assert hierarchy.count[0] == graph.nodes
+
+
+class Deep(nn.Module):
+    """A long list of layers, equal ones or not, with operations of its own between them."""
+
+    def __init__(self, equal: bool) -> None:
+        super().__init__()
+        self.layers = [nn.Linear(8, 8 if equal else 8 + number % 2) for number in range(300)]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        for layer in self.layers:
+            x = mx.tanh(layer(x)[:, :8]) + x
+        return x
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_layers_stay_layers_however_many_there_are(equal: bool) -> None:
+    model, x = Deep(equal), mx.ones((2, 8))
+    mx.eval(model.parameters(), x)
+    explorer = Explorer(capture(model, x, namespace={"model": model}))
+    hierarchy = explorer.hierarchy
+    inside = hierarchy.children(0)
+    if equal:
+        (fold,) = (group for group in inside if hierarchy.title[group] == "300 × Linear")
+        inside = hierarchy.children(fold)
+    assert [hierarchy.kind[group] for group in inside].count("Linear") == 300
+    # The operations between them, two or three for each, are what is cut.
+    ranges = [group for group in hierarchy.children(0) if hierarchy.kind[group] == "range"]
+    assert hierarchy.count[ranges].sum() >= 600 and max(hierarchy.count[ranges]) <= 100
+    assert explorer.scene().boxes < 400
 
 
 @pytest.mark.parametrize("number", range(4))
