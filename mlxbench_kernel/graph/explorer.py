@@ -94,7 +94,7 @@ class Explorer:
             parts.append(f"peak {format_bytes(self.prediction.peak)} more than now ({how})")
         else:
             parts.append("names and edges only: the native module is missing")
-        return " · ".join([*parts, self._note] if self._note else parts)
+        return " · ".join([*parts, *filter(None, (graph.hint, self._note))])
 
     @cached_property
     def _is_collective(self) -> NDArray[np.bool_]:

@@ -122,6 +122,8 @@ class Graph:
         Whether shapes and dtypes are known; without the native module only names and edges are.
     seconds
         That capturing it took, with what the user's function did; 0 where nobody measured it.
+    hint
+        One sentence for the user of what the graph does not show, and how to see it; "" for none.
     """
 
     primitive: Indices
@@ -153,6 +155,7 @@ class Graph:
     title: str = ""
     complete: bool = True
     seconds: float = 0.0
+    hint: str = ""
 
     @property
     def nodes(self) -> int:

@@ -164,6 +164,7 @@ def _graph(contents: dict[str, Any]) -> Graph:
         title=_text(contents["title"]),
         complete=bool(contents["complete"]),
         seconds=float(contents["seconds"]),
+        hint=_text(contents["hint"]),
     )
 
 

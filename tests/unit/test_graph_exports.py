@@ -278,7 +278,7 @@ def test_damage_inside_is_found(small: Graph, tmp_path: Path) -> None:
             assert f"'{name}' is missing" in refused(path)
             for wrong in (None, 3, "text", [3], {"a": 1}):
                 path.write_text(json.dumps({**contents, name: wrong}))
-                if name not in ("title", "complete") and (name, wrong) != ("seconds", 3):
+                if name not in ("title", "hint", "complete") and (name, wrong) != ("seconds", 3):
                     refused(path)
     for name, text in contents["arrays"].items():
         for wrong in (None, "", text[:-8], "A" + text[1:], "%" + text):
