@@ -1,4 +1,4 @@
-"""Which module a node belongs to: noted while modules are called, and concluded afterwards."""
+"""Which module a node belongs to, noted while modules are called; `placing` concludes the rest."""
 
 from __future__ import annotations
 
@@ -11,32 +11,80 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 from mlx.nn.layers.base import Module
+from mlx.utils import tree_flatten
 
 from mlxbench_kernel import native
-from mlxbench_kernel.graph.model import Graph, Phase, Scope
-from mlxbench_kernel.graph.trees import arrays_in, named_arrays
+from mlxbench_kernel.graph.model import Graph, Scope
+from mlxbench_kernel.graph.placing import OPTIMIZER, Noted, placed
+from mlxbench_kernel.graph.trees import arrays_in
 
-OPTIMIZER = "optimizer"
+Call = Callable[..., Any]
+
+COMPILED = (
+    "modules in a compiled function are told by their parameters only: --uncompiled, or "
+    "capture(…, compiled=False), shows all of them"
+)
 
 
-def module_paths(modules: Mapping[str, Module]) -> dict[int, Scope]:
-    """The scope of each module, by its id.
+class ModulePaths(dict[int, Scope]):
+    """The scopes of modules by their ids.
+
+    Attributes
+    ----------
+    parameters : dict of int to Scope
+        The scope of the module that holds an array, by MLX's id of the array.
+    by_path : dict of str to Scope
+        By the path, also by those that lead to the same module.
+    """
+
+    def __init__(self) -> None:
+        self.parameters: dict[int, Scope] = {}
+        self.by_path: dict[str, Scope] = {}
+
+
+def module_paths(modules: Mapping[str, Module]) -> ModulePaths:
+    """The scope of each module, by its id, and of the arrays that it holds.
 
     Parameters
     ----------
     modules
         The user's modules by the names of their variables. A part of another one has the path
-        that it has there; where there are several, paths begin with the variable's name.
+        that it has there, the first one if there are several; where there are several modules,
+        paths begin with the variable's name.
     """
-    inner = {
-        id(part) for module in modules.values() for path, part in module.named_modules() if path
-    }
-    outer = {name: module for name, module in modules.items() if id(module) not in inner}
-    found: dict[int, Scope] = {}
-    for name, module in outer.items():
-        for path, part in module.named_modules():
+    parts = {name: module.named_modules() for name, module in modules.items()}
+    inner = {id(part) for found_parts in parts.values() for path, part in found_parts if path}
+    outer: dict[int, tuple[str, list[tuple[str, Module]]]] = {}
+    for name, found_parts in parts.items():
+        # The first is the module itself, also of what mx.compile made of it.
+        module = found_parts[0][1]
+        if id(module) not in inner:
+            outer.setdefault(id(module), (name, found_parts))
+    found, library = ModulePaths(), native.load()
+    for name, found_parts in outer.values():
+        # A module is told before its parts, the last part first: turned round, the first is first.
+        for path, part in reversed(found_parts):
             whole = ".".join(each for each in (name if len(outer) > 1 else "", path) if each)
-            found.setdefault(id(part), Scope(whole, type(part).__name__))
+            scope = found.setdefault(id(part), Scope(whole, type(part).__name__))
+            found.by_path[whole] = scope
+            if library is not None:
+                for array in _own_arrays(part):
+                    found.parameters.setdefault(library.array_id(array), scope)
+    return found
+
+
+def _own_arrays(module: Module) -> list[mx.array]:
+    """The arrays that a module holds itself, not in a part that is a module."""
+    found: list[mx.array] = []
+    waiting: list[Any] = list(module.values())
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, mx.array):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            waiting += value
+        elif isinstance(value, dict) and not isinstance(value, Module):
+            waiting += value.values()
     return found
 
 
@@ -47,17 +95,25 @@ class Scoping:
     ----------
     paths
         From `module_paths`.
+
+    Attributes
+    ----------
+    gradients : list of (str, mlx.core.array)
+        What optimizers were given, by the paths of the parameters.
     """
 
-    def __init__(self, paths: Mapping[int, Scope]) -> None:
+    def __init__(self, paths: ModulePaths) -> None:
         self._paths = paths
         self._scopes: dict[Scope, int] = {Scope(""): 0}
         module = native.load()
         self._marker = None if module is None else module.Marker()
-        self._by_path = {scope.path: scope for scope in paths.values()}
+        self._handle = None if module is None else module.handle
         self.gradients: list[tuple[str, mx.array]] = []
+        self._gradient_ids: dict[int, int] = {}
+        self._updating: Scope | None = None
         self._ids = np.zeros(0, np.uint64)
         self._marks = np.zeros(0, np.int32)
+        self._noting = False
 
     @contextmanager
     def noting(self) -> Iterator[None]:
@@ -65,17 +121,19 @@ class Scoping:
         if self._marker is None:
             yield
             return
+        self._noting = True
         changed: list[tuple[type, str, Any]] = []
 
-        def wrap(kind: type, name: str, wrapped: Callable[..., Any]) -> None:
+        def wrap(kind: type, name: str, wrapped: Call) -> None:
             changed.append((kind, name, kind.__dict__[name]))
             setattr(kind, name, wrapped)
 
         try:
             for kind in _kinds(Module, "__call__"):
                 wrap(kind, "__call__", self._called(kind.__dict__["__call__"]))
-            for kind in _kinds(optim.Optimizer, "update"):
-                wrap(kind, "update", self._updated(kind.__dict__["update"]))
+            for name in ("update", "apply_gradients"):  # the one calls the other, or either alone
+                for kind in _kinds(optim.Optimizer, name):
+                    wrap(kind, name, self._updated(kind.__dict__[name], name))
             yield
         finally:
             for kind, name, original in reversed(changed):
@@ -85,61 +143,133 @@ class Scoping:
     def _number(self, scope: Scope) -> int:
         return self._scopes.setdefault(scope, len(self._scopes))
 
-    def _called(self, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _called(self, original: Call) -> Call:
         @functools.wraps(original)
         def call(module: Module, *arguments: Any, **keywords: Any) -> Any:
-            scope = self._paths.get(id(module))
-            if scope is None or self._marker is None:
+            scope, handle = self._paths.get(id(module)), self._handle
+            if scope is None or self._marker is None or handle is None:
                 return original(module, *arguments, **keywords)
-            inputs, since = arrays_in([arguments, keywords]), self._marker.count()
+            # Handles: an array object that is changed in place is another array afterwards.
+            before = [handle(array) for array in arrays_in([arguments, keywords])]
+            since = self._marker.count()
             result = original(module, *arguments, **keywords)
-            self._marker.mark(arrays_in(result), inputs, self._number(scope), since)
+            # Running statistics, caches and the like are made in the call, and are no result.
+            made = [*arrays_in([result, arguments, keywords]), *_own_arrays(module)]
+            self._marker.mark(made, before, self._number(scope), since)
             return result
 
         return call
 
-    def _updated(self, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _updated(self, original: Call, name: str) -> Call:
         @functools.wraps(original)
-        def update(optimizer: optim.Optimizer, model: Module, gradients: Any) -> Any:
-            before = arrays_in([optimizer, model, gradients])
-            for path, array in named_arrays("", gradients):
-                self.gradients.append((path, array))
-                module = self._by_path.get(path.rpartition(".")[0])
-                if module is not None and self._marker is not None:
-                    self._marker.mark_one(array, self._number(module))
-            since = 0 if self._marker is None else self._marker.count()
-            result = original(optimizer, model, gradients)
-            if self._marker is not None:
-                scope = Scope(OPTIMIZER, type(optimizer).__name__)
-                self._marker.mark(arrays_in([optimizer, model]), before, self._number(scope), since)
+        def update(optimizer: optim.Optimizer, *arguments: Any, **keywords: Any) -> Any:
+            if self._marker is None or self._updating is not None:  # a part of another one's update
+                return original(optimizer, *arguments, **keywords)
+            before = arrays_in([optimizer, arguments, keywords])
+            parameters, gradients = _given(name, arguments, keywords)
+            self._note_gradients(parameters, gradients)
+            since = self._marker.count()
+            self._updating = Scope(OPTIMIZER, type(optimizer).__name__)
+            try:
+                result = original(optimizer, *arguments, **keywords)
+            finally:
+                scope, self._updating = self._updating, None
+            made = arrays_in([result, optimizer, arguments, keywords])
+            self._marker.mark(made, before, self._number(scope), since)
             return result
 
         return update
 
+    def _note_gradients(self, parameters: Any, gradients: Any) -> None:
+        """Each gradient belongs to the module that holds its parameter."""
+        library = native.load()
+        if library is None or self._marker is None:
+            return
+        model = self._paths.get(id(parameters))
+        known = {} if model is not None else dict(_flat(parameters))
+        for path, array in _flat(gradients):
+            if model is not None:
+                whole = f"{model.path}.{path}" if model.path else path
+                scope = self._paths.by_path.get(_module_of(whole, self._paths.by_path))
+            else:
+                whole, parameter = path, known.get(path)
+                number = -1 if parameter is None else library.array_id(parameter)
+                scope = self._paths.parameters.get(number)
+                if scope is not None and scope.path:
+                    whole = f"{scope.path}.{path.rpartition('.')[2]}"
+            self.gradients.append((whole, array))
+            self._gradient_ids[library.array_id(array)] = (
+                -1 if scope is None else self._number(scope)
+            )
+
     def apply(self, graph: Graph) -> Graph:
         """The graph with scopes and phases."""
-        known = self._known(graph)
-        parameters = _parameter_scopes(graph, self._paths, self._number)
-        if len(self._scopes) == 1:
-            return graph
-        phase = _phases(graph, known, self._scopes)
-        kinds = {scope.path: scope for scope in [*self._paths.values(), *self._scopes]}
-        places = _Places(self._scopes, kinds)
-        scope = _conclude(graph, known, parameters, phase, places)
-        for part, number in self._scopes.items():  # its state belongs to it, computed or not
-            if part.path == OPTIMIZER:
-                phase[scope == number] = Phase.OPTIMIZER
-        return graph.with_(scope=scope, phase=phase, scopes=tuple(places.numbers))
-
-    def _known(self, graph: Graph) -> np.ndarray[Any, np.dtype[np.int32]]:
-        """The scope that was noted for each node, -1 without. int32 [nodes]"""
         known = np.full(graph.nodes, -1, np.int32)
-        if len(self._ids):
-            order = np.argsort(self._ids)
-            place = np.minimum(np.searchsorted(self._ids[order], graph.id), len(order) - 1)
-            found = self._ids[order][place] == graph.id
-            known[graph.node[found]] = self._marks[order][place][found]
-        return known
+        known[graph.node] = _looked_up(graph.id, self._ids, self._marks)
+        held = np.full(graph.nodes, -1, np.int32)
+        ids = np.fromiter(self._paths.parameters, np.uint64, len(self._paths.parameters))
+        scopes = [self._number(scope) for scope in self._paths.parameters.values()]
+        held[graph.node] = _looked_up(graph.id, ids, np.array(scopes, np.int32))
+        gradient = np.full(graph.nodes, -2, np.int32)
+        ids = np.fromiter(self._gradient_ids, np.uint64, len(self._gradient_ids))
+        numbers = np.fromiter(self._gradient_ids.values(), np.int32, len(self._gradient_ids))
+        gradient[graph.node] = _looked_up(graph.id, ids, numbers, -2)
+        gradient[graph.primitive == 0] = -2
+        noted = Noted(known, held, gradient, called=self._noting and bool((known >= 0).any()))
+        if not noted.called and (held < 0).all():
+            return graph
+        graph = placed(graph, noted, self._scopes, {s.path: s for s in self._paths.values()})
+        return graph.with_(hint=COMPILED) if self._is_compiled(graph, noted) else graph
+
+    def _is_compiled(self, graph: Graph, noted: Noted) -> bool:
+        """Whether modules of the graph were called in a compiled function only, where at all."""
+        if not self._noting or not (graph.fused or (len(self._ids) and not noted.called)):
+            return False
+        taken = noted.held[graph.sources] >= 0
+        seen = np.zeros(graph.nodes, bool)
+        updates = [number for scope, number in self._scopes.items() if scope.path == OPTIMIZER]
+        by_module = (noted.made >= 0) & ~np.isin(noted.made, updates)
+        seen[graph.sources[taken & by_module[graph.targets]]] = True
+        return bool((~seen[graph.sources[taken]]).any())
+
+
+def _given(name: str, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Parameters and gradients of ``update(model, gradients)``, ``apply_gradients(the other way)``.
+
+    Subclasses of the user may take more arguments, or call them otherwise.
+    """
+    first, second = [*arguments, None, None][:2]
+    if name == "apply_gradients":
+        return keywords.get("parameters", second), keywords.get("gradients", first)
+    return keywords.get("model", first), keywords.get("gradients", second)
+
+
+def _flat(tree: Any) -> list[tuple[str, mx.array]]:
+    leaves: Any = tree_flatten(tree)
+    return [(path, value) for path, value in leaves if isinstance(value, mx.array)]
+
+
+def _module_of(path: str, known: Mapping[str, Scope]) -> str:
+    """The path of the innermost module around a parameter: lists and dicts are none."""
+    while path:
+        path = path.rpartition(".")[0]
+        if path in known:
+            break
+    return path
+
+
+def _looked_up(
+    wanted: np.ndarray[Any, np.dtype[np.uint64]],
+    ids: np.ndarray[Any, np.dtype[np.uint64]],
+    values: np.ndarray[Any, np.dtype[np.int32]],
+    missing: int = -1,
+) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """The value of each id. int32 [wanted]"""
+    if not len(ids):
+        return np.full(len(wanted), missing, np.int32)
+    order = np.argsort(ids)
+    place = np.minimum(np.searchsorted(ids[order], wanted), len(order) - 1)
+    return np.where(ids[order][place] == wanted, values[order][place], missing).astype(np.int32)
 
 
 def _kinds(base: type, method: str) -> list[type]:
@@ -151,199 +281,3 @@ def _kinds(base: type, method: str) -> list[type]:
             found[kind] = None
             waiting += kind.__subclasses__()
     return [kind for kind in found if method in kind.__dict__]
-
-
-def _parameter_scopes(
-    graph: Graph, paths: Mapping[int, Scope], number: Callable[[Scope], int]
-) -> np.ndarray[Any, np.dtype[np.int32]]:
-    """For inputs that are parameters, the scope of their module; -1 for others. int32 [nodes]"""
-    by_path = {scope.path: scope for scope in paths.values()}
-    scopes = np.full(graph.nodes, -1, np.int32)
-    for array, name in graph.names.items():
-        node = int(graph.node[array])
-        scope = by_path.get(name.rpartition(".")[0])
-        if scope is not None and graph.is_input(node):
-            scopes[node] = number(scope)
-    return scopes
-
-
-def _phases(
-    graph: Graph,
-    known: np.ndarray[Any, np.dtype[np.int32]],
-    scopes: Mapping[Scope, int],
-) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Forward, backward or optimizer. uint8 [nodes]
-
-    Backward is what the loss does not need, but the gradients do: the loss is the scalar output
-    that needs modules, and of several the one that needs least.
-    """
-    phase = np.full(graph.nodes, Phase.FORWARD, np.uint8)
-    updates = [number for scope, number in scopes.items() if scope.path == OPTIMIZER]
-    updated = np.isin(known, updates) & (known >= 0)
-    losses = [
-        int(array)
-        for array in graph.outputs
-        if graph.shape(array) == () and graph.dtype_name(array).startswith(("float", "bfloat"))
-    ]
-    needed = [ancestors(graph, [graph.node[array]]) for array in dict.fromkeys(losses)]
-    needed = [each for each in needed if (known[each] > 0).any() and not updated[each].any()]
-    if needed:
-        forward = min(needed, key=lambda each: int(each.sum()))
-        computed = graph.primitive != 0
-        others = [array for array in graph.outputs if not forward[graph.node[array]]]
-        wide = [array for array in others if graph.shape(array) != ()] or others
-        backward = ancestors(graph, [graph.node[array] for array in wide])
-        phase[backward & ~forward & computed] = Phase.BACKWARD
-    phase[updated] = Phase.OPTIMIZER
-    return phase
-
-
-def ancestors(graph: Graph, nodes: list[Any]) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """What some nodes need, themselves included. bool [nodes]"""
-    found = np.zeros(graph.nodes, bool)
-    found[nodes] = True
-    start, sources = graph.input_start.tolist(), graph.sources.tolist()
-    waiting = [int(node) for node in nodes]
-    while waiting:
-        node = waiting.pop()
-        for source in sources[start[node] : start[node + 1]]:
-            if not found[source]:
-                found[source] = True
-                waiting.append(source)
-    return found
-
-
-class _Places:
-    """The scopes by number, and the innermost one around several."""
-
-    def __init__(self, scopes: Mapping[Scope, int], kinds: Mapping[str, Scope]) -> None:
-        self.numbers = dict(scopes)
-        self._paths = {number: scope.path for scope, number in scopes.items()}
-        self._kinds = kinds
-        self._joint: dict[tuple[int, int], int] = {}
-
-    def depth(self, number: int) -> int:
-        """How many modules are around it; 0 for the root, -1 for what is not known."""
-        path = self._paths.get(number)
-        return -1 if path is None else path.count(".") + 1 if path else 0
-
-    def around(self, one: int, other: int) -> int:
-        """The innermost scope that holds both."""
-        if one == other:
-            return one
-        if (one, other) not in self._joint:
-            parts = []
-            for left, right in zip(
-                self._paths[one].split("."), self._paths[other].split("."), strict=False
-            ):
-                if left != right:
-                    break
-                parts.append(left)
-            self._joint[one, other] = self._number(parts)
-        return self._joint[one, other]
-
-    def caller(self, number: int) -> int:
-        """The module around one."""
-        return self._number(self._paths[number].split(".")[:-1])
-
-    def _number(self, parts: list[str]) -> int:
-        # "layers" is a list and no module: what is around it holds the same.
-        while parts and ".".join(parts) not in self._kinds:
-            parts.pop()
-        path = ".".join(parts)
-        scope = self._kinds.get(path, Scope("")) if path else Scope("")
-        number = self.numbers.setdefault(scope, len(self.numbers))
-        self._paths[number] = scope.path
-        return number
-
-
-def _conclude(
-    graph: Graph,
-    known: np.ndarray[Any, np.dtype[np.int32]],
-    parameters: np.ndarray[Any, np.dtype[np.int32]],
-    phase: np.ndarray[Any, np.dtype[np.uint8]],
-    places: _Places,
-) -> np.ndarray[Any, np.dtype[np.int32]]:
-    """A scope for every node. int32 [nodes]
-
-    Forward, what was not noted belongs to the module whose parameters it takes, else to none if
-    it takes what was noted, else to the innermost one around all that it takes. Backward it is
-    the other way round: gradients flow from what uses them, down to the parameters.
-    """
-    found: list[int] = np.where(known >= 0, known, parameters).tolist()
-    owner: list[int] = parameters.tolist()  # of parameters, and of views of them
-    start, sources = graph.input_start.tolist(), graph.sources.tolist()
-    phases, noted = phase.tolist(), (known >= 0).tolist()
-    users: list[list[int]] = [[] for _ in range(graph.nodes)]
-    for node in range(graph.nodes):
-        taken = sources[start[node] : start[node + 1]]
-        for source in taken:
-            users[source].append(node)
-        owners = [owner[source] for source in taken if owner[source] >= 0]
-        if owners and len(taken) == 1:
-            owner[node] = owners[0]
-        if found[node] < 0 and taken and phases[node] == Phase.FORWARD:
-            # Made of what a module gave while that was watched, it was made outside of it.
-            outside = any(noted[source] for source in taken)
-            within = 0 if outside else _joint([found[s] for s in taken], places)
-            found[node] = owners[0] if owners else within
-    for node in range(graph.nodes - 1, -1, -1):
-        if phases[node] != Phase.BACKWARD or (found[node] >= 0 and noted[node]):
-            continue
-        taken = sources[start[node] : start[node + 1]]
-        owners = [owner[source] for source in taken if owner[source] >= 0]
-        after = [found[u] for u in users[node] if phases[u] == Phase.BACKWARD and found[u] >= 0]
-        before = [found[s] for s in taken if phases[s] == Phase.FORWARD and found[s] > 0]
-        derived = bool(before) and all(phases[s] == Phase.FORWARD for s in taken)
-        use, origin = _joint(after, places), _joint(before, places)
-        inner = derived or places.depth(origin) > places.depth(use)
-        found[node] = owners[0] if owners else origin if inner else use
-    for node in range(graph.nodes):  # what many use belongs to where it comes from
-        if phases[node] == Phase.BACKWARD and not noted[node]:
-            taken = [found[s] for s in sources[start[node] : start[node + 1]]]
-            origin = _joint(taken, places)
-            if places.depth(origin) > places.depth(found[node]):
-                found[node] = origin
-    _place_sums(graph, found, phases, noted, users, places)
-    for node in range(graph.nodes):  # inputs stand where they are used
-        if found[node] < 0:
-            found[node] = max(_joint([found[user] for user in users[node]], places), 0)
-    return np.array(found, np.int32)
-
-
-def _place_sums(
-    graph: Graph,
-    found: list[int],
-    phases: list[int],
-    noted: list[bool],
-    users: list[list[int]],
-    places: _Places,
-) -> None:
-    """Gradients of an array that several use are added up where that array was made.
-
-    Taken from several modules, such sums stand outside of all of them so far. The module that made
-    the array is the one around what the sum flows on to, or else around where it comes from.
-    """
-    start, sources = graph.input_start.tolist(), graph.sources.tolist()
-    apart = []
-    for node in range(graph.nodes):
-        if phases[node] == Phase.BACKWARD and not noted[node]:
-            taken = [found[source] for source in sources[start[node] : start[node + 1]]]
-            if len(taken) > 1 and any(places.depth(s) > places.depth(found[node]) for s in taken):
-                apart.append(node)
-    sums = set(apart)
-    for node in apart:
-        after = [found[u] for u in users[node] if u not in sums and phases[u] == Phase.BACKWARD]
-        before = [found[s] for s in sources[start[node] : start[node + 1]] if s not in sums]
-        for scopes in (after, before):
-            inner = max(scopes, key=places.depth, default=-1)
-            candidates = (places.caller(inner), inner) if inner > 0 else ()
-            deeper = [s for s in candidates if places.depth(s) > places.depth(found[node])]
-            if deeper:
-                found[node] = deeper[0]
-                break
-
-
-def _joint(scopes: list[int], places: _Places) -> int:
-    known = [scope for scope in scopes if scope >= 0]
-    return functools.reduce(places.around, known) if known else -1
