@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
+from collections.abc import Iterable
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mlxbench_kernel.graph.model import Graph
+from mlxbench_kernel.graph.merging import State
+from mlxbench_kernel.graph.model import COLLECTIVES, Graph, Phase
+
+# A list in brackets with what stands close to it, a shape without brackets, or what has no spaces.
+_WORD = re.compile(
+    r"[^\s\[(]*[\[(][\d\s,x×]*(?:[\])]\S*|$)|(?<!\S)\d+(?:\s*[,x×]\s*\d+)+,?(?!\S)|\S+"
+)
+_BETWEEN = re.compile(r"\s*[,x×]\s*")
+_SPACES = re.compile(r"\s+")
+_MOST = np.iinfo(np.int64).max
 
 
-def search(graph: Graph, text: str) -> list[int]:
+def search(graph: Graph, text: str, states: NDArray[np.int8] | None = None) -> list[int]:
     """The nodes in which all words of a text are found, in any of their fields.
 
     Parameters
@@ -17,65 +29,93 @@ def search(graph: Graph, text: str) -> list[int]:
     graph
         Where to look.
     text
-        Words, small or capital: parts of the user's names, of primitives and what was fused, of
-        shapes as ``[4,8]``, dtypes, arguments, paths and classes of modules, phases, devices.
+        Words, small or capital: parts of the user's names, of primitives and what was fused,
+        dtypes, arguments, paths and classes of modules, phases, devices. A shape is written as
+        ``(4, 8)``, ``[4, 8]``, ``4x8`` or ``4, 8``; that of a scalar is ``()``.
+    states : int8 [nodes]
+        Of two graphs in one, what became of each node: then ``added``, ``removed``, ``changed``
+        and ``same`` are words, too.
 
     Returns
     -------
     list of int
         Numbers of nodes, in order.
     """
-    found = np.ones(graph.nodes, bool)
-    words = text.lower().split()
+    words = _WORD.findall(text.lower())
     if not words:
         return []
+    found = np.ones(graph.nodes, np.bool_)
     for word in words:
-        found &= _with(graph, word)
+        shape = _shape(word)
+        if shape is None:
+            found &= _with(graph, word, states)
+        else:
+            found &= _of_shape(graph, shape)
     return [int(node) for node in np.flatnonzero(found)]
 
 
-def _with(graph: Graph, word: str) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    def among(texts: list[str]) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-        return np.array([word in text.lower() for text in texts], bool)
+def _with(graph: Graph, word: str, states: NDArray[np.int8] | None) -> NDArray[np.bool_]:
+    """Whether a word is in any field of each node."""
 
-    found = among([_spoken(name) for name in graph.primitives])[graph.primitive]
-    found |= among(list(graph.texts))[graph.arguments]
-    found |= among([f"{scope.path} {scope.kind}" for scope in graph.scopes])[graph.scope]
-    found |= among(["forward", "backward", "optimizer"])[graph.phase]
+    def among(texts: Iterable[str]) -> NDArray[np.bool_]:
+        return np.array([word in text.lower() for text in texts], np.bool_)
+
+    found = among(_spoken(name) for name in graph.primitives)[graph.primitive]
+    found |= _in_arguments(graph.texts, word)[graph.arguments]
+    found |= among(f"{scope.path} {scope.kind}" for scope in graph.scopes)[graph.scope]
+    found |= among(phase.name for phase in Phase)[graph.phase]
     computed = graph.primitive != 0
     found |= among(["cpu", "gpu"])[graph.device] & computed
     if graph.complete:
-        found[graph.node[among(list(graph.dtypes))[graph.dtype]]] = True
-        found[graph.node[_of_shape(graph, word)]] = True
+        found[graph.node[among(graph.dtypes)[graph.dtype]]] = True
+        if word.isdigit():
+            found |= _of_shape(graph, [int(word)])
     for array, name in graph.names.items():
         if word in name.lower():
             found[graph.node[array]] = True
     for node, inside in graph.fused.items():
         if any(word in name.lower() for name in inside):
             found[node] = True
+    # Whole words: who looks for "add" means the primitive.
+    if states is not None and word.upper() in State.__members__:
+        found |= states == State[word.upper()]
     return found
 
 
 def _spoken(primitive: str) -> str:
-    from mlxbench_kernel.graph.model import COLLECTIVES
-
     return f"{primitive} {COLLECTIVES.get(primitive, '')}" if primitive else "input constant"
 
 
-def _of_shape(graph: Graph, word: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """The arrays with a shape that is written as the word is, as ``[4,8]`` or ``4x8``."""
-    written = word.strip("[]()").replace("x", ",")
-    extents = written.split(",")
+def _in_arguments(texts: Iterable[str], word: str) -> NDArray[np.bool_]:
+    """Whether a word is in each text; spaces in lists are nobody's business."""
+    close = _SPACES.sub("", word)
+    return np.array([close in _SPACES.sub("", text.lower()) for text in texts], np.bool_)
+
+
+def _shape(word: str) -> list[int] | None:
+    """The shape that a word is written as; None for other words, and for a number alone."""
+    bare = word.strip("[]() ")
+    if bare == word and (word.isdigit() or not word[:1].isdigit()):
+        return None
+    extents = [extent for extent in _BETWEEN.split(bare) if extent]
     if not all(extent.isdigit() for extent in extents):
-        return np.zeros(0, np.int64)
-    wanted = [int(extent) for extent in extents]
-    start, ndim = graph.shape_start[:-1], np.diff(graph.shape_start)
-    fits = ndim == len(wanted)
-    for axis, extent in enumerate(wanted):
+        return None
+    return [int(extent) for extent in extents]
+
+
+def _of_shape(graph: Graph, shape: list[int]) -> NDArray[np.bool_]:
+    """Whether each node has an output of a shape."""
+    found = np.zeros(graph.nodes, np.bool_)
+    if not graph.complete or any(extent > _MOST for extent in shape):
+        return found
+    start = graph.shape_start[:-1]
+    fits = np.diff(graph.shape_start) == len(shape)
+    for axis, extent in enumerate(shape):
         places = np.minimum(start + axis, max(len(graph.extents) - 1, 0))
         if len(graph.extents):
             fits &= graph.extents[places] == extent
-    return np.flatnonzero(fits)
+    found[graph.node[fits]] = True
+    return found
 
 
 def path(graph: Graph, one: int, other: int) -> list[int]:

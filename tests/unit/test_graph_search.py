@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import pytest
 
-from mlxbench_kernel.graph import Graph, capture
+from mlxbench_kernel.graph import Explorer, Graph, capture, diff
 from mlxbench_kernel.graph.search import path, search
 
 
@@ -30,6 +30,17 @@ def graph() -> Graph:
         ("8x3", ["weight"]),
         ("sum axes=[1]", ["Sum"]),
         ("exp", ["Compiled"]),
+        ("[4, 8]", ["x"]),
+        ("(4, 8)", ["x"]),
+        ("4, 8", ["x"]),
+        ("4 x 8", ["x"]),
+        ("(4, 8", ["x"]),  # somebody is still typing
+        ("float32 (8, 3) weight", ["weight"]),
+        ("(4,) squeeze", ["Squeeze"]),
+        ("axes=[ 1 ] sum", ["Sum"]),
+        ("(4, 8, 1)", []),
+        ("(99999999999999999999, 2)", []),
+        (",", []),
         ("nothing of the kind", []),
         ("", []),
     ],
@@ -50,3 +61,29 @@ def test_the_way_between_two_nodes(graph: Graph) -> None:
     (weight,) = search(graph, "weight")
     assert path(graph, x, weight) == []
     assert path(graph, x, x) == [x]
+
+
+def test_scalars_are_found_by_their_empty_shape() -> None:
+    graph = capture(mx.ones((3, 3)).sum())
+    assert "Squeeze" in {graph.label(node) for node in search(graph, "()")}
+    assert search(graph, "()") == search(graph, "[]")
+
+
+def test_in_a_difference_what_became_of_nodes_is_found() -> None:
+    x = mx.ones((3, 3))
+    mx.eval(x)
+    before = capture(lambda x: mx.tanh(mx.sum(x, axis=0)) @ x, x)
+    after = capture(lambda x: mx.exp(mx.sum(x, axis=1)) @ x + 1, x)
+    merged, states = diff(before, after).merged()
+    explorer = Explorer(merged, states=states)
+
+    def found(text: str) -> set[str]:
+        return {merged.label(node) for node in explorer.search(text)}
+
+    assert "Exp" in found("added") and "Tanh" not in found("added")
+    assert found("removed") == {"Tanh"}
+    assert "Sum" in found("changed")
+    # The primitive, not all that was added.
+    assert found("add") == {"Add"} and found("add added") == {"Add"}
+    # In a graph that nothing is compared with, it is a word like others.
+    assert search(after, "added") == []
