@@ -8,6 +8,7 @@ stand in an order in which each comes after what it needs.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
@@ -156,6 +157,18 @@ class Graph:
     complete: bool = True
     seconds: float = 0.0
     hint: str = ""
+
+    def __repr__(self) -> str:
+        """One line: what was captured and how large it is."""
+        collectives = Counter(map(self.collective, range(self.nodes)))
+        del collectives[""]
+        computed = int((self.primitive != 0).sum())
+        parts = [
+            f"{computed:,} operation{'' if computed == 1 else 's'}",
+            f"{self.nodes - computed:,} inputs and constants",
+            *(f"{count:,} × {name}" for name, count in collectives.items()),
+        ]
+        return f"<Graph {' '.join(self.title.split()) or 'without a title'}: {', '.join(parts)}>"
 
     @property
     def nodes(self) -> int:

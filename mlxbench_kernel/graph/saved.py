@@ -19,7 +19,8 @@ from mlxbench_kernel.errors import StorageError, UsageError
 from mlxbench_kernel.graph.model import Graph, Phase, Scope, Status
 
 FORMAT, VERSION = "mlxbench graph", 1
-_LARGEST = 4 << 30  # bytes that one array of a file may unpack to
+_LARGEST = 256 << 20  # bytes that one array of a file may unpack to: millions of nodes
+_LONGEST = np.iinfo(np.int32).max  # extent that MLX has (``ShapeElem`` in ``mlx/array.h``)
 _ARRAYS: dict[str, type[np.generic]] = {
     "primitive": np.int32,
     "arguments": np.int32,
@@ -52,6 +53,13 @@ _CAUSES = {
 }
 
 
+# What reading something else than what was written may raise.
+_WRONG = (
+    KeyError, TypeError, ValueError, AttributeError, OverflowError, MemoryError, RecursionError,
+    zlib.error,
+)  # fmt: skip
+
+
 class _Damaged(Exception):
     """What is wrong with the contents of a file."""
 
@@ -68,7 +76,7 @@ def to_json(graph: Graph) -> str:
         "fused": {str(node): list(inside) for node, inside in graph.fused.items()},
         "arrays": {name: _packed(getattr(graph, name), kind) for name, kind in _ARRAYS.items()},
     }
-    return json.dumps(contents)
+    return json.dumps({**contents, "check": _check(contents)})
 
 
 def save(graph: Graph, path: str | os.PathLike[str]) -> None:
@@ -128,10 +136,19 @@ def load(path: str | os.PathLike[str]) -> Graph:
             "type pip install --upgrade mlxbench"
         )
     try:
-        return _checked(_graph(contents))
-    except (_Damaged, KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
+        graph = _checked(_graph(contents))
+        # Last: what is missing or does not fit says more than that something is wrong.
+        if contents.pop("check") != _check(contents):
+            raise _Damaged("its contents are not those that were written")
+    except (_Damaged, *_WRONG) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise _refusal(path, reason) from None
+        raise _refusal(path, reason.partition("\n")[0] or type(error).__name__) from None
+    return graph
+
+
+def _check(contents: dict[str, Any]) -> int:
+    """A sum over the contents: most of what is written over in a file still looks like a graph."""
+    return zlib.crc32(json.dumps(contents, sort_keys=True).encode())
 
 
 def _refusal(path: Path, reason: str) -> UsageError:
@@ -147,7 +164,7 @@ def _unpacked(text: str, kind: type[np.generic]) -> NDArray[Any]:
     unpack = zlib.decompressobj()
     data = unpack.decompress(base64.b64decode(text, validate=True), _LARGEST)
     if not unpack.eof:
-        raise _Damaged("an array is cut off")
+        raise _Damaged("an array is cut off or too long")
     return np.frombuffer(data, np.dtype(kind).newbyteorder("<")).astype(kind)
 
 
@@ -202,6 +219,7 @@ def _checked(graph: Graph) -> Graph:
         ("inputs", arrays),
         ("dtype", len(graph.dtypes)),
         ("outputs", arrays),
+        ("device", 2),
         ("phase", len(Phase)),
         ("status", len(Status)),
     ):
@@ -212,7 +230,8 @@ def _checked(graph: Graph) -> Graph:
     )
     _require(bool((np.diff(graph.output_start) > 0).all()), "output_start")
     _require(bool((graph.sources < graph.targets).all()), "inputs")
-    _require(bool((graph.extents >= 0).all() and (graph.nbytes >= 0).all()), "extents")
+    _require(bool(((graph.extents >= 0) & (graph.extents <= _LONGEST)).all()), "extents")
+    _require(bool((graph.nbytes >= 0).all()), "nbytes")
     _require(all(0 <= array < arrays for array in graph.names), "names")
     _require(all(0 <= node < nodes for node in graph.fused), "fused")
     _require(bool(graph.scopes) and graph.primitives[:1] == ("",), "primitives")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import importlib
 import importlib.util
 import json
@@ -9,6 +10,8 @@ import re
 import shutil
 import subprocess
 import sys
+import zlib
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -303,6 +306,84 @@ def test_arrays_that_do_not_fit_together_are_found(small: Graph, tmp_path: Path)
     ):
         small.with_(**change).save(path)
         assert "does not fit the rest" in refused(path), change
+
+
+def written_over(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change what is in a file, as a fault of the disk or a curious person does."""
+    contents = json.loads(path.read_text())
+    change(contents)
+    path.write_text(json.dumps(contents))
+
+
+def packed(values: Any) -> str:
+    return base64.b64encode(zlib.compress(np.asarray(values).tobytes())).decode()
+
+
+def test_what_was_written_over_is_refused_though_it_looks_like_a_graph(
+    small: Graph, tmp_path: Path
+) -> None:
+    path = tmp_path / "g.json"
+    for name in ("extents", "nbytes", "device", "stream", "held", "buffer_bytes", "id", "inputs"):
+        values = getattr(small, name).copy()
+        for absurd in (1, 10**9, 2**40, 2**62, np.iinfo(values.dtype).max):
+            if absurd > np.iinfo(values.dtype).max or absurd == values[0]:
+                continue
+            values[0] = absurd
+            small.save(path)
+            written_over(path, lambda all, v=values, n=name: all["arrays"].update({n: packed(v)}))
+            assert "is damaged (" in refused(path), (name, absurd)
+    small.save(path)
+    written_over(path, lambda all: all.update(title="another"))
+    assert "its contents are not those that were written" in refused(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"names": {"9" * 5000: "x"}},
+        {"names": {str(2**70): "x"}},
+        {"seconds": 10**400},
+        {"scopes": [["a", "b", "c"]]},
+    ],
+)
+def test_absurd_numbers_are_refused(change: dict[str, Any], small: Graph, tmp_path: Path) -> None:
+    path = tmp_path / "g.json"
+    small.save(path)
+    written_over(path, lambda all: all.update(change))
+    assert "is damaged (" in refused(path)
+
+
+def test_an_array_that_unpacks_to_more_than_there_can_be_is_refused(
+    small: Graph, tmp_path: Path
+) -> None:
+    path = tmp_path / "g.json"
+    small.save(path)
+    unpacked = zlib.compressobj(9)
+    zeros = b"".join(unpacked.compress(bytes(1 << 24)) for _ in range(20)) + unpacked.flush()
+    text = base64.b64encode(zeros).decode()
+    written_over(path, lambda all: all["arrays"].update(extents=text))
+    assert "an array is cut off or too long" in refused(path)
+
+
+def test_a_graph_is_one_line_in_a_terminal(graph: Graph) -> None:
+    assert re.fullmatch(
+        r"<Graph step\(x\): [\d,]+ operations, \d+ inputs and constants>", repr(graph)
+    )
+    assert repr(capture(mx.ones(3) + 1).with_(title="a\nb")).count("\n") == 0
+    sines = capture(mx.sin(mx.sin(mx.ones(3))))
+    called = [name.replace("Sin", "Sum AllReduce") for name in sines.primitives]
+    assert repr(sines.with_(primitives=tuple(called))).endswith(" constants, 2 × all_sum>")
+
+
+def test_the_package_offers_it_and_imports_nothing_before() -> None:
+    code = (
+        "import sys, mlxbench_kernel as m\n"
+        "assert not {'numpy', 'mlx', 'networkx', 'rustworkx', 'IPython'} & set(sys.modules)\n"
+        "from mlxbench_kernel import load, to_dot, to_mlxfn, to_networkx, to_rustworkx, to_text\n"
+        "assert not {'networkx', 'rustworkx', 'IPython', 'ipyparallel'} & set(sys.modules)\n"
+        "assert all(getattr(m, name) is not None for name in m.__all__)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_file_that_cannot_be_written_leaves_the_older_one(small: Graph, tmp_path: Path) -> None:
