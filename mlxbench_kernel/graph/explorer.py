@@ -265,7 +265,7 @@ class Explorer:
 
     def search(self, text: str) -> list[int]:
         """The nodes that a text finds, see `search.search`."""
-        return search(self.graph, text)
+        return search(self.graph, text, self._states)
 
     def path(self, a: int, b: int) -> list[int]:
         """The nodes of a shortest way between two; empty without one."""
@@ -290,6 +290,8 @@ class Explorer:
             f"{format_bytes(int(prediction.timeline[at]))} more than now at operation {at + 1:,} "
             f"of {len(prediction.order):,}: {len(found):,} arrays"
         )
+        if len(found) > MOST_ALIVE:
+            said += f", of which these are the {MOST_ALIVE} largest"
         rows = []
         for array, size in found[:MOST_ALIVE]:
             node = int(graph.node[array])
@@ -307,14 +309,14 @@ class Explorer:
         return exports.to_text(self.graph, nodes)
 
     def export(self, kind: str) -> str:
-        """The contents of a file: svg, dot or json."""
+        """The contents of a file: svg (all that is open), dot or json (the whole graph)."""
         if kind == "svg":
-            return self.picture()
+            return picture.svg(self.scene(), self.title, most=None)
         return exports.to_dot(self.graph) if kind == "dot" else saved.to_json(self.graph)
 
-    def picture(self) -> str:
-        """What is seen now as SVG."""
-        return picture.svg(self.scene(), self.title)
+    def picture(self, name: str = "") -> str:
+        """What is open now as SVG, of a size for a page; `name` as in `picture.svg`."""
+        return picture.svg(self.scene(), self.title, name=name)
 
 
 def _cost_rows(found: Cost, nodes: NDArray[np.integer]) -> Rows:

@@ -65,19 +65,25 @@ def _ink(fill: str) -> str:
     return "#141414" if (luminance + 0.05) ** 2 > 0.05 * 1.05 else "#ffffff"
 
 
-def svg(scene: Scene, title: str, dark: bool = False) -> str:
+def svg(
+    scene: Scene, title: str, dark: bool = False, most: int | None = MOST, name: str = ""
+) -> str:
     """Draw a scene as an SVG element that needs nothing else.
 
     Parameters
     ----------
     scene
-        From `lay_out`. Of more than `MOST` boxes the upper ones are drawn, and it says so.
+        From `lay_out`.
     title
         Stands above it.
     dark
         Always dark; by default as the reader's system is set.
+    most
+        Of more boxes the upper ones are drawn, and it says so; None for all of them.
+    name
+        By which the element is known to a page: its first attribute is ``id``.
     """
-    drawn = _drawn(scene)
+    drawn = _drawn(scene, most)
     box = np.full(scene.boxes, -1, np.int64)
     box[drawn] = np.arange(len(drawn))
     lines = np.flatnonzero((box[scene.source] >= 0) & (box[scene.target] >= 0))
@@ -90,8 +96,9 @@ def svg(scene: Scene, title: str, dark: bool = False) -> str:
     above = float(scene.y[drawn].min(initial=bottom))
     width, height = max(right, 480.0) + 2 * MARGIN, top + bottom - above + 2 * MARGIN
     left = MARGIN + (max(right, 480.0) - right) / 2
+    identity = f' id="{escape(name)}"' if name else ""
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="mlxbench-graph" role="img" '
+        f'<svg{identity} xmlns="http://www.w3.org/2000/svg" class="mlxbench-graph" role="img" '
         f'viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}" '
         f'style="max-width:100%;height:auto">',
         f"<title>{escape(title)}</title>",
@@ -114,13 +121,13 @@ def svg(scene: Scene, title: str, dark: bool = False) -> str:
     return "\n".join(parts)
 
 
-def _drawn(scene: Scene) -> Indices:
+def _drawn(scene: Scene, most: int | None) -> Indices:
     """All boxes, or the upper ones and the frames around them."""
-    if scene.boxes <= MOST:
+    if most is None or scene.boxes <= most:
         return np.arange(scene.boxes, dtype=np.int32)
     inner = np.flatnonzero(scene.kind != Kind.FRAME)
     keep = np.zeros(scene.boxes, np.bool_)
-    keep[inner[np.argsort(scene.y[inner], kind="stable")[:MOST]]] = True
+    keep[inner[np.argsort(scene.y[inner], kind="stable")[:most]]] = True
     around = scene.frame[keep]
     while len(around := np.unique(around[around >= 0])):
         keep[around] = True

@@ -150,6 +150,7 @@ def _title(source: str) -> str:
 
 def _lines(outputs: list[Any]) -> Iterator[str]:
     """The output of a cell as text; figures are named, and other widgets are left out."""
+    widget = ""
     for output in outputs:
         if output.output_type == "stream":
             text = output.text
@@ -157,9 +158,10 @@ def _lines(outputs: list[Any]) -> Iterator[str]:
             text = "\n".join(output.traceback)
         elif any("plotly" in kind for kind in output.data):
             text = "(figure)"
-        elif "image/svg+xml" in output.data:
-            text = f"(view of {output.data['text/plain']})"
+        elif "image/svg+xml" in output.data:  # follows the widget that it stands in for
+            text = f"(view of {widget})"
         elif any("widget" in kind for kind in output.data):
+            widget = output.data.get("text/plain", "")
             continue
         else:
             text = output.data.get("text/plain", "")

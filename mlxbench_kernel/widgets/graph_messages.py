@@ -68,10 +68,18 @@ class Link(TypedDict):
     label: str
 
 
+class More(TypedDict):
+    """How many links of a kind were left out."""
+
+    inputs: int
+    outputs: int
+
+
 class Answer(TypedDict):
     """What the kernel answers; with the hits of a search comes one buffer of int32.
 
     ``item`` is where a node that was to be revealed is seen: a constant is seen in its user.
+    ``more`` says how many links there are beside those that are sent.
     """
 
     answer: int
@@ -80,5 +88,6 @@ class Answer(TypedDict):
     inputs: NotRequired[list[Link]]
     outputs: NotRequired[list[Link]]
     path: NotRequired[list[Link]]
+    more: NotRequired[More]
     text: NotRequired[str]
     item: NotRequired[int]

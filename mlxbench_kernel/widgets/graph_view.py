@@ -6,6 +6,7 @@ Pan, zoom, selection, labels and the minimap are the browser's and go on while t
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +14,7 @@ from typing import Any, cast
 import anywidget
 import numpy as np
 import traitlets
+from IPython.display import display
 from numpy.typing import DTypeLike, NDArray
 
 from mlxbench_kernel.errors import BenchError, UsageError
@@ -57,6 +59,7 @@ class GraphView(anywidget.AnyWidget):
     scene = traitlets.Dict().tag(sync=True)
     timeline = traitlets.Dict().tag(sync=True)
     focus = traitlets.Int(None, allow_none=True).tag(sync=True)
+    picture = traitlets.Unicode().tag(sync=True)  # the id of the SVG that stands in for the view
 
     def __init__(self, source: Explorer, height: int = 520, focus: int | None = None) -> None:
         began, self.source = time.perf_counter(), source
@@ -70,6 +73,7 @@ class GraphView(anywidget.AnyWidget):
             scene=scene_state(source.scene()),
             timeline=timeline_state(source.timeline()),
             focus=focus,
+            picture=f"mlxgraph-{uuid.uuid4().hex}",
         )
         took = {"captured": source.graph.seconds, "opened": time.perf_counter() - began}
         for done, seconds in took.items():
@@ -80,15 +84,18 @@ class GraphView(anywidget.AnyWidget):
     def __repr__(self) -> str:
         return f"{self.source.title}\n{self.source.summary}"
 
-    def _repr_mimebundle_(
-        self, **kwargs: dict[Any, Any]
-    ) -> tuple[dict[Any, Any], dict[Any, Any]] | None:
-        """The widget; for where none can run, a picture and a line of text."""
-        bundle = super()._repr_mimebundle_(**kwargs)
-        if bundle is None:
-            return None
-        data, metadata = bundle
-        return {**data, "text/plain": repr(self), "image/svg+xml": self.source.picture()}, metadata
+    def _ipython_display_(self) -> None:
+        """Show the view, and under it a picture, which the view hides wherever it runs.
+
+        One output with both would not do. nbconvert takes the widget of an output as soon as the
+        notebook holds widgets' states, which ``nbconvert --execute`` sees to; without a network
+        nothing is seen then (`nbconvert.filters.WidgetsDataTypeFilter`). JupyterLab does the same
+        with a notebook that is opened again, without a kernel. GitHub shows no widgets at all.
+        """
+        bundle = self._repr_mimebundle_()
+        if bundle is not None:
+            display(bundle[0], metadata=bundle[1], raw=True)
+        display({"image/svg+xml": self.source.picture(self.picture)}, raw=True)
 
     def _answer(self, _widget: object, content: object, _buffers: object) -> None:
         """Answer a message of the browser, whatever goes wrong: somebody waits for it."""
@@ -135,6 +142,10 @@ class GraphView(anywidget.AnyWidget):
             inputs, outputs = source.neighbours(item)
             answer["rows"] = source.details(item)
             answer["inputs"], answer["outputs"] = self._links(inputs), self._links(outputs)
+            answer["more"] = {
+                "inputs": max(len(inputs) - MOST_LINKS, 0),
+                "outputs": max(len(outputs) - MOST_LINKS, 0),
+            }
         elif ask == "path":
             other = request["other"]
             if item < 0 or other < 0:

@@ -63,8 +63,8 @@ def shown(shell: InteractiveShell, line: str) -> tuple[str, dict[str, Any]]:
     """The text under a cell, and what was displayed."""
     with capture_output() as captured:
         shell.run_line_magic("mlx_graph", line)
-    (output,) = captured.outputs
-    return captured.stdout, output.data
+    view, picture = captured.outputs
+    return captured.stdout, {**view.data, **picture.data}
 
 
 def test_one_line_says_whether_the_ranks_agree(shell: InteractiveShell) -> None:

@@ -11,6 +11,7 @@ from mlxbench_kernel.kernel.command import Help
 from mlxbench_kernel.kernel.graph_magics import read_graph_line
 
 VIEW = "application/vnd.jupyter.widget-view+json"
+PICTURE = "image/svg+xml"
 
 
 @pytest.fixture
@@ -23,10 +24,24 @@ def model(shell):
 
 
 def shown(shell, line):
-    """What stands under a cell with that line: text, and what was displayed."""
+    """What stands under a cell with that line: text, and what was displayed.
+
+    A view and the picture that stands in for it are one thing here.
+    """
     with capture_output() as captured:
         shell.run_line_magic("mlx_graph", line)
-    return captured.stdout, [output.data for output in captured.outputs]
+    return captured.stdout, joined(captured.outputs)
+
+
+def joined(outputs):
+    together = []
+    for output in outputs:
+        if PICTURE in output.data:
+            assert not set(output.data) & set(together[-1])
+            together[-1] |= output.data
+        else:
+            together.append(dict(output.data))
+    return together
 
 
 def test_a_call_is_shown_and_not_made(shell, model):
@@ -112,8 +127,10 @@ def test_options_follow_the_expression():
 def test_graphs_as_the_last_line_of_a_cell_are_views(shell, model):
     graph = capture(model, shell.user_ns["x"])
     for value in (graph, diff(graph, graph), profile([model(shell.user_ns["x"])], repeat=1)):
-        data, _ = shell.display_formatter.format(value)
-        assert VIEW in data and data["image/svg+xml"].startswith("<svg")
+        with capture_output() as captured:
+            shell.displayhook(value)
+        (data,) = joined(captured.outputs)
+        assert VIEW in data and data[PICTURE].startswith("<svg")
     shell.extension_manager.unload_extension("mlxbench_kernel")
     assert VIEW not in shell.display_formatter.format(graph)[0]
     shell.extension_manager.load_extension("mlxbench_kernel")

@@ -11,6 +11,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from graph_models import small_llama, training_graph
+from IPython.display import display
+from IPython.utils.capture import capture_output
 
 from mlxbench_kernel.graph import Explorer, Graph, capture, diff, profile, read
 from mlxbench_kernel.graph.scene import Kind
@@ -38,6 +40,12 @@ def asking(view: GraphView, monkeypatch: pytest.MonkeyPatch) -> Ask:
         return content, buffers
 
     return ask
+
+
+def items_of(explorer: Explorer) -> list[int]:
+    """What is drawn as a box, without the frames around."""
+    scene = explorer.scene()
+    return scene.item[scene.kind != Kind.FRAME].tolist()
 
 
 def items(view: GraphView) -> list[int]:
@@ -138,13 +146,44 @@ def test_whatever_is_asked_is_answered(
     assert said in answer["error"] and "\n" not in answer["error"]
 
 
+@pytest.mark.usefixtures("shell")
 def test_without_a_widget_a_picture_stands_in_its_place(graph: Graph) -> None:
-    bundle = graphs.view_of_graph(graph)._repr_mimebundle_()
-    assert bundle is not None
-    data, _ = bundle
-    assert "application/vnd.jupyter.widget-view+json" in data
-    assert data["image/svg+xml"].startswith("<svg") and "LlamaModel" in data["image/svg+xml"]
-    assert data["text/plain"].startswith("step(x)\n")
+    view = graphs.view_of_graph(graph)
+    with capture_output() as captured:
+        display(view)
+    widget, picture = (output.data for output in captured.outputs)
+    assert set(widget) == {"application/vnd.jupyter.widget-view+json", "text/plain"}
+    assert widget["text/plain"].startswith("step(x)\n")
+    assert set(picture) == {"image/svg+xml"}  # alone: nothing may be preferred to it
+    svg = picture["image/svg+xml"]
+    # By this beginning the view finds it, to hide it.
+    assert svg.startswith(f'<svg id="{view.picture}" ') and "LlamaModel" in svg
+
+
+def test_of_thousands_of_links_it_is_said_how_many_are_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = mx.ones(3)
+    mx.eval(x)
+    view = graphs.view_of_graph(capture(lambda x: [mx.sin(x) * i for i in range(300)], x))
+    (node,) = view.source.search("x input")
+    answer, _ = asking(view, monkeypatch)("details", item=node)
+    assert len(answer["outputs"]) == 200 and answer["more"] == {"inputs": 0, "outputs": 100}
+    (full,) = view.source.search("sin")[:1]
+    answer, _ = asking(view, monkeypatch)("details", item=full)
+    assert answer["more"] == {"inputs": 0, "outputs": 0}
+
+
+def test_an_exported_picture_holds_all_that_is_open() -> None:
+    x = mx.ones(3)
+    many = capture(lambda x: [mx.sin(x) for _ in range(2_000)], x)
+    view = graphs.view_of_graph(many)
+    view.source.open_all()
+    boxes = len(items_of(view.source))
+    assert boxes > 2_000
+    exported, shown = view.source.export("svg"), view.source.picture()
+    assert exported.count('<g class="box') == boxes and "close groups to see all" not in exported
+    assert shown.count('<g class="box') < boxes and "close groups to see all" in shown
 
 
 def test_a_difference_is_one_view_in_colours(monkeypatch: pytest.MonkeyPatch) -> None:
