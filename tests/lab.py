@@ -81,17 +81,28 @@ def running_lab(folder: Path, settings: Path) -> Iterator[Lab]:
         "JUPYTERLAB_SETTINGS_DIR": str(settings),
         "JUPYTERLAB_WORKSPACES_DIR": str(settings / "workspaces"),
     }
-    log = (settings / "lab.log").open("w")
-    server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-    url = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + READY_SECONDS
-    while not _answers(f"{url}/api?token={token}"):
-        assert server.poll() is None and time.monotonic() < deadline, (
-            settings / "lab.log"
-        ).read_text()
-    yield Lab(url, token, folder)
+    with (settings / "lab.log").open("w") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + READY_SECONDS
+        while not _answers(f"{url}/api?token={token}"):
+            assert server.poll() is None and time.monotonic() < deadline, (
+                settings / "lab.log"
+            ).read_text()
+        yield Lab(url, token, folder)
+    finally:
+        _end(server)
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    """End it with its kernels, whatever state it is in."""
     server.terminate()
-    server.wait(timeout=30)
+    try:
+        server.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
 
 
 def run_all(page: Page) -> None:

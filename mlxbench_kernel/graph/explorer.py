@@ -311,12 +311,12 @@ class Explorer:
     def export(self, kind: str) -> str:
         """The contents of a file: svg (all that is open), dot or json (the whole graph)."""
         if kind == "svg":
-            return picture.svg(self.scene(), self.title, most=None)
+            return picture.svg(self.scene(), self.title, most=None, summary=self.summary)
         return exports.to_dot(self.graph) if kind == "dot" else saved.to_json(self.graph)
 
     def picture(self, name: str = "") -> str:
         """What is open now as SVG, of a size for a page; `name` as in `picture.svg`."""
-        return picture.svg(self.scene(), self.title, name=name)
+        return picture.svg(self.scene(), self.title, name=name, summary=self.summary)
 
 
 def _cost_rows(found: Cost, nodes: NDArray[np.integer]) -> Rows:

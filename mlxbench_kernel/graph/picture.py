@@ -12,8 +12,10 @@ from mlxbench_kernel.graph.model import Indices
 from mlxbench_kernel.graph.scene import Kind, Scene
 
 MOST = 1500  # boxes that are drawn
+PAGE, LEAST = 960.0, 0.58  # pixels of a page's width; a smaller scale cannot be read
 MARGIN, SWATCH = 24.0, 12.0
-LEGEND_LETTER = 6.2  # pixels
+LETTER = 6.2  # pixels that one takes, in small type
+HEAD, SUMMARY = 50.0, 18.0  # pixels above the legend, and more with a summary
 STUB = 12.0
 
 # As in extensions/widgets/src/graph/palette.ts, so that a picture looks like its view.
@@ -62,11 +64,16 @@ def _ink(fill: str) -> str:
     channels = _channels([fill])[0] / 255
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
     luminance = float(linear @ (0.2126, 0.7152, 0.0722))
-    return "#141414" if (luminance + 0.05) ** 2 > 0.05 * 1.05 else "#ffffff"
+    return "#000000" if (luminance + 0.05) ** 2 > 0.05 * 1.05 else "#ffffff"
 
 
 def svg(
-    scene: Scene, title: str, dark: bool = False, most: int | None = MOST, name: str = ""
+    scene: Scene,
+    title: str,
+    dark: bool = False,
+    most: int | None = MOST,
+    name: str = "",
+    summary: str = "",
 ) -> str:
     """Draw a scene as an SVG element that needs nothing else.
 
@@ -79,9 +86,12 @@ def svg(
     dark
         Always dark; by default as the reader's system is set.
     most
-        Of more boxes the upper ones are drawn, and it says so; None for all of them.
+        Of more boxes the upper ones are drawn, and it says so; and it is as wide as a page, where
+        it can be read so. None for all of them, in their own size.
     name
         By which the element is known to a page: its first attribute is ``id``.
+    summary
+        Stands under the title.
     """
     drawn = _drawn(scene, most)
     box = np.full(scene.boxes, -1, np.int64)
@@ -91,20 +101,25 @@ def svg(
     ends = drawn if len(drawn) == scene.boxes else inner
     right = float((scene.x + scene.width)[ends].max(initial=240.0))
     bottom = float((scene.y + scene.height)[ends].max(initial=0.0))
-    legend, legend_height = _legend(scene, max(right, 480.0))
-    top = 58.0 + legend_height
+    room = max(right, 480.0, len(summary) * LETTER)
+    head = HEAD + (SUMMARY if summary else 0.0)
+    legend, legend_height = _legend(scene, room, head)
+    top = head + 8.0 + legend_height
     above = float(scene.y[drawn].min(initial=bottom))
-    width, height = max(right, 480.0) + 2 * MARGIN, top + bottom - above + 2 * MARGIN
-    left = MARGIN + (max(right, 480.0) - right) / 2
+    width, height = room + 2 * MARGIN, top + bottom - above + 2 * MARGIN
+    left = MARGIN + (room - right) / 2
+    shown = 1.0 if most is None else max(min(PAGE / width, 1.0), LEAST)
     identity = f' id="{escape(name)}"' if name else ""
     parts = [
         f'<svg{identity} xmlns="http://www.w3.org/2000/svg" class="mlxbench-graph" role="img" '
-        f'viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}" '
+        f'viewBox="0 0 {width:.0f} {height:.0f}" width="{width * shown:.0f}" '
+        f'height="{height * shown:.0f}" '
         f'style="max-width:100%;height:auto">',
         f"<title>{escape(title)}</title>",
         f"<style>{_style(dark)}</style>",
         '<rect class="back" width="100%" height="100%"/>',
         f'<text class="head" x="{MARGIN:.0f}" y="34">{escape(title)}</text>',
+        f'<text class="note" x="{MARGIN:.0f}" y="54">{escape(summary)}</text>' if summary else "",
         legend,
     ]
     if len(drawn) < scene.boxes:
@@ -166,11 +181,11 @@ def _style(dark: bool) -> str:
     return f"{colours(False)}@media (prefers-color-scheme:dark){{{colours(True)}}}{rules}"
 
 
-def _legend(scene: Scene, width: float) -> tuple[str, float]:
-    parts, x, y = [], MARGIN, 50.0
+def _legend(scene: Scene, width: float, top: float) -> tuple[str, float]:
+    parts, x, y = [], MARGIN, top
     letter = "q" if scene.palette == "sequential" else "c"
     for name, number in scene.legend:
-        wide = SWATCH + 6 + len(name) * LEGEND_LETTER + 16
+        wide = SWATCH + 6 + len(name) * LETTER + 16
         if x + wide > width + MARGIN and x > MARGIN:
             x, y = MARGIN, y + 20
         parts.append(
@@ -179,7 +194,7 @@ def _legend(scene: Scene, width: float) -> tuple[str, float]:
             f'y="{y + 10:.1f}">{escape(name)}</text>'
         )
         x += wide
-    return "".join(parts), y - 50.0 + 20.0
+    return "".join(parts), y - top + 20.0
 
 
 def _box(scene: Scene, box: int) -> str:

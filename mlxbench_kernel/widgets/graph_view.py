@@ -54,14 +54,14 @@ class GraphView(anywidget.AnyWidget):
 
     title = traitlets.Unicode().tag(sync=True)
     summary = traitlets.Unicode().tag(sync=True)
-    height = traitlets.Int(520).tag(sync=True)
+    height = traitlets.Int(560).tag(sync=True)
     colours = traitlets.List(traitlets.Unicode()).tag(sync=True)
     scene = traitlets.Dict().tag(sync=True)
     timeline = traitlets.Dict().tag(sync=True)
     focus = traitlets.Int(None, allow_none=True).tag(sync=True)
     picture = traitlets.Unicode().tag(sync=True)  # the id of the SVG that stands in for the view
 
-    def __init__(self, source: Explorer, height: int = 520, focus: int | None = None) -> None:
+    def __init__(self, source: Explorer, height: int = 560, focus: int | None = None) -> None:
         began, self.source = time.perf_counter(), source
         if focus is not None:
             source.reveal(focus)

@@ -5,6 +5,7 @@ import type { Bounds } from "./scene";
 
 const CLOSEST = 4;
 const MARGIN = 24;
+const STILL_LEGIBLE = 0.7; // of what is easily read: better all of it than half
 const FLIGHT_MS = 180;
 
 export class Camera {
@@ -71,11 +72,22 @@ export class Camera {
     this.go(this.fitted(bounds), fly);
   }
 
-  /** All of it, or where it is too large to be read so: its top, with `middle` in the middle. */
-  beginning(bounds: Bounds, middle: number, legible: number): void {
-    const [x, y, zoom] = this.fitted(bounds);
-    if (zoom >= legible) return this.go([x, y, zoom], false);
-    this.go([middle - this.width / 2 / legible, bounds.top - MARGIN / legible, legible], false);
+  /** All of it; where it is too large to be read so, a box, or its top with `middle` in the middle. */
+  beginning(bounds: Bounds, middle: number | Bounds, legible: number): void {
+    const all = this.fitted(bounds);
+    if (all[2] >= legible * STILL_LEGIBLE) return this.go(all, false);
+    if (typeof middle === "number") {
+      const x = middle - this.width / 2 / legible;
+      return this.go([x, bounds.top - MARGIN / legible, legible], false);
+    }
+    this.go(
+      [
+        (middle.left + middle.right) / 2 - this.width / 2 / legible,
+        (middle.top + middle.bottom) / 2 - this.height / 2 / legible,
+        legible,
+      ],
+      false,
+    );
   }
 
   /** Bring a box into the middle, legible, unless it is in full sight already. */

@@ -1,8 +1,8 @@
 /** Boxes and lines on a plain canvas, for browsers without WebGL 2. */
 
 import type { Camera } from "./camera";
-import type { Grid } from "./grid";
-import { type Marks, type Painter, STUB_LENGTH, bend, ends, markColour } from "./painter";
+import { type Grid, clamp } from "./grid";
+import { Mark, type Marks, type Painter, STUB_LENGTH, bend, ends, markColour } from "./painter";
 import { type Swatch, type Theme, css, mix } from "./palette";
 import { Kind, type Scene } from "./scene";
 
@@ -65,8 +65,9 @@ export class CanvasPainter implements Painter {
       const { fill, mark } = this.swatches[scene.swatch[box]! % this.swatches.length]!;
       this.box(scene, box, scene.height[box]! * camera.zoom < 8 ? mark : fill, mark);
     }
-    context.lineWidth = 2.5 / camera.zoom;
     for (const [box, mark] of this.marks.boxes) {
+      const small = Math.min(scene.width[box]!, scene.height[box]!) * camera.zoom;
+      context.lineWidth = (2.5 / camera.zoom) * clamp(small / 26, mark >= Mark.Hovered ? 0.6 : 0.2, 1);
       context.strokeStyle = css([...markColour(mark, theme)]);
       const { x, y, width, height } = scene;
       context.strokeRect(x[box]!, y[box]!, width[box]!, height[box]!);

@@ -4,7 +4,10 @@ import { make } from "./dom";
 import type { Answer, Link } from "./messages";
 
 export class Details {
-  readonly element = make("aside", { class: "mlxgraph-details", "aria-label": "Details" });
+  private readonly said = make("div", { class: "mlxgraph-said" });
+  /** Where the minimap stands while this is open: there it covers nothing. */
+  readonly foot = make("div", { class: "mlxgraph-foot" });
+  readonly element = make("aside", { class: "mlxgraph-details", "aria-label": "Details" }, this.said, this.foot);
 
   /** `onGo` is told where a link leads. */
   constructor(private readonly onGo: (item: number) => void) {
@@ -20,7 +23,7 @@ export class Details {
   }
 
   showNothing(summary: string): void {
-    this.element.replaceChildren(
+    this.said.replaceChildren(
       ...(summary ? [make("p", {}, summary)] : []),
       make("h4", {}, "Select a box to see its details"),
       table(KEYS),
@@ -34,13 +37,14 @@ export class Details {
       if (note) parts.push(make("p", {}, note));
     } else {
       parts.push(table(answer.rows ?? []));
-      parts.push(...this.links("Inputs", answer.inputs), ...this.links("Outputs", answer.outputs));
+      const { inputs, outputs, more } = answer;
+      parts.push(...this.links("Inputs", inputs, more?.inputs), ...this.links("Outputs", outputs, more?.outputs));
     }
-    this.element.replaceChildren(...parts);
+    this.said.replaceChildren(...parts);
   }
 
   showAlive(said: string, alive: Link[]): void {
-    this.element.replaceChildren(
+    this.said.replaceChildren(
       make("h3", {}, "Memory"),
       make("p", {}, said),
       ...this.links("Alive, the largest first", alive),
@@ -48,10 +52,10 @@ export class Details {
   }
 
   showPath(path: Link[]): void {
-    this.element.replaceChildren(...this.links(`Path of ${path.length} nodes`, path));
+    this.said.replaceChildren(...this.links(`Path of ${path.length} nodes`, path));
   }
 
-  private links(title: string, links: Link[] | undefined): Node[] {
+  private links(title: string, links: Link[] | undefined, more = 0): Node[] {
     if (!links?.length) return [];
     const list = make("ul");
     for (const { item, label } of links) {
@@ -59,6 +63,7 @@ export class Details {
       link.addEventListener("click", () => this.onGo(item));
       list.append(make("li", {}, link));
     }
+    if (more) list.append(make("li", { class: "mlxgraph-more" }, `and ${more.toLocaleString("en")} more`));
     return [make("h4", {}, title), list];
   }
 }

@@ -1,5 +1,6 @@
-/** Where the arrow keys lead. */
+/** Where the arrow keys lead, and what else the scene alone can tell. */
 
+import type { Answer, Link } from "./messages";
 import type { Scene } from "./scene";
 
 /** The uppermost box that is no frame. */
@@ -26,4 +27,30 @@ export function next(scene: Scene, from: number, key: string): number {
     ...joined(from, false).flatMap((box) => joined(box, true))];
   const right = key === "ArrowRight";
   return nearest(beside.filter((box) => box !== from && (right ? away(box) > 0 : away(box) < 0)));
+}
+
+/** What a box is joined to in the scene: what is known of it without a kernel. */
+export function beside(scene: Scene, box: number): Answer {
+  const links = (rows: Scene["into"], ends: Int32Array): Link[] => {
+    const boxes = new Set<number>();
+    for (let i = rows.start[box]!; i < rows.start[box + 1]!; i++) boxes.add(ends[rows.values[i]!]!);
+    return Array.from(boxes, (each) => ({ item: scene.item[each]!, label: scene.title[each] ?? "" }));
+  };
+  return {
+    answer: 0,
+    rows: scene.note[box] ? [["", scene.note[box]!]] : [],
+    inputs: links(scene.into, scene.source),
+    outputs: links(scene.outOf, scene.target),
+  };
+}
+
+/** The items whose boxes have all words of a text on them. */
+export function among(scene: Scene, text: string): Int32Array {
+  const words = text.toLowerCase().split(/\s+/).filter(Boolean);
+  const found: number[] = [];
+  for (let box = 0; box < scene.count; box++) {
+    const said = `${scene.title[box]} ${scene.note[box]}`.toLowerCase();
+    if (words.every((word) => said.includes(word))) found.push(scene.item[box]!);
+  }
+  return Int32Array.from(found);
 }

@@ -67,6 +67,14 @@ export class Grid {
     return found;
   }
 
+  /** Whether a box that is no frame touches a rectangle. */
+  touches(area: Bounds): boolean {
+    const { x, y, width, height, frames } = this.scene;
+    return this.within(area).some((box) =>
+      box >= frames && x[box]! < area.right && x[box]! + width[box]! > area.left &&
+      y[box]! < area.bottom && y[box]! + height[box]! > area.top);
+  }
+
   private column(x: number): number {
     return clamp(Math.floor((x - this.scene.bounds.left) / this.cellWidth), 0, this.columns - 1);
   }

@@ -14,6 +14,32 @@ const DRAG_PIXELS = 4;
 const SCROLLING_MS = 250;
 const STEP = 1.25;
 
+const EDITING = new Set(["a", "c", "v", "x", "y", "z"]);
+/** By which JupyterLab leaves the keys of an element alone. */
+const SUPPRESSED = "data-lm-suppress-shortcuts";
+
+/**
+ * Keep keys from the notebook, which has shortcuts for most of them, but not those with Ctrl or
+ * Cmd, as to save it; returns how to stop.
+ */
+export function keepKeys(root: HTMLElement): () => void {
+  const stop = new AbortController();
+  const { signal } = stop;
+  const ours = (event: KeyboardEvent) =>
+    !(event.ctrlKey || event.metaKey) ||
+    (event.target instanceof HTMLInputElement && EDITING.has(event.key.toLowerCase()));
+  // Before JupyterLab looks for the attribute, at whatever stage of the event that is.
+  window.addEventListener("keydown", (event) => {
+    if (!event.composedPath().includes(root)) return;
+    if (ours(event)) root.setAttribute(SUPPRESSED, "true");
+    else root.removeAttribute(SUPPRESSED); // its value does not count
+  }, { signal, capture: true });
+  root.addEventListener("keydown", (event) => {
+    if (ours(event)) event.stopPropagation();
+  }, { signal });
+  return () => stop.abort();
+}
+
 /** Listen on `stage`; returns how to stop. */
 export function listen(stage: HTMLElement, gestures: Gestures): () => void {
   const stop = new AbortController();

@@ -29,9 +29,9 @@ export class Labels {
 
   draw(
     scene: Scene, grid: Grid, camera: Camera, ratio: number, theme: Theme, swatches: Swatch[],
-    onto = this.context,
+    onto = this.context, place: readonly [number, number] = [0, 0], most = MOST_LABELS,
   ): number {
-    onto.setTransform(ratio, 0, 0, ratio, 0, 0);
+    onto.setTransform(ratio, 0, 0, ratio, ...place);
     if (onto === this.context) onto.clearRect(0, 0, camera.width, camera.height);
     onto.textBaseline = "middle";
     if (this.widths.size > 20_000) this.widths.clear();
@@ -42,8 +42,8 @@ export class Labels {
       return high >= (frame ? LEAST_HEADER : LEAST_HEIGHT) && scene.width[box]! * zoom >= 24;
     });
     // Where there are too many, groups come first.
-    if (boxes.length > MOST_LABELS) boxes.sort((a, b) => scene.kind[b]! - scene.kind[a]!);
-    const shown = boxes.slice(0, MOST_LABELS);
+    if (boxes.length > most) boxes.sort((a, b) => scene.kind[b]! - scene.kind[a]!);
+    const shown = boxes.slice(0, most);
     for (const box of shown) {
       const x = (scene.x[box]! - camera.x) * zoom, y = (scene.y[box]! - camera.y) * zoom;
       const wide = scene.width[box]! * zoom, high = scene.height[box]! * zoom;

@@ -62,6 +62,8 @@ export interface Answer {
   inputs?: Link[];
   outputs?: Link[];
   path?: Link[];
+  /** How many links were left out. */
+  more?: { inputs: number; outputs: number };
   text?: string;
   item?: number;
 }
@@ -76,6 +78,8 @@ export interface State {
   timeline: Partial<Timeline>;
   /** A node that is selected at first. */
   focus: number | null;
+  /** The id of the picture that stands in for the view. */
+  picture: string;
 }
 
 /** The part of anywidget's model that is used here. */
@@ -84,4 +88,17 @@ export interface Model {
   on(event: string, callback: (...args: any[]) => void): void;
   off(event: string, callback: (...args: any[]) => void): void;
   send(content: unknown): void;
+  /** JupyterLab's knows the kernel. */
+  widget_manager?: { kernel?: KernelConnection | null };
+}
+
+/** The part of JupyterLab's kernel connection that is used here. */
+export interface KernelConnection {
+  statusChanged?: KernelSignal;
+  disposed?: KernelSignal;
+}
+
+export interface KernelSignal {
+  connect(slot: (sender: unknown, status: string | undefined) => void): boolean;
+  disconnect(slot: (sender: unknown, status: string | undefined) => void): boolean;
 }

@@ -1,17 +1,20 @@
 /** The whole scene in a corner, with what is seen of it; dragging moves there. */
 
 import type { Camera } from "./camera";
+import type { Grid } from "./grid";
 import { type Swatch, type Theme, css } from "./palette";
 import { type Bounds, Kind, type Scene } from "./scene";
 
 const WIDTH = 168;
 const HEIGHT = 116;
+const EDGE = 8;
 
 export class Minimap {
   readonly canvas = document.createElement("canvas");
   private readonly context = this.canvas.getContext("2d")!;
   private image?: ImageData;
   private scale = 1;
+  private docked = false;
   private left = 0;
   private top = 0;
 
@@ -28,6 +31,12 @@ export class Minimap {
     this.canvas.addEventListener("pointermove", (event) => {
       if (this.canvas.hasPointerCapture(event.pointerId)) this.move(event);
     });
+  }
+
+  /** Stand in an element beside the graph, or in a corner over it. */
+  stand(place: HTMLElement, docked: boolean): void {
+    this.docked = docked;
+    place.append(this.canvas);
   }
 
   /** Pixels are set one by one: a hundred thousand rectangles would take longer than the frame. */
@@ -55,12 +64,16 @@ export class Minimap {
     this.image = image;
   }
 
-  /** Only while some of the scene is out of sight: it covers what is under it. */
-  draw(camera: Camera, bounds: Bounds, theme: Theme): void {
+  /** Only while some of the scene is out of sight. */
+  draw(camera: Camera, bounds: Bounds, theme: Theme, grid: Grid): void {
     const { left, top, right, bottom } = camera.area, context = this.context;
     const all = left <= bounds.left && top <= bounds.top && right >= bounds.right && bottom >= bounds.bottom;
     this.canvas.hidden = all;
     if (!this.image || all) return;
+    // Over the graph it fades where it would hide boxes, until somebody points at it.
+    const corner = camera.toScene(camera.width - WIDTH - EDGE, camera.height - HEIGHT - EDGE);
+    const under = { left: corner[0], top: corner[1], right, bottom };
+    this.canvas.classList.toggle("mlxgraph-covering", !this.docked && grid.touches(under));
     context.putImageData(this.image, 0, 0);
     context.fillStyle = css(theme.accent, 0.1);
     context.strokeStyle = css(theme.accent);

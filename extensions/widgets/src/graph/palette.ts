@@ -102,6 +102,7 @@ export function swatches(palette: "categorical" | "sequential", theme: Theme): S
 
 function legible(fill: Rgb, theme: Theme): Rgb {
   if (contrast(fill, theme.text) >= 7) return theme.text;
-  const ink: Rgb = [0.08, 0.08, 0.08], paper: Rgb = [1, 1, 1];
+  // One of these has a contrast of 4.5 to any colour; of a dark grey and white, neither may.
+  const ink: Rgb = [0, 0, 0], paper: Rgb = [1, 1, 1];
   return contrast(fill, ink) >= contrast(fill, paper) ? ink : paper;
 }

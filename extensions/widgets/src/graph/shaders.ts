@@ -28,7 +28,9 @@ vec4 place(vec2 pixels) {
 
 export const BOX_VERTEX = `${CAMERA}
 uniform float uMarking; // 1 when only the ring around a box is drawn
+uniform float uRatio;
 out vec2 vAt;
+flat out float vRing;
 flat out vec2 vSize;
 flat out vec4 vStyle;
 void main() {
@@ -37,7 +39,10 @@ void main() {
   vec4 style = vec4(texelFetch(uStyles, texel(gl_VertexID / 6), 0));
   vec2 at = vec2(corner(gl_VertexID) & 1, corner(gl_VertexID) >> 1);
   vec2 size = max(rect.zw * uScale, vec2(1.0));
-  vec2 grow = vec2(3.0 * uMarking);
+  // Around a small box a ring is thin: many hits would hide all else. The selected one is seen.
+  float least = style.z >= 4.0 ? 0.6 : 0.2;
+  vRing = uMarking * uRatio * clamp(min(size.x, size.y) / (26.0 * uRatio), least, 1.0);
+  vec2 grow = vec2(3.0 * vRing);
   vAt = at * (size + 2.0 * grow) - grow;
   vSize = size;
   vStyle = style;
@@ -49,6 +54,7 @@ precision highp float;
 in vec2 vAt;
 flat in vec2 vSize;
 flat in vec4 vStyle;
+flat in float vRing;
 uniform vec3 uFill[16];
 uniform vec3 uMark[16];
 uniform vec3 uRing[6];
@@ -63,9 +69,9 @@ void main() {
   vec2 q = abs(vAt - vSize * 0.5) - vSize * 0.5 + radius;
   float edge = length(max(q, 0.0)) + min(max(q.x, q.y), 0.0) - radius; // < 0 inside
   if (uMarking > 0.5) {
-    float wide = (mark >= 4 || mark == 1 ? 2.5 : 1.8) * uRatio;
-    if (edge > 3.0 || edge < 3.0 - wide - 1.0) discard;
-    colour = vec4(uRing[mark], clamp(edge - 3.0 + wide + 1.0, 0.0, 1.0));
+    float wide = (mark >= 4 || mark == 1 ? 2.5 : 1.8) * vRing, out_ = 3.0 * vRing;
+    if (edge > out_ || edge < out_ - wide - 1.0) discard;
+    colour = vec4(uRing[mark], clamp(edge - out_ + wide + 1.0, 0.0, 1.0));
     return;
   }
   if (edge > 0.5) discard;
@@ -107,6 +113,7 @@ void main() {
   } else {
     vec2 c = a + vec2(0.0, max(abs(b.y - a.y) * 0.45, 8.0 * uScale));
     vec2 d = b - vec2(0.0, max(abs(b.y - a.y) * 0.45, 8.0 * uScale));
+    t = t * t * (3.0 - 2.0 * t); // most corners where it bends most: at its ends
     float s = 1.0 - t;
     at = s * s * s * a + 3.0 * s * s * t * c + 3.0 * s * t * t * d + t * t * t * b;
     along = 3.0 * s * s * (c - a) + 6.0 * s * t * (d - c) + 3.0 * t * t * (b - d);

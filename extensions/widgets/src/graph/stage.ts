@@ -8,6 +8,7 @@ import { Grid } from "./grid";
 import { Labels } from "./labels";
 import { Minimap } from "./minimap";
 import type { Marks, Painter } from "./painter";
+import { type Poster, poster } from "./poster";
 import { type Swatch, type Theme, css, readTheme, swatches } from "./palette";
 import { type Bounds, Kind, type Scene } from "./scene";
 
@@ -35,6 +36,8 @@ export class Stage {
   private fitted = false;
   /** Whether somebody has moved what is seen. */
   moved = false;
+  /** The box that is in the middle until then, where not all can be seen; -1 for the top. */
+  private home = -1;
   private readonly resized = new ResizeObserver(() => this.resize());
   private readonly themed = new MutationObserver(() => this.retheme());
 
@@ -107,16 +110,19 @@ export class Stage {
     tooltip.style.transform = `translate(${Math.round(left)}px, ${Math.round(top)}px)`;
   }
 
-  /** The present view as a picture. */
-  png(): Promise<Blob | null> {
-    const picture = make("canvas");
-    picture.width = this.painter.canvas.width;
-    picture.height = this.painter.canvas.height;
-    const context = picture.getContext("2d")!;
-    this.painter.draw(this.camera, this.ratio);
-    context.drawImage(this.painter.canvas, 0, 0);
-    this.drawLabels(context);
-    return new Promise((resolve) => picture.toBlob(resolve, "image/png"));
+  /** All that is open as a picture. */
+  async poster(title: string): Promise<Poster> {
+    const { scene, grid, painter, labels, theme, colours } = this;
+    const family = getComputedStyle(this.element).fontFamily;
+    const made = poster({ scene, grid, painter, labels, theme, swatches: colours, title, family });
+    this.resize();
+    return made;
+  }
+
+  /** Where the minimap stands: in an element beside the graph, or in a corner over it. */
+  standMinimap(beside: HTMLElement | undefined): void {
+    this.minimap.stand(beside ?? this.element, beside !== undefined);
+    this.request();
   }
 
   dispose(): void {
@@ -155,8 +161,21 @@ export class Stage {
     this.camera.limit(this.scene.bounds);
     // Until somebody moves it, it stays at the beginning, also while its place is still growing.
     this.fitted = true;
-    if (!this.moved) this.camera.beginning(this.scene.bounds, this.middleOfTop(), LEGIBLE);
+    if (!this.moved) this.begin();
     this.request();
+  }
+
+  /** Until somebody moves it, a box is in sight. */
+  beginAt(box: number): void {
+    this.home = box;
+    if (!this.moved && this.fitted) this.begin();
+    this.request();
+  }
+
+  private begin(): void {
+    const { scene, home } = this;
+    const middle = home >= 0 ? this.boundsOf(home) : undefined;
+    this.camera.beginning(scene.bounds, middle ?? this.middleOfTop(), LEGIBLE);
   }
 
   /** Where the uppermost boxes are, from left to right. */
@@ -206,12 +225,12 @@ export class Stage {
     const more = this.camera.advance(now);
     this.painter.draw(this.camera, this.ratio);
     this.drawLabels();
-    this.minimap.draw(this.camera, this.scene.bounds, this.theme);
+    this.minimap.draw(this.camera, this.scene.bounds, this.theme, this.grid);
     if (more) this.request();
   }
 
-  private drawLabels(onto?: CanvasRenderingContext2D): void {
+  private drawLabels(): void {
     const { scene, grid, camera, ratio, theme, colours } = this;
-    this.labels.draw(scene, grid, camera, ratio, theme, colours, onto);
+    this.labels.draw(scene, grid, camera, ratio, theme, colours);
   }
 }

@@ -17,6 +17,15 @@ export interface Actions {
 }
 
 const TYPING_MS = 180;
+const SEARCH_HELP = `Search in the whole graph ( / ). All words have to be found in a node:
+names: layers.0.wq
+primitives: matmul, all_sum, and what was fused
+shapes: (2, 8) or [2, 8] or 2x8 or 2, 8
+dtypes: bfloat16
+arguments: axis=1
+modules: layers.3 attention
+phase and device: forward, backward, optimizer, cpu, gpu
+in a difference: added, removed, changed, same`;
 
 export class Toolbar {
   readonly element: HTMLElement;
@@ -31,9 +40,9 @@ export class Toolbar {
   constructor(private readonly actions: Actions) {
     this.input = make("input", {
       type: "search",
-      placeholder: "Search: name, primitive, shape…",
+      placeholder: "Search: name, shape…",
       "aria-label": "Search in the whole graph",
-      title: "Search in the whole graph ( / )",
+      title: SEARCH_HELP,
       spellcheck: "false",
     });
     this.input.addEventListener("input", () => {
@@ -104,7 +113,6 @@ export class Toolbar {
   }
 
   private key(event: KeyboardEvent): void {
-    event.stopPropagation();
     if (event.key === "Enter") {
       if (this.typing) {
         window.clearTimeout(this.typing);

@@ -3,12 +3,13 @@
 import { Details } from "./details";
 import { button, make } from "./dom";
 import { copy, download, fileName } from "./files";
-import { first, next } from "./follow";
-import { type Gestures, listen } from "./input";
+import { among, beside, first, next } from "./follow";
+import { type Gestures, keepKeys, listen } from "./input";
 import { type Ask, type Arguments, type Link, type Model, type Timeline } from "./messages";
-import { Kernel, type Reply } from "./kernel";
+import { type Condition, GONE, Kernel, type Reply } from "./kernel";
 import { marksOf } from "./marks";
 import { MemoryStrip } from "./memory";
+import { LARGEST } from "./poster";
 import { Kind, Scene, int32 } from "./scene";
 import { LEGIBLE, Stage } from "./stage";
 import { Toolbar } from "./toolbar";
@@ -19,13 +20,13 @@ const NOTHING = Number.MIN_SAFE_INTEGER;
 
 export class View {
   private readonly root = make("div", {
-    class: "mlxgraph", "data-lm-suppress-shortcuts": "true", role: "region",
+    class: "mlxgraph", role: "region",
   });
   private readonly stage = new Stage();
   private readonly kernel: Kernel;
   private readonly toolbar: Toolbar;
   private readonly details: Details;
-  private readonly waiting = make("div", { class: "mlxgraph-waiting", role: "status" }, "waiting for the kernel…");
+  private readonly waiting = make("div", { class: "mlxgraph-waiting", role: "status" });
   private readonly notice = make("div", { class: "mlxgraph-notice", role: "status" });
   private readonly spoken = make("div", { class: "mlxgraph-spoken", "aria-live": "polite" });
   private selected = NOTHING; // an item: boxes have other numbers in the next scene
@@ -43,12 +44,12 @@ export class View {
     this.appeared.disconnect();
     this.showDetails(this.root.clientWidth >= NARROW);
     const focus = this.model.get("focus");
-    if (focus !== null) requestAnimationFrame(() => void this.go(focus, false));
+    if (focus !== null) void this.begin(focus);
   });
   private readonly stop: () => void;
 
   constructor(private readonly model: Model, parent: HTMLElement) {
-    this.kernel = new Kernel(model, (waiting) => (this.waiting.hidden = !waiting));
+    this.kernel = new Kernel(model, parent, (condition) => this.say(condition));
     this.toolbar = new Toolbar({
       search: (text) => void this.search(text),
       step: (by) => void this.step(by),
@@ -72,8 +73,10 @@ export class View {
       button("−", "Zoom out (-)", () => this.zoom(0.8)),
     );
     zoom.addEventListener("pointerdown", (event) => event.stopPropagation());
-    this.waiting.hidden = this.notice.hidden = true;
-    this.stage.element.append(zoom, this.waiting, this.notice, this.spoken);
+    this.notice.hidden = true;
+    if (!this.kernel.gone) this.waiting.hidden = true;
+    const status = make("div", { class: "mlxgraph-status" }, this.waiting, this.notice);
+    this.stage.element.append(zoom, status, this.spoken);
     const body = make("div", { class: "mlxgraph-body" }, this.stage.element, this.details.element);
     this.root.append(title, this.toolbar.element, body, this.stage.legend);
     const timeline = model.get("timeline");
@@ -89,9 +92,8 @@ export class View {
     this.stage.connect();
     this.rescene();
     model.on("change:scene", this.rescene);
-    // The notebook has shortcuts of its own for most keys.
-    this.root.addEventListener("keydown", (event) => event.stopPropagation());
-    this.stop = listen(this.stage.element, this.gestures());
+    const stops = [keepKeys(this.root), listen(this.stage.element, this.gestures())];
+    this.stop = () => stops.forEach((stop) => stop());
   }
 
   dispose(): void {
@@ -124,8 +126,25 @@ export class View {
   private async ask(ask: Ask, args: Arguments = {}): Promise<Reply | undefined> {
     const reply = await this.kernel.ask(ask, args);
     if (reply.error === undefined) return reply;
-    this.tell(reply.error);
+    this.tell(this.kernel.gone ? "that needs the kernel, which is gone" : reply.error);
     return undefined;
+  }
+
+  private say(condition: Condition): void {
+    this.waiting.hidden = condition === "answers";
+    this.waiting.textContent = condition === "gone" ? GONE : "waiting for the kernel…";
+  }
+
+  /** Select a node that the kernel has opened for this view. */
+  private async begin(focus: number): Promise<void> {
+    let box = this.stage.scene.box(focus);
+    if (box < 0 && !this.kernel.gone) {
+      const { item } = await this.kernel.ask("reveal", { item: focus });
+      box = item === undefined ? -1 : this.stage.scene.box(item);
+    }
+    if (box < 0) return;
+    this.stage.beginAt(box);
+    this.select(box);
   }
 
   private async redraw(ask: "open_all" | "close_all"): Promise<void> {
@@ -164,9 +183,13 @@ export class View {
     if (box < 0) return this.details.showNothing(this.model.get("summary"));
     const title = scene.title[box] ?? "", note = scene.note[box] ?? "", item = this.selected;
     this.spoken.textContent = `${title} ${note}`;
-    this.details.show(title, note);
-    void this.ask("details", { item }).then((reply) => {
-      if (reply && this.selected === item && !this.path.length) this.details.show(title, note, reply);
+    this.details.show(title, note, this.kernel.gone ? beside(scene, box) : undefined);
+    if (this.kernel.gone) return;
+    void this.kernel.ask("details", { item }).then((reply) => {
+      if (this.selected !== item || this.path.length) return;
+      if (reply.error === undefined) this.details.show(title, note, reply);
+      else if (this.kernel.gone) this.details.show(title, note, beside(scene, box));
+      else this.tell(reply.error);
     });
   }
 
@@ -179,6 +202,12 @@ export class View {
     if (text === this.searched) return;
     this.searched = text;
     if (!text.trim()) return this.found(new Int32Array(), text);
+    if (this.kernel.gone) {
+      this.found(among(this.stage.scene, text), text);
+      this.tell("searched in what is open: the rest needs the kernel, which is gone");
+      if (this.hits.length) await this.step(1);
+      return;
+    }
     const reply = await this.ask("search", { text });
     if (!reply || this.searched !== text) return;
     this.found(reply.buffers[0] ? int32(reply.buffers[0]) : new Int32Array(), text);
@@ -252,8 +281,13 @@ export class View {
   private async export(kind: "svg" | "png" | "dot" | "json"): Promise<void> {
     const name = fileName(this.model.get("title"), kind);
     if (kind === "png") {
-      const picture = await this.stage.png();
-      if (picture) download(name, picture);
+      const { picture, scale } = await this.stage.poster(this.model.get("title"));
+      if (!picture) return this.tell("the browser could not make so large a picture: export SVG");
+      download(name, picture);
+      if (scale < 1) {
+        const share = scale < 0.1 ? (100 * scale).toFixed(1) : Math.round(100 * scale);
+        this.tell(`scaled down to ${share} % to be at most ${LARGEST} pixels wide and high: SVG keeps every text`);
+      }
       return;
     }
     const reply = await this.ask("export", { text: kind });
@@ -262,6 +296,7 @@ export class View {
 
   private showDetails(open: boolean): void {
     this.details.open = open;
+    this.stage.standMinimap(open ? this.details.foot : undefined);
     this.toolbar.showDetails(open);
   }
 
