@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from mlxbench_kernel.remote.kept import on_kept
 
 CAPTURE_SECONDS = 120.0
 ANSWER_SECONDS = 60.0
+STOP_SECONDS = 1.0  # from one request to stop to the next
 
 Tell = Callable[[str], None]
 
@@ -101,6 +103,8 @@ def ask_ranks(
 
     That is done in a cell, which no history shows, so that what stops, frees and mends ranks
     when a cell goes wrong does so here: an interrupt, an error on one rank, a rank that dies.
+    Of a cell of the user's the others end what they can, then; here nobody would use that, so
+    they are stopped at once.
 
     Parameters
     ----------
@@ -120,12 +124,14 @@ def ask_ranks(
     """
     call = f"__import__({on_kept.__module__!r}, fromlist=['on_kept']).on_kept"
     code = f"{OWN_CELL}\n{call}(*{(name, *arguments)!r})"
-    errors = cluster.execute(code, ranks=ranks, timeout=timeout, tell=tell).errors
-    for rank, error in sorted(errors.items()):
+    stop = _StopWithTheFirst(cluster, ranks)
+    errors = cluster.execute(code, ranks=ranks, timeout=timeout, output=stop, tell=tell).errors
+    gone = {rank for rank, error in errors.items() if error["ename"] == ClusterError.__name__}
+    for rank, error in sorted(errors.items(), key=lambda item: (item[0] not in gone, item[0])):
+        if rank in gone:
+            raise ClusterError(error["evalue"])
         if error["ename"] == UsageError.__name__:
             raise UsageError(f"rank {rank}: {error['evalue']}")
-        if error["ename"] == ClusterError.__name__:  # it is gone
-            raise ClusterError(error["evalue"])
         raise ClusterError(f"rank {rank}: {error['ename']}: {error['evalue']}")
     calls = {rank: cluster.client.on(rank).apply_async(on_kept, "take") for rank in ranks}
     found = {}
@@ -139,3 +145,40 @@ def ask_ranks(
         except ipyparallel.error.RemoteError as error:
             raise ClusterError(f"rank {rank}: {error.ename}: {error.evalue}") from None
     return found
+
+
+class _StopWithTheFirst:
+    """In place of a cell's output: when a rank is gone, the others need not go on.
+
+    Parameters
+    ----------
+    cluster
+        Where the ranks are.
+    ranks
+        Where the cell runs.
+    """
+
+    def __init__(self, cluster: Cluster, ranks: Sequence[int]) -> None:
+        self._cluster = cluster
+        self._ranks = set(ranks)
+        self._asked = 0.0
+
+    def refresh(self, status: str) -> None:
+        """Look for ranks that are gone; the client waits for the cell in this thread meanwhile."""
+        client, now = self._cluster.client, time.monotonic()
+        left = client.living() & self._ranks
+        if left != self._ranks and now - self._asked > STOP_SECONDS:
+            self._asked = now
+            client.call("interrupt", sorted(left), timeout=STOP_SECONDS)
+
+    def message(self, rank: int, kind: str, content: dict[str, Any]) -> None:
+        """Nothing is shown of what a copy prints."""
+
+    def page(self, rank: int, data: dict[str, Any]) -> None:
+        """Nothing here uses the pager."""
+
+    def done(self, rank: int) -> None:
+        """The result is asked for when all have ended."""
+
+    def finish(self) -> None:
+        """There is nothing to show."""

@@ -298,3 +298,21 @@ def test_a_rank_that_dies_in_the_middle_is_named() -> None:
     assert cluster.doing([0]) == {0: "idle"}
     assert cluster.pull("treasure", ranks=[0])[0].tolist() == [0, 1, 2, 3, 4]
     cluster.down()
+
+
+def test_a_rank_that_dies_stops_the_others_which_wait_for_nothing() -> None:
+    """Without collectives rank 0 would go on for hours with what nobody will see."""
+    cluster = Cluster.up(2, seed=7)
+    assert not cluster.execute(SETUP).errors
+    dying = (
+        "import os, signal\n"
+        "from mlxbench_kernel.remote import kept\n"
+        "kept.profile = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert not cluster.execute(dying, ranks=[1]).errors
+    with pytest.raises(ClusterError, match=r"^rank 1 .* is gone .*: %mlx_dist heal brings it back"):
+        profile_on(cluster, "step(x, y)", [0, 1], repeat=100_000_000, collectives=False)
+    assert cluster.doing([0]) == {0: "idle"}
+    cluster.heal()
+    assert profile_on(cluster, "x * 2", [0], repeat=1, collectives=False)[0].total > 0
+    cluster.down()
