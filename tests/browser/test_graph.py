@@ -348,6 +348,17 @@ def test_it_works_in_notebook_7(lab: Lab, page: Page) -> None:
     expect(view.locator(".mlxgraph-hits")).to_have_text(re.compile(r"1 of \d+"))
     assert shades(view.locator(".mlxgraph-stage")) > 50
     picture(page, "graph-notebook-7")
+    expect(page.locator(".jp-RenderedSVG")).to_have_count(1)
+    expect(page.locator(".jp-RenderedSVG")).to_be_hidden()
+    # Keys are the view's: none of them goes to the notebook, which acts on most.
+    heading = details(view).locator("h3")
+    before = heading.inner_text()
+    view.locator(".mlxgraph-stage").focus()
+    for key in ("ArrowDown", "a", "d", "d", "Enter"):
+        page.keyboard.press(key)
+    expect(heading).not_to_have_text(before)
+    assert page.locator(".jp-Notebook .jp-Cell").count() == 2
+    assert view.locator(".mlxgraph-stage").evaluate("stage => stage === document.activeElement")
 
 
 @pytest.fixture(scope="module")

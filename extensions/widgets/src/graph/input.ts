@@ -28,11 +28,11 @@ export function keepKeys(root: HTMLElement): () => void {
   const ours = (event: KeyboardEvent) =>
     !(event.ctrlKey || event.metaKey) ||
     (event.target instanceof HTMLInputElement && EDITING.has(event.key.toLowerCase()));
-  // Before JupyterLab looks for the attribute, at whatever stage of the event that is.
+  // Notebook 7 looks at keys before they get here, and at the attribute of the element with the
+  // focus before that of those around: many of its shortcuts are for whatever has the focus.
   window.addEventListener("keydown", (event) => {
-    if (!event.composedPath().includes(root)) return;
-    if (ours(event)) root.setAttribute(SUPPRESSED, "true");
-    else root.removeAttribute(SUPPRESSED); // its value does not count
+    const [target] = event.composedPath();
+    if (target instanceof Element && root.contains(target)) target.toggleAttribute(SUPPRESSED, ours(event));
   }, { signal, capture: true });
   root.addEventListener("keydown", (event) => {
     if (ours(event)) event.stopPropagation();
