@@ -114,11 +114,11 @@ class Changes:
     def _keep_variables(self, function: types.FunctionType) -> list[Any]:
         """Keep what a function's outer variables and defaults are."""
         self._keep_names(function.__globals__)
-        names = set(_global_names(function.__code__)) & function.__globals__.keys()
+        names = dict.fromkeys(_global_names(function.__code__))  # in an order: ranks are compared
         cells = [cell for cell in function.__closure__ or () if _is_full(cell)]
         self._cells += [(cell, cell.cell_contents) for cell in cells]
         defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-        used = [function.__globals__[name] for name in names]
+        used = [function.__globals__[name] for name in names if name in function.__globals__]
         return [*defaults, *used, *(cell.cell_contents for cell in cells)]
 
     def _keep_names(self, namespace: dict[str, Any]) -> None:

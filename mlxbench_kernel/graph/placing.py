@@ -110,15 +110,22 @@ class _Places:
                 if left != right:
                     break
                 parts.append(left)
-            # "layers" is a list and no module: what is around it holds the same.
-            while parts and ".".join(parts) not in self._kinds:
-                parts.pop()
-            path = ".".join(parts)
-            scope = self._kinds[path] if path else Scope("")
-            number = self.numbers.setdefault(scope, len(self.numbers))
-            self._paths[number] = scope.path
-            self._joint[one, other] = number
+            self._joint[one, other] = self._number(parts)
         return self._joint[one, other]
+
+    def caller(self, number: int) -> int:
+        """The module around one."""
+        return self._number(self._paths[number].split(".")[:-1])
+
+    def _number(self, parts: list[str]) -> int:
+        # "layers" is a list and no module: what is around it holds the same.
+        while parts and ".".join(parts) not in self._kinds:
+            parts.pop()
+        path = ".".join(parts)
+        scope = self._kinds[path] if path else Scope("")
+        number = self.numbers.setdefault(scope, len(self.numbers))
+        self._paths[number] = scope.path
+        return number
 
     def around_all(self, scopes: Iterable[int]) -> int:
         """The innermost scope that holds all that are known; -1 for none."""
@@ -164,6 +171,7 @@ def _place_between(
 
     Of the modules of the nearest operations before and after, the innermost that holds one of
     each: an attention's softmax stands between its projections, an activation between two layers.
+    What no module follows is of the one around the last: that has called it, and may go on.
     """
     start, sources = graph.input_start.tolist(), graph.sources.tolist()
     waiting, watched = set(loose), (made >= 0).tolist()
@@ -190,6 +198,8 @@ def _place_between(
         after[node] = near(users[node], after)
     for node in loose:
         pairs = [places.around(one, other) for one in before[node] for other in after[node]]
+        if not after[node]:
+            pairs = [places.caller(one) for one in before[node] if one > 0]
         found[node] = max(pairs, key=places.depth, default=0)
 
 
