@@ -102,6 +102,9 @@ class Cost:
         named = ", ".join(names)
         return f"no FLOPs known of: {named}" if named else ""
 
+    def __repr__(self) -> str:
+        return f"<Cost: {str(self).splitlines()[0]}>"
+
     def __str__(self) -> str:
         """One line of totals, with what is not in them."""
         total = self.totals

@@ -77,6 +77,9 @@ class GraphDiff:
     changed: tuple[Change, ...]
     outputs_differ: bool
 
+    def __repr__(self) -> str:
+        return f"<GraphDiff: {self.summary}>"
+
     @property
     def equal(self) -> bool:
         """Whether there is no difference."""

@@ -170,7 +170,8 @@ def _refuse(what: str, array: mx.array) -> None:
     if _is_lazy(array):
         dtype = str(array.dtype).removeprefix("mlx.core.")
         line = calling_line(sys._getframe(1))
-        where = f"{line.text} ({line.function})" if line.text else "something"
+        inside = "" if line.function.startswith("<") else f" ({line.function})"
+        where = f"{line.text}{inside}" if line.text else "something"
         raise ReadError(
             f"{where} reads a value ({what}) of a {dtype} array of shape "
             f"{list(array.shape)}, which would evaluate it: capture a function without that line"

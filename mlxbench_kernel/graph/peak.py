@@ -75,6 +75,9 @@ class Prediction:
                 found[array] = found.get(array, 0) + size
         return sorted(found.items(), key=lambda each: -each[1])
 
+    def __repr__(self) -> str:
+        return f"<Prediction: {str(self).splitlines()[0]}>"
+
     def __str__(self) -> str:
         """The peak, where it is, and the largest arrays that are alive there."""
         if self.at < 0:

@@ -108,6 +108,9 @@ class Profile:
                 sums[path] = sums.get(path, 0.0) + seconds
         return _longest_first(sums)
 
+    def __repr__(self) -> str:
+        return f"<Profile: {str(self).splitlines()[0]}>"
+
     def __str__(self) -> str:
         ratio = f", {self.total / self.whole:.1f} ×" if self.whole else ""
         lines = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -114,6 +115,7 @@ class Scoping:
         self._ids = np.zeros(0, np.uint64)
         self._marks = np.zeros(0, np.int32)
         self._noting = False
+        self._thread = 0  # that captures; other threads' calls are none of the graph's
 
     @contextmanager
     def noting(self) -> Iterator[None]:
@@ -121,7 +123,7 @@ class Scoping:
         if self._marker is None:
             yield
             return
-        self._noting = True
+        self._noting, self._thread = True, threading.get_ident()
         changed: list[tuple[type, str, Any]] = []
 
         def wrap(kind: type, name: str, wrapped: Call) -> None:
@@ -147,7 +149,8 @@ class Scoping:
         @functools.wraps(original)
         def call(module: Module, *arguments: Any, **keywords: Any) -> Any:
             scope, handle = self._paths.get(id(module)), self._handle
-            if scope is None or self._marker is None or handle is None:
+            other = threading.get_ident() != self._thread
+            if other or scope is None or self._marker is None or handle is None:
                 return original(module, *arguments, **keywords)
             # Handles: an array object that is changed in place is another array afterwards.
             before = [handle(array) for array in arrays_in([arguments, keywords])]
@@ -163,7 +166,9 @@ class Scoping:
     def _updated(self, original: Call, name: str) -> Call:
         @functools.wraps(original)
         def update(optimizer: optim.Optimizer, *arguments: Any, **keywords: Any) -> Any:
-            if self._marker is None or self._updating is not None:  # a part of another one's update
+            other = threading.get_ident() != self._thread
+            # In an update that is going on, it is a part of another one's.
+            if other or self._marker is None or self._updating is not None:
                 return original(optimizer, *arguments, **keywords)
             before = arrays_in([optimizer, arguments, keywords])
             parameters, gradients = _given(name, arguments, keywords)

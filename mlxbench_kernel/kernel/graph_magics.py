@@ -13,6 +13,7 @@ from IPython.display import display
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.kernel.arguments import HelpWanted, Parser, split_words
 from mlxbench_kernel.kernel.command import Command, Help
+from mlxbench_kernel.kernel.frames import only_frames_of_the_user
 from mlxbench_kernel.kernel.ranks import RankSelection
 from mlxbench_kernel.kernel.retraces import Retraces
 
@@ -167,9 +168,10 @@ class GraphMagics(Magics):
         from mlxbench_kernel.widgets import ProgressBar, graphs
 
         shell = self._ranks.shell
-        captured = capture_expression(
-            command.expression, shell.ev, shell.user_ns, not command.uncompiled
-        )
+        with only_frames_of_the_user(shell):
+            captured = capture_expression(
+                command.expression, shell.ev, shell.user_ns, not command.uncompiled
+            )
         focus = measured = None
         with ProgressBar() as progress:
             if command.nonfinite:

@@ -108,13 +108,6 @@ class Marker {
     }
   }
 
-  // Marks one array alone, unless it is marked.
-  void mark_one(const mx::array& array, int32_t part) {
-    if (array.has_primitive() && parts_.try_emplace(array.id(), Mark{part, parts_.size()}).second) {
-      kept_.push_back(array);
-    }
-  }
-
   // Ids and parts; what was kept is let go.
   nb::tuple take() {
     std::vector<uint64_t> ids;
@@ -178,7 +171,6 @@ inline void bind_graph(nb::module_& m) {
       .def(nb::init<>())
       .def("mark", &Marker::mark, nb::arg("outputs"), nb::arg("inputs"), nb::arg("part"), nb::arg("since"))
       .def("count", &Marker::count)
-      .def("mark_one", &Marker::mark_one, nb::arg("array"), nb::arg("part"))
       .def("take", &Marker::take);
 
   m.def(

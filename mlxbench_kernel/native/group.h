@@ -1,17 +1,12 @@
-// A group that outlives its connections, and a log of what it was asked to do.
+// A group that outlives its connections.
 //
 // MLX is handed `Site`s, one for each line of Python that calls a collective; all of them forward
-// to one `Group`, whose `Link` (MLX's own group with its sockets) can be broken off and replaced.
+// to one `Group`, whose `Link` can be broken off and replaced.
 #pragma once
 
-#include <sys/socket.h>
-#include <unistd.h>
-
 #include <atomic>
-#include <chrono>
 #include <condition_variable>
 #include <cstdint>
-#include <deque>
 #include <limits>
 #include <map>
 #include <memory>
@@ -20,227 +15,11 @@
 #include <set>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <utility>
-#include <vector>
 
-#include "mlx/array.h"
-#include "mlx/backend/cpu/encoder.h"
-#include "mlx/distributed/distributed.h"
-#include "mlx/distributed/distributed_impl.h"
-#include "mlx/scheduler.h"
-#include "mlx/stream.h"
+#include "link.h"
 
 namespace bench {
-
-namespace mx = mlx::core;
-using mx::distributed::detail::GroupImpl;
-
-inline double now() {
-  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
-}
-
-// Which one of a link's collectives: those of the whole group are counted together, sends and
-// receives by the other rank. On every rank the same one has the same number.
-struct Turn {
-  const char* operation;
-  int peer;  // -1 for the whole group
-  uint64_t number;
-
-  bool sends() const {
-    return operation[0] == 's' && operation[1] == 'e';
-  }
-};
-
-// One collective that MLX has executed, or is about to.
-struct Record {
-  Turn turn;
-  int link;  // which connection, counted from 0
-  mx::Shape shape;
-  mx::Dtype dtype;
-  std::string group;
-  std::string line;
-  uint64_t chain;  // of all collectives of the whole group on this link, up to this one
-  double asked;    // Unix times; when MLX has scheduled it
-  double begun;    // 0 until then
-  double done;     // 0 until then, -1 where it cannot be known
-};
-
-// The last collectives of this process, in the order in which they were asked for.
-class Log {
- public:
-  static constexpr size_t LENGTH = 4096;
-
-  uint64_t add(Record record) {
-    std::lock_guard lock(mutex_);
-    records_.push_back(std::move(record));
-    if (records_.size() > LENGTH) {
-      records_.pop_front();
-    }
-    return next_++;
-  }
-
-  template <typename F>
-  void change(uint64_t number, F change) {
-    std::lock_guard lock(mutex_);
-    uint64_t first = next_ - records_.size();
-    if (number >= first) {
-      change(records_[number - first]);
-    }
-  }
-
-  std::optional<Record> at(uint64_t number) const {
-    std::lock_guard lock(mutex_);
-    uint64_t first = next_ - records_.size();
-    return number < first || number >= next_ ? std::nullopt
-                                             : std::optional(records_[number - first]);
-  }
-
-  // With the number of the first.
-  std::pair<uint64_t, std::vector<Record>> since(uint64_t number) const {
-    std::lock_guard lock(mutex_);
-    uint64_t first = next_ - records_.size();
-    number = std::min(std::max(number, first), next_);
-    return {number, {records_.begin() + (number - first), records_.end()}};
-  }
-
- private:
-  mutable std::mutex mutex_;
-  std::deque<Record> records_;
-  uint64_t next_{0};
-};
-
-inline Log& log() {
-  static auto* log = new Log;  // stream threads may still use it while the process ends
-  return *log;
-}
-
-// Threads for what MLX's ring does. A collective of a broken ring may never end, and nor would
-// anything that MLX has queued behind it: so a ring has a thread of its own, which can be left.
-class Lanes {
- public:
-  mx::Stream take() {
-    std::lock_guard lock(mutex_);
-    if (free_.empty()) {
-      return mx::new_thread_unsafe_stream(mx::Device::cpu);
-    }
-    auto lane = free_.back();
-    free_.pop_back();
-    return lane;
-  }
-
-  void give_back(mx::Stream lane) {
-    std::lock_guard lock(mutex_);
-    free_.push_back(lane);
-  }
-
- private:
-  std::mutex mutex_;
-  std::vector<mx::Stream> free_;
-};
-
-inline Lanes& lanes() {
-  static auto* lanes = new Lanes;
-  return *lanes;
-}
-
-// Whether to look again and again for a while before sleeping: being woken takes longer than a
-// short collective does. MLX's ring does so too, for as long as it waits.
-inline bool cores_to_spare() {
-  static const bool spare = std::thread::hardware_concurrency() >= 8;
-  return spare;
-}
-
-template <typename Condition>
-void look_for(Condition&& condition) {
-  auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(100);
-  while (cores_to_spare() && !condition() && std::chrono::steady_clock::now() < end) {
-    std::this_thread::yield();
-  }
-}
-
-// MLX's own group, with what it takes to break it off.
-struct Link {
-  const std::shared_ptr<GroupImpl> inner;
-  const std::vector<int> sockets;  // duplicates of MLX's, so that no number is used again
-  const std::optional<mx::Stream> lane;
-  std::atomic<uint64_t> given{0};  // collectives that the lane has been given
-
-  std::mutex mutex;
-  std::condition_variable changed;
-  bool broken{false};
-  std::string reason;
-  std::optional<Turn> running;
-  uint64_t record{0};  // of what runs, in the log
-  double since{0};
-  bool certain{true};  // false: it was asked for last, and may have ended
-  bool stuck{false};  // MLX has not come back, although its sockets are shut
-
-  Link(std::shared_ptr<GroupImpl> group, std::vector<int> fds, bool on_lane)
-      : inner(std::move(group)),
-        sockets(std::move(fds)),
-        lane(on_lane ? std::optional(lanes().take()) : std::nullopt) {}
-
-  ~Link() {
-    if (stuck) {
-      new std::shared_ptr<GroupImpl>(inner);  // a thread is inside it: it has to stay
-    } else if (lane) {
-      lanes().give_back(*lane);
-    }
-    for (int fd : sockets) {
-      close(fd);
-    }
-  }
-
-  void break_off(const std::string& why) {
-    {
-      std::lock_guard lock(mutex);
-      if (broken) {
-        return;
-      }
-      broken = true;
-      reason = why;
-    }
-    for (int fd : sockets) {
-      shutdown(fd, SHUT_RDWR);
-    }
-    changed.notify_all();
-  }
-};
-
-// How many collectives of a link may happen: those beyond would wait for ever.
-struct Limits {
-  static constexpr uint64_t NONE = std::numeric_limits<int64_t>::max();
-
-  uint64_t whole{NONE};
-  std::map<int, std::pair<uint64_t, uint64_t>> peers;  // sends to, and receives from
-  std::string reason;
-
-  bool allow(const Turn& turn) const {
-    if (turn.peer < 0) {
-      return turn.number < whole;
-    }
-    auto found = peers.find(turn.peer);
-    if (found == peers.end()) {
-      return whole > 0;  // nothing at all is left of a group that was released
-    }
-    return turn.number < (turn.sends() ? found->second.first : found->second.second);
-  }
-};
-
-struct Progress {
-  int link;
-  uint64_t whole;  // collectives that were asked for
-  std::map<int, std::pair<uint64_t, uint64_t>> peers;
-  uint64_t chain;
-  bool limited;
-  bool refused;  // whether the limits have refused anything
-  std::string broken;  // why; "" when it is not
-  std::optional<Turn> running;
-  uint64_t record;
-  double since;
-  bool certain;
-};
 
 class Group : public std::enable_shared_from_this<Group> {
  public:

@@ -1,5 +1,7 @@
 """``%mlx_graph`` in a notebook's own kernel."""
 
+import re
+
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
@@ -117,6 +119,19 @@ def test_an_unknown_name_is_pythons_error(shell, model):
         shown(shell, "no_such(x)")
 
 
+def test_what_a_call_raises_is_shown_with_the_lines_of_the_user_only(shell, model, capsys):
+    shell.run_cell("def broken(x):\n    y = 2 * x\n    return y + missing")
+    shell.run_cell("%mlx_graph broken(x)")
+    said = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+    assert "NameError: name 'missing' is not defined" in said and "return y + missing" in said
+    assert "1 broken(x)" in said and "mlxbench_kernel" not in said and "IPython" not in said
+
+
+def test_a_call_of_an_expression_that_reads_is_said_with_its_text(shell, model):
+    with pytest.raises(UsageError, match=r"^%mlx_graph mx.sum\(x\).item\(\) reads a value"):
+        shown(shell, "mx.sum(x).item()")
+
+
 def test_options_follow_the_expression():
     command = read_graph_line("f(a --b, n=-1) --ranks 0,2 --profile")
     assert (command.expression, command.ranks, command.profile) == ("f(a --b, n=-1)", "0,2", True)
@@ -126,6 +141,7 @@ def test_options_follow_the_expression():
 
 def test_graphs_as_the_last_line_of_a_cell_are_views(shell, model):
     graph = capture(model, shell.user_ns["x"])
+    assert repr(diff(graph, graph)) == "<GraphDiff: equal>"
     for value in (graph, diff(graph, graph), profile([model(shell.user_ns["x"])], repeat=1)):
         with capture_output() as captured:
             shell.displayhook(value)

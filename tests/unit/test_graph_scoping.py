@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -448,3 +449,46 @@ def test_a_model_with_a_second_name_is_one_model() -> None:
     once = module_paths({"model": model})
     assert {scope.path for scope in once.values()} == {"", "layers.0"}
     assert module_paths({"model": model, "same": model, "fast": mx.compile(model)}) == once
+
+
+def test_an_update_in_another_thread_meanwhile_hides_none() -> None:
+    inside, done = threading.Event(), threading.Event()
+
+    class Waiting(optim.SGD):
+        def apply_gradients(self, gradients: Any, parameters: Any) -> Any:
+            inside.set()
+            done.wait(10)
+            return super().apply_gradients(gradients, parameters)
+
+    def training(optimizer: optim.Optimizer) -> Callable[[], mx.array]:
+        model, x = nn.Linear(4, 4), mx.ones((2, 4))
+        optimizer.init(model.trainable_parameters())
+        mx.eval(model.parameters(), optimizer.state, x)
+        value = nn.value_and_grad(model, mean_square)
+
+        def step() -> mx.array:
+            loss, gradients = value(model, x)
+            optimizer.update(model, gradients)
+            mx.eval(loss, model.parameters())
+            return loss
+
+        return step
+
+    step, waiting = training(optim.SGD(0.1)), training(Waiting(0.1))
+
+    def both() -> mx.array:
+        other = threading.Thread(target=waiting)
+        other.start()
+        inside.wait(10)
+        try:
+            return step()
+        finally:
+            done.set()
+            other.join()
+
+    alone, beside = capture(step), capture(both)
+    assert scopes_of(alone)["optimizer"] == scopes_of(beside)["optimizer"] > 0
+
+
+def scopes_of(graph: Graph) -> Counter[str]:
+    return Counter(graph.scopes[number].path for number in graph.scope)

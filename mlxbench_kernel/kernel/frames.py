@@ -1,0 +1,55 @@
+"""Tracebacks of what a magic runs for the user: theirs, without the frames of the magic."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import IPython
+
+import mlxbench_kernel
+from mlxbench_kernel.errors import UsageError
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+_OWN = tuple(
+    f"{folder}{os.sep}" for module in (mlxbench_kernel, IPython) for folder in module.__path__
+)
+
+
+@contextmanager
+def only_frames_of_the_user(shell: InteractiveShell) -> Iterator[None]:
+    """Have IPython show what is raised in the block without mlxbench's own frames.
+
+    Parameters
+    ----------
+    shell
+        Shows it.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        raised, found = error, _without_own(error.__traceback__)
+
+        def lines() -> list[str]:
+            show = shell.InteractiveTB.structured_traceback
+            shown: list[str] = show(type(raised), raised, found)
+            return shown
+
+        error._render_traceback_ = lines  # type: ignore[attr-defined]  # IPython calls it
+        raise
+
+
+def _without_own(traceback: TracebackType | None) -> TracebackType | None:
+    if traceback is None:
+        return None
+    rest = _without_own(traceback.tb_next)
+    if traceback.tb_frame.f_code.co_filename.startswith(_OWN):
+        return rest
+    return TracebackType(rest, traceback.tb_frame, traceback.tb_lasti, traceback.tb_lineno)
