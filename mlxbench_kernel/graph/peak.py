@@ -5,9 +5,9 @@ Follows MLX 0.32.4 on CPU streams, also for what runs on a GPU: the order of ``e
 buffers that stay until the work that used them is done (``mlx/backend/cpu/encoder.h``). Execution
 is taken to be slower than dispatch, which holds where arrays are large enough to matter; an
 evaluation that has to compile a kernel first takes less. On a GPU buffers stay as long as their
-command buffer, so more is taken: on an H100 what was measured is 1.0 to 1.4 times the prediction
-for convolutional networks, up to 1.6 times for an MLP, 0.9 to 3.7 times for Llamas (most where
-least is taken).
+command buffer, so more is taken: on an H100 1.0 to 1.3 times the prediction for convolutional
+networks, up to 1.6 times for an MLP, 1.3 to 3.4 times for Llamas, most where least is taken
+(``tests/benchmarks/graph_peak.py``).
 """
 
 from __future__ import annotations
