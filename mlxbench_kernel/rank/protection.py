@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from types import ModuleType
+from types import MappingProxyType
 from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers as optim
 
 from mlxbench_kernel import native
-from mlxbench_kernel.containers import refill
 from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.rank import frozen
 from mlxbench_kernel.rank.collectives import GROUP
+from mlxbench_kernel.rank.frozen import Parts, containers
 
 NUMBERS = (bool, int, float, str, type(None))
 KEPT = 2  # ranks that were stopped in a step are one completed evaluation apart at most
@@ -36,7 +38,8 @@ class Kept:
     count
         How many had completed; the same on all ranks that run the same program.
     parts
-        (original, copy) of each dict and list of the trees.
+        (original, copy) of each dict and list, by the name of the tree that it is in; "" for
+        those in variables.
     variables
         Arrays and numbers that are variables themselves, by name.
     random
@@ -44,7 +47,7 @@ class Kept:
     """
 
     count: int
-    parts: list[tuple[Any, Any]]
+    parts: dict[str, Parts]
     variables: dict[str, Any]
     random: mx.array
 
@@ -59,6 +62,7 @@ class Protection:
         self._count = 0
         self._evaluate = mx.eval
         self._watching = False
+        self._held = 0
 
     def protect(self, trees: Mapping[str, Any]) -> None:
         """Begin with these trees; see `protect`."""
@@ -96,20 +100,36 @@ class Protection:
         module = native.load()
         if module is not None:
             module.settle_tree(trees)
-        self.commit()
+        if not self._held:
+            self.commit()
 
-    def commit(self) -> None:
-        """Keep the values of now, if all of them are complete."""
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """What completes in the block is not kept: it is in the middle of something."""
+        self._held += 1
+        try:
+            yield
+        finally:
+            self._held -= 1
+
+    def commit(self, given: Mapping[str, Parts] | None = None) -> None:
+        """Keep the values of now, if all of them are complete.
+
+        Parameters
+        ----------
+        given
+            What is frozen already, by the name of the tree.
+        """
         if not self.trees or not GROUP.intact:
             return
-        found = self._frozen()
+        found = self._frozen(given or {})
         if found is None:
             return
         parts, variables = found
         if self.kept and _same(self.kept[-1], parts, variables):
             return
         # Rarely evaluated by the user: what is drawn needs the other half of each split.
-        key: mx.array = mx.random.state[0]  # type: ignore[index]
+        key = frozen.random_key()
         self._evaluate(key)
         if GROUP.alone and self.kept:
             self.kept.pop()  # counts mean the same on all ranks, so this is no other one
@@ -117,24 +137,26 @@ class Protection:
             self._count += 1
         self.kept.append(Kept(self._count, parts, variables, key))
 
-    def _frozen(self) -> tuple[list[tuple[Any, Any]], dict[str, Any]] | None:
+    def _frozen(
+        self, given: Mapping[str, Parts] = MappingProxyType({})
+    ) -> tuple[dict[str, Parts], dict[str, Any]] | None:
         """The parts and variables of `Kept`, as they are now; None when some are incomplete."""
-        roots = [self._root(name, tree) for name, tree in self.trees.items()]
-        parts = _freeze(roots)
-        if parts is None:
+        found: dict[str, Parts] = {}
+        values: dict[str, Any] = {}
+        for name, tree in self.trees.items():
+            if _is_variable(tree):
+                values[name] = self.namespace.get(name, tree)
+                continue
+            parts = given.get(name) or frozen.freeze(containers(tree))
+            if parts is None:
+                return None
+            found[name] = parts
+        of_variables = frozen.freeze([*values.values()])
+        if of_variables is None:
             return None
-        copies = parts[0][1]  # of the list just made, which is no container of the user's
-        variables = {
-            name: copies[index]
-            for index, (name, tree) in enumerate(self.trees.items())
-            if _is_variable(tree)
-        }
-        return parts[1:], variables
-
-    def _root(self, name: str, tree: Any) -> Any:
-        if _is_variable(tree):
-            return self.namespace.get(name, tree)
-        return containers(tree)
+        copies = of_variables[0][1]  # of the list just made, which is no container of the user's
+        found[""] = of_variables[1:]
+        return found, dict(zip(values, copies, strict=True))
 
     def counts(self) -> list[int]:
         """The completed evaluations whose values are kept."""
@@ -159,19 +181,13 @@ class Protection:
         while self.kept[-1].count > count:
             self.kept.pop()
         self._count = count
-        for original, copy in _fresh(kept.parts):
-            refill(original, copy)
-        self.seed(kept.random)
+        for parts in kept.parts.values():
+            frozen.put_back(parts)
+        frozen.seed(kept.random)
         for name, value in kept.variables.items():
             if name in self.namespace:
-                self.namespace[name] = _handle(value)
+                self.namespace[name] = frozen.handle(value)
         return list(self.trees)
-
-    @staticmethod
-    def seed(key: mx.array) -> None:
-        """Set the state of ``mx.random`` to a key, uint32 of shape [2]."""
-        high, low = (int(str(key[half].item())) for half in (0, 1))
-        mx.random.seed(high << 32 | low)  # mlx/random.cpp: a key is its seed, in two halves
 
     def begin_again(self, count: int) -> None:
         """Forget what is kept, and keep the values of now as those after `count` evaluations."""
@@ -182,7 +198,7 @@ class Protection:
     def standing(self) -> tuple[int, bool]:
         """How many evaluations have completed, and whether the values are still those of then."""
         last = self.kept[-1].count if self.kept else 0
-        if not self.trees or _module() is None:
+        if not self.trees or native.load() is None:
             return last, True
         found = self._frozen()
         return last, found is not None and bool(self.kept) and _same(self.kept[-1], *found)
@@ -266,15 +282,6 @@ def _is_variable(tree: Any) -> bool:
     return isinstance(tree, (mx.array, tuple, *NUMBERS))
 
 
-def containers(tree: Any) -> Any:
-    """The dicts and lists that hold what a protected tree is."""
-    if isinstance(tree, optim.MultiOptimizer):
-        return [containers(each) for each in tree.optimizers]
-    if isinstance(tree, optim.Optimizer):
-        return vars(tree)  # its state, and whether that was initialised
-    return tree
-
-
 def _arrays(tree: Any) -> Any:
     """What of a tree can be evaluated."""
     if isinstance(tree, optim.MultiOptimizer):
@@ -282,62 +289,6 @@ def _arrays(tree: Any) -> Any:
     return tree.state if isinstance(tree, optim.Optimizer) else tree
 
 
-def _module() -> ModuleType | None:
-    return native.load()
-
-
-def _handle(value: Any) -> Any:
-    module = _module()
-    if not isinstance(value, mx.array) or module is None:
-        return value
-    return module.handle(value)
-
-
-def _freeze(tree: Any) -> list[tuple[Any, Any]] | None:
-    module = _module()
-    if module is not None:
-        parts: list[tuple[Any, Any]] | None = module.freeze(tree)
-        return parts
-    found: list[tuple[Any, Any]] = []
-    _copy(tree, found)
-    return found
-
-
-def _fresh(parts: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
-    """The parts with new handles, so that those kept stay what they are."""
-    return [(original, _renewed(copy)) for original, copy in parts]
-
-
-def _renewed(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _leaf(each) for key, each in value.items()}
-    return [_leaf(each) for each in value]
-
-
-def _leaf(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return tuple(_leaf(each) for each in value)
-    return _handle(value)
-
-
-def _copy(value: Any, parts: list[tuple[Any, Any]]) -> Any:
-    """What ``native.freeze`` does."""
-    if isinstance(value, dict):
-        copy: Any = {}
-        parts.append((value, copy))
-        copy.update({key: _copy(each, parts) for key, each in value.items()})
-    elif isinstance(value, list):
-        copy = []
-        parts.append((value, copy))
-        copy.extend(_copy(each, parts) for each in value)
-    elif isinstance(value, tuple):
-        return tuple(_copy(each, parts) for each in value)
-    return value
-
-
-def _same(kept: Kept, parts: list[tuple[Any, Any]], variables: dict[str, Any]) -> bool:
+def _same(kept: Kept, parts: dict[str, Parts], variables: dict[str, Any]) -> bool:
     """Whether nothing has changed since."""
-    module = _module()
-    if module is None or len(parts) != len(kept.parts):
-        return False
-    return bool(module.is_same([kept.parts, kept.variables], [parts, variables]))
+    return frozen.is_same([kept.parts, kept.variables], [parts, variables])

@@ -11,10 +11,11 @@ import mlx.core as mx
 from mlx.nn.layers import distributed as sharding
 
 from mlxbench_kernel.containers import put
-from mlxbench_kernel.rank import arrays
+from mlxbench_kernel.rank import arrays, frozen
 from mlxbench_kernel.rank.collectives import GROUP
 from mlxbench_kernel.rank.files import write_whole
-from mlxbench_kernel.rank.protection import PROTECTION, Kept, Protection, containers
+from mlxbench_kernel.rank.frozen import containers
+from mlxbench_kernel.rank.protection import PROTECTION, Kept, Protection
 
 SHARDED = (
     sharding.AllToShardedLinear,
@@ -111,7 +112,7 @@ def take(trees: dict[str, Any], count: int) -> list[str]:
     missing = []
     for name, tree in trees.items():
         if name == RANDOM:
-            PROTECTION.seed(tree)
+            frozen.seed(tree)
         elif name not in PROTECTION.trees:
             missing.append(name)
         elif isinstance(tree, (dict, list)):
@@ -135,7 +136,7 @@ def sharded() -> list[str]:
 
 
 def _trees(protection: Protection, kept: Kept) -> dict[str, Any]:
-    copies = {id(original): copy for original, copy in kept.parts}
+    copies = {id(original): copy for parts in kept.parts.values() for original, copy in parts}
     trees = {
         name: kept.variables[name] if name in kept.variables else _plain(containers(tree), copies)
         for name, tree in protection.trees.items()
