@@ -11,6 +11,7 @@ The functions of ``mx.distributed`` are wrapped, only to note the line that call
 from __future__ import annotations
 
 import functools
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -232,6 +233,19 @@ class Collectives:
             entry["dtype"] = _dtype(entry["dtype"])
             entries.append(entry)
         return entries
+
+    def spent(self, since: int) -> tuple[int, float]:
+        """Seconds in collectives, with waiting for other ranks, from a number of the log on.
+
+        Returns
+        -------
+        (int, float)
+            The number to go on from; NaN seconds where there is no log.
+        """
+        if not self.lasting:
+            return since, math.nan
+        first, rows = self._native.collectives(since)  # type: ignore[union-attr]
+        return first + len(rows), sum(row[11] - row[10] for row in rows if row[11] > 0)
 
     def chain(self, whole: int) -> int | None:
         """The checksum after this many collectives of the present link, None where forgotten."""

@@ -15,9 +15,10 @@ import mlxbench_kernel
 PACKAGE = Path(mlxbench_kernel.__file__).parent
 # What each folder may import beside itself, the files at the top and the version.
 MAY_IMPORT = {
-    "kernel": {"widgets", "remote", "graph", "cluster", "memory", "native"},
-    "widgets": {"remote", "graph", "cluster", "memory"},
-    "remote": {"graph", "cluster"},
+    "kernel": {"widgets", "remote", "training", "graph", "cluster", "memory", "native"},
+    "widgets": {"remote", "training", "graph", "cluster", "memory"},
+    "remote": {"training", "graph", "cluster"},
+    "training": {"graph", "memory", "native", "rank"},
     "cluster": {"rank", "memory", "native"},
     "rank": {"memory", "native"},
     "graph": {"native"},

@@ -1,0 +1,301 @@
+"""What was measured of the steps of one rank: bounded, and read while it grows."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlxbench_kernel.training.columns import Rows, extremes, measured, records_of
+
+Row = tuple[str, dict[str, float]]  # a branch, and the record of one of its steps
+Sample = tuple[str, int, dict[str, NDArray[np.float32]]]  # a branch, a step, measures [parameters]
+
+_NEIGHBOURS = 4  # rows of which the extreme ones stay
+
+
+class History:
+    """Records of the steps of one rank, by branch. One thread may append while others read.
+
+    Parameters
+    ----------
+    most
+        Rows that are kept over all branches. Beyond, the older three quarters are thinned: of four
+        neighbours, those with the lowest, the highest and the first non-finite loss stay. The first
+        and the last row of a branch stay in any case.
+    """
+
+    def __init__(self, most: int = 200_000) -> None:
+        self._most = most
+        self._next = 0
+        self._branches: dict[str, Rows] = {}
+        self._lock = Lock()
+
+    def append(self, branch: str, record: Mapping[str, float]) -> None:
+        """Add a step to a branch.
+
+        Steps rise within a branch: what it had of this step and later ones is forgotten, so a copy
+        that is fed from `since` is right again once steps are taken after going back.
+
+        Parameters
+        ----------
+        branch
+            Its name; a new one begins.
+        record
+            What was measured, ``step`` among it.
+        """
+        with self._lock:
+            rows = self._branches.get(branch)
+            if rows is None:
+                rows = self._branches[branch] = Rows()
+            step = record["step"]
+            if rows.count and step <= rows.columns["step"][rows.count - 1]:
+                rows.cut(rows.place(step))
+            rows.append(self._next, record)
+            self._next += 1
+            if sum(each.count for each in self._branches.values()) > self._most:
+                self._thin()
+
+    def truncate(self, branch: str, step: int) -> None:
+        """Forget what a branch has after a step."""
+        with self._lock:
+            if rows := self._branches.get(branch):
+                rows.cut(rows.place(step + 1))
+
+    def drop(self, branch: str) -> None:
+        """Forget a branch."""
+        with self._lock:
+            self._branches.pop(branch, None)
+
+    def last(self, branch: str) -> dict[str, float]:
+        """The last record of a branch; {} where there is none."""
+        with self._lock:
+            rows = self._branches.get(branch)
+            if rows is None or not rows.count:
+                return {}
+            columns = rows.part(rows.count - 1, rows.count)
+        return records_of(columns, 1)[0]
+
+    def names(self, branch: str | None = None) -> list[str]:
+        """What was measured in a branch, or in any, in the order in which it first was."""
+        with self._lock:
+            branches = self._branches.values() if branch is None else [self._branches.get(branch)]
+            return list(dict.fromkeys(name for rows in branches if rows for name in rows.columns))
+
+    def since(self, cursor: int, most_rows: int = 5000) -> tuple[int, list[Row]]:
+        """Rows that were appended after a cursor and are still kept.
+
+        Parameters
+        ----------
+        cursor
+            What this gave before; 0 for all that is kept.
+        most_rows
+            Rows at most; the others come with the next call.
+
+        Returns
+        -------
+        tuple
+            The next cursor, and branch and record of each row, in the order of appending.
+        """
+        found: list[tuple[str, NDArray[np.int64], dict[str, NDArray[np.float64]]]] = []
+        with self._lock:
+            new = {
+                branch: rows.orders[: rows.count][rows.after(cursor) :][:most_rows]
+                for branch, rows in self._branches.items()
+            }
+            orders = np.sort(np.concatenate([*new.values(), np.empty(0, np.int64)]))[:most_rows]
+            if not orders.size:
+                return cursor, []
+            after = int(orders[-1]) + 1
+            for branch, rows in self._branches.items():
+                first, end = rows.after(cursor), rows.after(after)
+                if first < end:
+                    found.append((branch, rows.orders[first:end].copy(), rows.part(first, end)))
+        ordered = [
+            (order, (branch, record))
+            for branch, own, columns in found
+            for order, record in zip(own.tolist(), records_of(columns, len(own)), strict=True)
+        ]
+        ordered.sort(key=lambda pair: pair[0])
+        return after, [row for _, row in ordered]
+
+    def series(
+        self, branch: str, name: str, points: int = 2000
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """A measure over the steps of a branch, thinned for a picture.
+
+        Parameters
+        ----------
+        branch, name
+            What to give; a branch or name that is not there has no points.
+        points
+            Points at most (5 or more). The first and the last point stay, and the minimum, the
+            maximum and the first non-finite value of each of equally long parts.
+
+        Returns
+        -------
+        tuple of float64 [n]
+            Steps, and values at them.
+        """
+        with self._lock:
+            rows = self._branches.get(branch)
+            if rows is None or name not in rows.columns:
+                return np.empty(0), np.empty(0)
+            steps = rows.columns["step"][: rows.count].copy()
+            values = rows.columns[name][: rows.count].copy()
+        there = measured(values)
+        if not there.all():
+            steps, values = steps[there], values[there]
+        if len(steps) <= points:
+            return steps, values
+        each = 2 if np.isfinite(values).all() else 3
+        parts = max((points - 2) // each, 1)
+        kept = extremes(values, -(-len(values) // parts))
+        kept = np.union1d(kept, [0, len(values) - 1])
+        return steps[kept], values[kept]
+
+    def _thin(self) -> None:
+        orders = np.sort(np.concatenate([r.orders[: r.count] for r in self._branches.values()]))
+        recent = int(orders[len(orders) * 3 // 4])
+        for rows in self._branches.values():
+            # From the second row to what is recent, or to the last row, in whole groups.
+            older = min(rows.after(recent), rows.count - 1) - 1
+            end = 1 + older // _NEIGHBOURS * _NEIGHBOURS
+            if end <= 1:
+                continue
+            losses = rows.columns.get("loss", rows.columns["step"])[1:end]
+            kept = 1 + extremes(losses, _NEIGHBOURS)
+            rows.keep(np.concatenate([[0], kept, np.arange(end, rows.count)]))
+
+
+@dataclass(frozen=True)
+class _Sample:
+    order: int
+    branch: str
+    step: int
+    values: dict[str, NDArray[np.float32]]
+
+
+class ParameterHistory:
+    """Measures of each parameter at sampled steps. One thread may append while others read.
+
+    Parameters
+    ----------
+    names
+        Of the parameters, in the order of the values.
+    most
+        Samples that are kept over all branches; when there are more, every other one of the older
+        half goes.
+    """
+
+    def __init__(self, names: Sequence[str], most: int = 400) -> None:
+        self.names = tuple(names)
+        self._most = most
+        self._next = 0
+        self._samples: list[_Sample] = []
+        self._lock = Lock()
+
+    def append(self, branch: str, step: int, values: Mapping[str, NDArray[np.float32]]) -> None:
+        """Add a sample; those of this step and later ones in its branch are forgotten.
+
+        Parameters
+        ----------
+        branch, step
+            Where it was taken.
+        values : float32 [parameters] each
+            By measure, as ``grad_norm``; copied.
+        """
+        own = {name: np.array(value, np.float32) for name, value in values.items()}
+        for value in own.values():
+            value.flags.writeable = False  # readers get these arrays
+        with self._lock:
+            self._forget_from(branch, step)
+            self._samples.append(_Sample(self._next, branch, step, own))
+            self._next += 1
+            if len(self._samples) > self._most:
+                half = len(self._samples) // 2
+                self._samples[:half] = self._samples[:half:2]
+
+    def truncate(self, branch: str, step: int) -> None:
+        """Forget what a branch has after a step."""
+        with self._lock:
+            self._forget_from(branch, step + 1)
+
+    def drop(self, branch: str) -> None:
+        """Forget a branch."""
+        with self._lock:
+            self._samples = [each for each in self._samples if each.branch != branch]
+
+    def since(self, cursor: int, most_samples: int = 100) -> tuple[int, list[Sample]]:
+        """Samples that were appended after a cursor and are still kept, as `History.since`."""
+        with self._lock:
+            found = [each for each in self._samples if each.order >= cursor][:most_samples]
+        after = found[-1].order + 1 if found else cursor
+        return after, [(each.branch, each.step, dict(each.values)) for each in found]
+
+    def samples(self, branch: str) -> list[int]:
+        """The steps of a branch of which there are samples, in order."""
+        with self._lock:
+            return [each.step for each in self._samples if each.branch == branch]
+
+    def get(self, branch: str, step: int, measure: str) -> NDArray[np.float32] | None:
+        """A measure of all parameters at a step, read-only; None where it is not kept."""
+        with self._lock:
+            for each in self._samples:
+                if each.branch == branch and each.step == step:
+                    return each.values.get(measure)
+        return None
+
+    def _forget_from(self, branch: str, step: int) -> None:
+        self._samples = [
+            each for each in self._samples if each.branch != branch or each.step < step
+        ]
+
+
+def encode(rows: Iterable[Row]) -> list[Any]:
+    """Rows in JSON, which has no NaN: non-finite numbers are "nan", "inf" and "-inf"."""
+    return [
+        [branch, {name: x if math.isfinite(x) else str(x) for name, x in record.items()}]
+        for branch, record in rows
+    ]
+
+
+def decode(encoded: Iterable[Any]) -> list[Row]:
+    """The rows that `encode` was given."""
+    return [
+        (branch, {name: float(value) for name, value in record.items()})
+        for branch, record in encoded
+    ]
+
+
+def encode_samples(samples: Iterable[Sample]) -> list[Any]:
+    """Samples of parameters in JSON: the bytes of little-endian float32 in base64."""
+    return [
+        [
+            branch,
+            step,
+            {name: base64.b64encode(x.astype("<f4").tobytes()).decode() for name, x in own.items()},
+        ]
+        for branch, step, own in samples
+    ]
+
+
+def decode_samples(encoded: Iterable[Any]) -> list[Sample]:
+    """The samples that `encode_samples` was given."""
+    return [
+        (
+            branch,
+            step,
+            {
+                name: np.frombuffer(base64.b64decode(text), "<f4").astype(np.float32)
+                for name, text in own.items()
+            },
+        )
+        for branch, step, own in encoded
+    ]

@@ -1,0 +1,206 @@
+"""Takes one step after another, measures it, and tells the other ranks what they must know.
+
+With its loss every rank sends a few numbers: whether it was asked to stop, whether it has another
+batch, how long its last step took. They travel with the gradients, so they cost nothing of their
+own, and all ranks have the same numbers after the same step: what is decided by them is decided
+alike, and no rank goes on to a collective that another one will not come to.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from mlxbench_kernel.memory import host_pool
+from mlxbench_kernel.rank.collectives import GROUP
+from mlxbench_kernel.rank.protection import PROTECTION
+from mlxbench_kernel.training.batches import Batch, Batches
+from mlxbench_kernel.training.program import Outcome, Slots
+
+# What ranks tell one another beside the loss, in this order.
+STOP, NEXT, ELAPSED, SECONDS, DATA, COLLECTIVE, MEMORY, POOL = range(8)
+Numbers = NDArray[np.float32]
+
+Step = Callable[[Sequence[Batch], Slots, float | None, bool], Outcome]
+
+
+@dataclass
+class Taken:
+    """A step that was taken.
+
+    Attributes
+    ----------
+    record
+        What this rank has measured.
+    shared
+        What all ranks know alike, for conditions; durations and memory are the largest of any
+        rank, of the step before.
+    samples
+        For each parameter: float32 [parameters] by measure; empty unless it was a measured step.
+    stop
+        Whether a rank was asked to stop.
+    lacking
+        Ranks that have no further batch.
+    slowest
+        Seconds that the step before took on the slowest rank.
+    """
+
+    record: dict[str, float]
+    shared: dict[str, float]
+    samples: dict[str, NDArray[np.float32]]
+    stop: bool
+    lacking: list[int]
+    slowest: float
+
+
+class Loop:
+    """The steps of one run on one rank.
+
+    Parameters
+    ----------
+    step
+        Computes a step, lazily.
+    batches, accumulate
+        What it is given: so many batches for each.
+    counters
+        ``step``, ``position`` (the number of the next batch), ``clip`` and ``shuffle``.
+    state
+        The dicts and lists that a step changes.
+    rate
+        Gives the learning rate of now, if there is one.
+    group
+        The ranks.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        batches: Batches,
+        accumulate: int,
+        counters: dict[str, Any],
+        state: Any,
+        rate: Callable[[], mx.array | None],
+        group: mx.distributed.Group,
+    ) -> None:
+        self._step, self._batches, self._accumulate = step, batches, accumulate
+        self._counters, self._state, self._rate = counters, state, rate
+        self._group = group
+        self._place = (mx.arange(group.size()) == group.rank()).reshape(-1, 1)
+        numbers = mx.zeros(POOL + 1)
+        mx.eval(self._place, numbers)
+        # Written while a step runs: a request to stop goes out with that step's gradients.
+        self._numbers = numbers
+        self._written: Numbers = np.array(numbers, copy=False)
+        self._written[POOL] = host_pool()[0]
+        self._before: dict[str, float] = {}
+        self._began = time.perf_counter()
+        self._logged = GROUP.spent(0)[0]
+
+    def begin(self, stop: bool = False) -> None:
+        """A run begins: time counts from now."""
+        self._began = time.perf_counter()
+        self._written[STOP] = stop
+        self._logged = GROUP.spent(self._logged)[0]
+
+    def stop(self) -> None:
+        """Have all ranks stop after the step that is being taken; from any thread."""
+        self._written[STOP] = 1
+
+    def take(self, measured: bool) -> Taken:
+        """Take a step; counters count it when it is complete."""
+        counters = self._counters
+        started = time.perf_counter()
+        first = counters["position"]
+        batches = self.batches_of_now()
+        data = time.perf_counter() - started
+        following = first + 2 * self._accumulate - 1
+        self._written[NEXT] = self._batches.has(following)
+        self._written[ELAPSED] = started - self._began
+        with PROTECTION.held():
+            slots = self._place, self._numbers
+            outcome = self._step(batches, slots, counters["clip"], measured)
+            mx.eval(self._state, outcome.arrays, mx.random.state)
+        seconds = time.perf_counter() - started
+        counters["step"] += 1
+        counters["position"] = first + self._accumulate
+        return self._noted(outcome, batches, seconds, data, measured)
+
+    def batches_of_now(self) -> list[Batch]:
+        """What the next step is given."""
+        first, shuffled = self._counters["position"], self._counters["shuffle"]
+        return [self._batches.at(first + number, shuffled) for number in range(self._accumulate)]
+
+    def _noted(
+        self,
+        outcome: Outcome,
+        batches: Sequence[Batch],
+        seconds: float,
+        data: float,
+        measured: bool,
+    ) -> Taken:
+        rows: Numbers = np.array(outcome.shared, copy=False)
+        own = rows[self._group.rank()]
+        self._logged, collective = GROUP.spent(self._logged)
+        scalars = {
+            name: float(str(array.item()))
+            for name, array in outcome.measures.items()
+            if array.ndim == 0
+        }
+        means = rows[:, POOL + 1 :].mean(axis=0, dtype=np.float64).tolist()
+        common = {"step": float(self._counters["step"]), "loss": means[0], **scalars}
+        if (rate := self._rate()) is not None:
+            common["learning_rate"] = float(str(rate.item()))
+        common |= zip(outcome.metrics, means[1:], strict=True)
+        lone = common.pop("grad_norm_rank", None)
+        samples, tokens = _amount(batches)
+        memory = float(mx.get_active_memory())
+        record = {
+            **common, "loss_rank": float(own[POOL + 1]), "seconds": seconds,
+            "data_seconds": data, "compute_seconds": seconds - data - np.nan_to_num(collective),
+            "samples_per_second": samples / seconds, "memory": memory,
+            "elapsed": time.perf_counter() - self._began, "pool": float(self._written[POOL]),
+        }  # fmt: skip
+        if lone is not None:
+            record["grad_norm_rank"] = lone
+        if collective == collective:
+            record["collective_seconds"] = collective
+        if tokens:
+            record["tokens_per_second"] = tokens / seconds
+        self._written[SECONDS : MEMORY + 1] = seconds, data, np.nan_to_num(collective), memory
+        fullest = int((rows[:, MEMORY] / rows[:, POOL]).argmax())
+        shared = {
+            **common, "elapsed": float(rows[:, ELAPSED].max()),
+            "seconds": float(rows[:, SECONDS].max()), "data_seconds": float(rows[:, DATA].max()),
+            "collective_seconds": float(rows[:, COLLECTIVE].max()),
+            "memory": float(rows[fullest, MEMORY]), "pool": float(rows[fullest, POOL]),
+        }  # fmt: skip
+        per_parameter = {
+            name.removeprefix("parameters."): np.array(array)
+            for name, array in outcome.measures.items()
+            if name.startswith("parameters.")
+        }
+        lacking = np.flatnonzero(rows[:, NEXT] == 0).tolist()
+        stop = bool(rows[:, STOP].any())
+        return Taken(record, shared, per_parameter, stop, lacking, shared["seconds"])
+
+
+def _amount(batches: Sequence[Batch]) -> tuple[int, int]:
+    """Samples and tokens: the first axis, and elements where they are whole numbers."""
+    samples = tokens = 0
+    for batch in batches:
+        first = next((each for each in batch if hasattr(each, "shape")), None)
+        if first is None or not first.shape:
+            continue
+        samples += first.shape[0]
+        if len(first.shape) > 1 and "int" in str(first.dtype):
+            tokens += first.size
+    return samples, tokens
+
+
+SAMPLED = ("grad_norm", "update_ratio", "nonfinite")  # not measured at each step

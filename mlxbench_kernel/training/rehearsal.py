@@ -1,0 +1,94 @@
+"""Runs the first step twice, to see that it depends on nothing but its state and its batch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+import numpy as np
+
+from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.rank import frozen
+from mlxbench_kernel.rank.frozen import Parts
+from mlxbench_kernel.rank.protection import PROTECTION
+from mlxbench_kernel.training.exchange import gather_numbers
+from mlxbench_kernel.training.replicas import fingerprints
+
+if TYPE_CHECKING:
+    from mlxbench_kernel.training.stepper import Stepper
+
+
+def rehearse(stepper: Stepper) -> list[str]:
+    """Take the next step twice, and go back to before it; on all ranks alike.
+
+    Parameters
+    ----------
+    stepper
+        At its beginning.
+
+    Returns
+    -------
+    list of str
+        What is wrong but does not keep it from going on.
+
+    Raises
+    ------
+    UsageError
+        The step changes nothing of its state.
+    """
+    here = stepper.snapshots.find(stepper.branches.current.name, stepper.step)
+    assert here is not None and here.parts is not None
+    before = fingerprints(_arrays(here.parts))
+    mx.eval(before)
+    seen = []
+    for _ in range(2):
+        taken = stepper.loop.take(measured=False)
+        stepper.learn(taken)
+        parts = frozen.freeze(stepper._roots)
+        if parts is None:
+            raise UsageError(
+                "Stepper: a part of the state is not evaluated after the step: name everything "
+                "that it changes in state=…"
+            )
+        arrays = _arrays(parts)
+        seen.append((taken.record["loss_rank"], np.array(fingerprints(arrays)), parts))
+        here.put_back()
+        stepper.program.refresh()
+    PROTECTION.commit()
+    (loss, first, parts), (again, second, _) = seen
+    named = _names(parts)
+    untouched = len(first) == len(before) and np.array_equal(first, np.array(before))
+    differs = [loss != again and loss == loss, *(first != second).any(axis=1).tolist()]
+    flags = gather_numbers([untouched, any(differs)], stepper.group)
+    if flags[:, 0].all():
+        raise UsageError(
+            "Stepper: the step changes nothing of its state: update the model in it "
+            "(optimizer.update(model, gradients)), or name what it changes in state=…"
+        )
+    if not flags[:, 1].any():
+        return []
+    where = [name for name, differ in zip(named, differs[1:], strict=True) if differ]
+    values = f"loss {loss:g} and {again:g}" if differs[0] else f"{', '.join(where[:3])} differs"
+    return [
+        f"the first step, run twice from the same state, gave different results ({values}): "
+        "something outside its state changes it (a counter, a file, another random generator, "
+        "batches that differ from call to call), so going back will not be exact"
+    ]
+
+
+def _arrays(parts: Parts) -> list[mx.array]:
+    return [
+        each
+        for _, copy in parts
+        for each in (copy.values() if isinstance(copy, dict) else copy)
+        if isinstance(each, mx.array)
+    ]
+
+
+def _names(parts: Parts) -> list[str]:
+    return [
+        str(name)
+        for _, copy in parts
+        for name, each in (copy.items() if isinstance(copy, dict) else enumerate(copy))
+        if isinstance(each, mx.array)
+    ]

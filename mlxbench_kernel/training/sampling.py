@@ -1,0 +1,52 @@
+"""How often what costs a pass over all parameters is measured: so that it stays under 1 %."""
+
+from __future__ import annotations
+
+from collections import deque
+from statistics import median
+
+SHARE = 0.005  # of the time of training that measuring may take
+FIRST = 4  # steps from one measured step to the next, before it is known what that costs
+MOST = 1000
+
+
+class Sampling:
+    """Decides at which steps to measure, the same ones on all ranks.
+
+    Attributes
+    ----------
+    interval : int
+        Steps from one measured step to the next.
+    """
+
+    def __init__(self) -> None:
+        self.interval = FIRST
+        self._since = 0
+        self._seconds: dict[bool, deque[float]] = {
+            False: deque(maxlen=15),
+            True: deque(maxlen=5),
+        }
+        self._first = {False: True, True: True}
+
+    def due(self) -> bool:
+        """Whether the next step is one."""
+        self._since += 1
+        if self._since >= self.interval:
+            self._since = 0
+            return True
+        return False
+
+    def note(self, measured: bool, seconds: float) -> None:
+        """A step of this kind took so long, on the slowest rank."""
+        if self._first[measured]:  # it was compiled
+            self._first[measured] = False
+            return
+        self._seconds[measured].append(seconds)
+        plain, full = self._seconds[False], self._seconds[True]
+        if measured and len(plain) >= 3 and len(full) >= 2:
+            share = max(median(full) / median(plain) - 1, 0.0)
+            self.interval = min(max(FIRST, round(share / SHARE)), MOST)
+
+    def begin_again(self) -> None:
+        """What a step costs may have changed."""
+        self._first = {False: True, True: True}

@@ -1,0 +1,297 @@
+"""The states that one can go back to: kept by reference, thinned with age, then on disk.
+
+A snapshot is no copy: what a step has not replaced is shared with the state of now. So k of them
+take at most k times what a step changes. When they take more than the budget, those that lie
+closest to their neighbours, for their age, go; the gaps so grow with age. Those that would leave
+too large a gap are written to a file instead.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.nn.layers.base import Module
+
+from mlxbench_kernel.rank import frozen
+from mlxbench_kernel.rank.frozen import Parts
+
+DENSE = 0.25  # gap over age, below which a snapshot can go without being missed
+MOST = 1024
+
+
+@dataclass
+class Snapshot:
+    """The state after a step.
+
+    Attributes
+    ----------
+    branch, step
+        Of which branch, after how many steps.
+    parts
+        From `frozen.freeze`; None while it is on disk only.
+    random
+        Key of ``mx.random``.
+    flags
+        Of each module what it does not train, and whether it is in training mode.
+    others
+        State of ``random`` and ``numpy.random``.
+    bytes
+        What it holds that its successor does not.
+    file
+        Where it was written, if it was.
+    pinned
+        Whether it must stay: the beginning, the tip of a branch, where one leaves another.
+    """
+
+    branch: str
+    step: int
+    parts: Parts | None
+    random: mx.array
+    flags: list[tuple[Module, frozenset[str], bool]]
+    others: tuple[Any, Any]
+    bytes: int = 0
+    file: Path | None = None
+    pinned: bool = False
+    skeleton: Parts | None = None  # the parts with places instead of arrays, where on disk
+
+    def put_back(self) -> None:
+        """Make it the state of now, in place."""
+        frozen.put_back(self._read() if self.parts is None else self.parts)
+        frozen.seed(self.random)
+        for module, no_grad, training in self.flags:
+            module._no_grad = set(no_grad)
+            module._training = training
+        random.setstate(self.others[0])
+        np.random.set_state(self.others[1])
+
+    def arrays(self) -> Iterable[mx.array]:
+        """What it holds in memory."""
+        for _, copy in self.parts or ():
+            yield from _arrays_in(copy)
+
+    def write(self, folder: Path) -> None:
+        """Put its arrays into a file, and let go of them."""
+        assert self.parts is not None
+        found: dict[int, mx.array] = {}
+        self.skeleton = [(original, _named(copy, found)) for original, copy in self.parts]
+        file = folder / f"{id(self):x}.safetensors"
+        mx.save_safetensors(str(file), {str(number): each for number, each in found.items()})
+        self.file, self.parts = file, None
+
+    def _read(self) -> Parts:
+        arrays: Any = mx.load(str(self.file))
+        mx.eval(arrays)
+        return [(original, _filled(copy, arrays)) for original, copy in self.skeleton or ()]
+
+
+class Snapshots:
+    """All of them, within a budget.
+
+    Parameters
+    ----------
+    budget
+        Bytes of memory.
+
+    Attributes
+    ----------
+    used : int
+        Bytes of memory that they take beside the state of now.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.used = 0
+        self._kept: list[Snapshot] = []  # in the order in which they were taken
+        self._places: dict[tuple[str, int], Snapshot] = {}
+        self._changes = 0  # bytes that a step replaces, as last looked at
+        self._looked = 0
+        self._folder: Path | None = None
+
+    def take(
+        self, branch: str, step: int, parts: Parts, modules: Iterable[Module], pinned: bool
+    ) -> Snapshot:
+        """Keep a state; evaluates the random key."""
+        key = frozen.random_key()
+        mx.async_eval(key)
+        taken = Snapshot(
+            branch, step, parts, key,
+            [(each, frozenset(each._no_grad), each._training) for each in modules],
+            (random.getstate(), np.random.get_state()), pinned=pinned,
+        )  # fmt: skip
+        self.forget_at(branch, step)
+        last = self._kept[-1] if self._kept else None
+        self._kept.append(taken)
+        self._places[branch, step] = taken
+        self._looked -= 1
+        if last is not None and last.parts is not None:
+            if self._looked <= 0:
+                self._looked = 64
+                self._changes = changed_bytes(last, taken)
+            self.used += self._changes - last.bytes
+            last.bytes = self._changes
+        if self.used > self.budget or len(self._kept) > MOST:
+            self._thin()
+        return taken
+
+    def find(self, branch: str, step: int) -> Snapshot | None:
+        """The one after this step in this branch."""
+        return self._places.get((branch, step))
+
+    def before(self, path: Iterable[tuple[str, int]], step: int) -> Snapshot | None:
+        """The last one up to a step.
+
+        Parameters
+        ----------
+        path
+            Branches with the step up to which they count, from `Branches.path`.
+        step
+            The step.
+        """
+        limits = dict(path)
+        found = [
+            each
+            for each in self._kept
+            if each.branch in limits and each.step <= min(step, limits[each.branch])
+        ]
+        return max(found, key=lambda each: each.step, default=None)
+
+    def all(self) -> list[Snapshot]:
+        """In the order in which they were taken."""
+        return list(self._kept)
+
+    def forget_at(self, branch: str, step: int) -> None:
+        """Forget the one after this step, if there is one."""
+        if found := self._places.get((branch, step)):
+            self._drop([found])
+
+    def forget_after(self, branch: str, step: int) -> None:
+        """Forget those after a later step of a branch."""
+        self._drop([each for each in self._kept if each.branch == branch and each.step > step])
+
+    def forget(self, branch: str) -> None:
+        """Forget those of a branch."""
+        self._drop([each for each in self._kept if each.branch == branch])
+
+    def set_budget(self, budget: int) -> None:
+        """Take so many bytes at most from now on."""
+        self.budget = budget
+        self._thin()
+
+    def close(self) -> None:
+        """Remove what is on disk."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    def _drop(self, gone: Iterable[Snapshot]) -> None:
+        for each in gone:
+            self._kept.remove(each)
+            del self._places[each.branch, each.step]
+            self.used -= each.bytes if each.parts is not None else 0
+            if each.file is not None:
+                each.file.unlink(missing_ok=True)
+
+    def _thin(self) -> None:
+        """Come below nine tenths of the budget, so that this is not done at each step."""
+        target = 0.9 * self.budget
+        while self.used > target or len(self._kept) > MOST:
+            scores = self._gaps()
+            if not scores:
+                return
+            scores.sort(key=lambda scored: scored[0])
+            few = max(1, len(scores) // 10)
+            if scores[0][0] < DENSE or len(self._kept) > MOST:
+                # No two neighbours at once: each is missed by the other.
+                gone: list[Snapshot] = []
+                touched: set[int] = set()
+                for _, place, each in scores[:few]:
+                    if not {place - 1, place + 1} & touched:
+                        gone.append(each)
+                        touched.add(place)
+                self._drop(gone)
+            else:
+                oldest = min(scores, key=lambda scored: scored[1])[2]
+                oldest.write(self._disk())
+                self.used -= oldest.bytes
+
+    def _gaps(self) -> list[tuple[float, int, Snapshot]]:
+        """For those that may go: how large a gap each leaves, over its age; and its place."""
+        found = []
+        kept = self._kept
+        now = kept[-1].step if kept else 0
+        for place in range(1, len(kept) - 1):
+            each, older, newer = kept[place], kept[place - 1], kept[place + 1]
+            if each.pinned or each.parts is None:
+                continue
+            gap = abs(newer.step - older.step) if newer.branch == older.branch else now
+            found.append((gap / (abs(now - each.step) + 1), place, each))
+        return found
+
+    def _disk(self) -> Path:
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="mlxbench-snapshots-"))
+        return self._folder
+
+
+def changed_bytes(older: Snapshot, newer: Snapshot) -> int:
+    """Bytes of the arrays of one that the other does not hold."""
+    held = {_identity(array) for array in newer.arrays()}
+    return sum(array.nbytes for array in older.arrays() if _identity(array) not in held)
+
+
+def _identity(array: mx.array) -> int:
+    from mlxbench_kernel import native
+
+    module = native.load()
+    return id(array) if module is None else int(module.array_id(array))
+
+
+def _arrays_in(value: Any) -> Iterable[mx.array]:
+    """The arrays of one frozen dict or list; those inside it are frozen for themselves."""
+    for each in value.values() if isinstance(value, dict) else value:
+        if isinstance(each, mx.array):
+            yield each
+        elif isinstance(each, tuple):
+            yield from _arrays_in(each)
+
+
+class _Place(int):
+    """Where an array was, by its number in a file."""
+
+
+def _named(copy: Any, found: dict[int, mx.array]) -> Any:
+    """A frozen dict or list with places for its arrays; dicts and lists in it are the live ones."""
+    if isinstance(copy, dict):
+        return {key: _placed(each, found) for key, each in copy.items()}
+    return [_placed(each, found) for each in copy]
+
+
+def _placed(value: Any, found: dict[int, mx.array]) -> Any:
+    if isinstance(value, mx.array):
+        found[len(found)] = value
+        return _Place(len(found) - 1)
+    if isinstance(value, tuple):
+        return tuple(_placed(each, found) for each in value)
+    return value
+
+
+def _filled(copy: Any, arrays: dict[str, mx.array]) -> Any:
+    if isinstance(copy, dict):
+        return {key: _taken(each, arrays) for key, each in copy.items()}
+    return [_taken(each, arrays) for each in copy]
+
+
+def _taken(value: Any, arrays: dict[str, mx.array]) -> Any:
+    if isinstance(value, _Place):
+        return arrays[str(int(value))]
+    if isinstance(value, tuple):
+        return tuple(_taken(each, arrays) for each in value)
+    return value

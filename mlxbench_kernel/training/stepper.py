@@ -1,0 +1,449 @@
+"""`Stepper`: a training run that can be stepped forwards and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.optimizers as optim
+from mlx.nn.layers.base import Module
+
+from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.rank.frozen import containers
+from mlxbench_kernel.rank.protection import PROTECTION
+from mlxbench_kernel.training.batches import Batches
+from mlxbench_kernel.training.conditions import BREAKPOINTS, Condition
+from mlxbench_kernel.training.course import Course
+from mlxbench_kernel.training.exchange import gather_numbers
+from mlxbench_kernel.training.history import History, ParameterHistory
+from mlxbench_kernel.training.loop import SAMPLED, Loop, Taken
+from mlxbench_kernel.training.program import CustomProgram, Loss, Program
+from mlxbench_kernel.training.rehearsal import rehearse
+from mlxbench_kernel.training.sampling import Sampling
+from mlxbench_kernel.training.settings import Settings
+from mlxbench_kernel.training.watching import ReplicaWatch
+
+ALWAYS = ("nonfinite", "replicas")  # the breakpoints that are on from the beginning
+PROTECTED = "stepper"  # what its state is called among what is protected
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Why a run stopped.
+
+    Attributes
+    ----------
+    kind
+        "done", "paused", "condition", "breakpoint" or "batches".
+    text
+        The same in words.
+    step
+        After which step.
+    """
+
+    kind: str
+    text: str
+    step: int
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Stepper(Course):
+    """A training run, step by step, forwards and back; on all ranks alike.
+
+    Whatever all ranks call here, all have to call alike, as collectives. A step is run once more
+    at the very beginning, to see that it depends on nothing but its state.
+
+    Parameters
+    ----------
+    model, optimizer, loss_fn
+        ``loss_fn(model, *batch)`` gives the loss, or ``(loss, metrics)`` with a dict of numbers.
+        Gradients are averaged over the ranks as ``mlx.nn.average_gradients`` does.
+    batches
+        A sequence of batches; a function of the number of a batch, from 0; or an iterator, of
+        which one can go back as far as its batches are kept (the last 256). A batch that is a
+        tuple or list gives several arguments.
+    step, state
+        Instead of the first three: ``step(*batch)`` trains and returns the loss,
+        ``(loss, metrics)`` or a dict with ``"loss"``; `state` names all that it changes:
+        modules, optimizers, dicts and lists of arrays.
+    accumulate
+        Batches for each step, whose gradients are averaged.
+    compile
+        Whether the step runs through ``mx.compile``.
+    clip
+        Largest norm of the averaged gradients; None for any.
+    budget
+        Bytes of memory for the states that are kept to go back to; by default an eighth of what
+        the host has free.
+    replicas
+        Every so many steps the parameters of all ranks are compared; 0 for never.
+    check
+        Whether the first step is run twice more, see `rehearse`.
+
+    Attributes
+    ----------
+    history : History
+        What was measured, step by step.
+    samples : ParameterHistory
+        What was measured for each parameter, at some steps.
+    branches : Branches
+        The courses that were taken.
+
+    Raises
+    ------
+    UsageError
+        An argument is wrong.
+
+    Examples
+    --------
+    >>> stepper = Stepper(model, optimizer, loss_fn, batches)
+    >>> stepper.run(100)
+    >>> stepper.back(10)
+    >>> stepper.set(learning_rate=1e-3)
+    >>> stepper.run(until="loss < 0.1")
+    """
+
+    def __init__(
+        self,
+        model: Module | None = None,
+        optimizer: optim.Optimizer | None = None,
+        loss_fn: Loss | None = None,
+        batches: Any = None,
+        *,
+        step: Loss | None = None,
+        state: Mapping[str, Any] | None = None,
+        accumulate: int = 1,
+        compile: bool = False,
+        clip: float | None = None,
+        budget: int | None = None,
+        replicas: int = 50,
+        check: bool = True,
+    ) -> None:
+        trees = _trees(model, optimizer, loss_fn, batches, step, state)
+        if step is not None and (accumulate != 1 or compile or clip is not None):
+            raise UsageError(
+                "Stepper: with a step of your own, accumulate, compile and clip are its matter"
+            )
+        if not isinstance(accumulate, int) or accumulate < 1:
+            raise UsageError(f"Stepper: accumulate is a number of batches, not {accumulate!r}")
+        self.trees = trees
+        self.modules = {name: tree for name, tree in trees.items() if isinstance(tree, Module)}
+        self.group = mx.distributed.init()
+        counters: dict[str, Any] = {
+            "step": 0, "position": 0, "edits": 0, "tip": 0, "clip": None, "shuffle": None,
+            "book": "",
+        }  # fmt: skip
+        self.program: Program | CustomProgram
+        if step is None:
+            assert model is not None and optimizer is not None and loss_fn is not None
+            optimizer.init(model.trainable_parameters())
+            self.program = Program(model, optimizer, loss_fn, compile, self.group)
+        else:
+            self.program = CustomProgram(step, self.modules, self.group)
+        optimizers = _optimizers(trees)
+        source = Batches(batches)
+        own = (["clip"] if step is None else []) + (["shuffle"] if source.length else [])
+        settings = Settings(optimizers, counters, own)
+        if clip is not None:
+            counters["clip"] = settings.check("clip", clip)
+        roots = [counters, *map(containers, trees.values())]
+        mx.eval(roots)
+        super().__init__(counters, roots, settings, source, accumulate, budget)
+        rates = [each.state for each in optimizers.values() if "learning_rate" in each.state]
+        self.loop = Loop(
+            self.program, source, accumulate, counters, roots,
+            lambda: rates[0]["learning_rate"] if rates else None, self.group,
+        )  # fmt: skip
+        self.history = History()
+        self.samples = ParameterHistory(self.program.names)
+        self.sampling = Sampling()
+        self.replicas = ReplicaWatch(self.modules, self.group, replicas)
+        self.breakpoints = dict(BREAKPOINTS)
+        self.active = [*ALWAYS]
+        self.said = ""  # why it stopped last
+        self.doing = "paused"
+        self._check, self._rehearsed = check, False
+        self._metrics: set[str] = set()
+        self._names = {
+            name: value
+            for name, value in PROTECTION.namespace.items()
+            if isinstance(value, Module) and any(value is each for each in self.modules.values())
+        }
+        PROTECTION.protect({PROTECTED: roots})
+        self.keep(pinned=True)
+        _made[:] = [self]
+
+    def __repr__(self) -> str:
+        return f"<Stepper: step {self.step} of branch {self.branches.current.name}, {self.doing}>"
+
+    @property
+    def measured(self) -> list[str]:
+        """What conditions may name."""
+        known = ["step", "loss", "seconds", "data_seconds", "collective_seconds", "elapsed"]
+        known += ["memory", "pool", "replicas_differ", "update_ratio"]
+        if self.settings_have("learning_rate"):
+            known.append("learning_rate")
+        if isinstance(self.program, Program):
+            known += ["grad_norm", "nonfinite"]
+        return sorted({*known, *self._metrics})
+
+    # -- forwards --------------------------------------------------------------
+
+    def run(self, steps: int | None = None, until: str | None = None) -> Stop:
+        """Take steps, on all ranks alike.
+
+        Parameters
+        ----------
+        steps
+            How many; by default until something stops it.
+        until
+            A condition, as ``"loss < 0.1"``; see `Condition`.
+
+        Returns
+        -------
+        Stop
+            Why it stopped: all ranks after the same step.
+
+        Raises
+        ------
+        UsageError
+            The condition is wrong, the ranks are not at the same step, or the step is no
+            training step.
+        """
+        if steps is not None and (not isinstance(steps, int) or steps < 1):
+            raise UsageError(f"run takes a number of steps, as run(100), not {steps!r}")
+        self.doing = "playing"
+        try:
+            stop = self._run(steps, until)
+        finally:
+            self.doing = "paused"
+        self.said = stop.text
+        return stop
+
+    def stop(self) -> None:
+        """Have a run stop after the step that is being taken, on all ranks; from any thread."""
+        self.loop.stop()
+
+    def _can(self, text: str) -> bool:
+        """Whether a breakpoint names only what this run measures."""
+        try:
+            return bool(Condition(text, self.measured))
+        except UsageError:
+            return False
+
+    def _run(self, steps: int | None, until: str | None) -> Stop:
+        self._begin(steps, until is not None)
+        condition = None if until is None else Condition(until, self.measured)
+        breaks = {
+            name: Condition(self.breakpoints[name], self.measured)
+            for name in self.active
+            if self._can(self.breakpoints[name])
+        }
+        last = None if steps is None else self.step + steps
+        wanted = {name for each in breaks.values() for name in each.names} - {"nonfinite"}
+        wanted |= condition.names if condition is not None else set()
+        always = bool(wanted.intersection(SAMPLED))
+        while True:
+            due = self.sampling.due() or always
+            taken = self.advance(due)
+            self.sampling.note(due, taken.slowest)  # of the step before, which rarely matters
+            stop = self._decided(taken, last, condition, breaks)
+            if stop is not None:
+                return stop
+
+    def _decided(
+        self,
+        taken: Taken,
+        last: int | None,
+        condition: Condition | None,
+        breaks: Mapping[str, Condition],
+    ) -> Stop | None:
+        """Whether to stop here: by what all ranks know alike."""
+        step = self.step
+        held = [name for name, each in breaks.items() if each.holds(taken.shared)]
+        if held:
+            return Stop("breakpoint", self._explained(held[0], taken), step)
+        if condition is not None and condition.holds(taken.shared):
+            return Stop("condition", f"step {step}: {condition.text} holds", step)
+        if step == last:
+            return Stop("done", f"step {step}", step)
+        if taken.lacking:
+            return Stop("batches", self._out_of_batches(taken.lacking), step)
+        if taken.stop:
+            return Stop("paused", f"paused after step {step}", step)
+        return None
+
+    def advance(self, measured: bool = False) -> Taken:
+        """Take one step of the current branch, keep its state, and note what was measured."""
+        again = self.step < self.counters["tip"]
+        self.apply_edits()
+        taken = self.loop.take(measured)
+        counters = self.counters
+        counters["tip"] = max(counters["tip"], counters["step"])
+        self.branches.current.tip = counters["tip"]
+        if self.replicas.due(counters["step"]):
+            taken.shared["replicas_differ"] = float(self.replicas.differ())
+            taken.record["replicas_differ"] = taken.shared["replicas_differ"]
+        self.keep()
+        if not again:
+            branch = self.branches.current.name
+            self.history.append(branch, taken.record)
+            self.learn(taken)
+            if taken.samples:
+                self.samples.append(branch, self.step, taken.samples)
+        return taken
+
+    def learn(self, taken: Taken) -> None:
+        """Take note of the names of the user's own metrics."""
+        self._metrics.update(taken.shared)
+
+    def _begin(self, steps: int | None, named: bool) -> None:
+        """See that all ranks are to do the same."""
+        self._see_replaced()
+        self.rejoin()
+        self.program.refresh()
+        position, length = self.counters["position"], self.batches.length
+        has = self.batches.has(position + self.accumulate - 1)
+        own = [self.step, self.counters["tip"], steps or 0, has, length or -1]
+        rows = gather_numbers(own, self.group)
+        for column, what in ((0, "are at steps"), (2, "were asked for steps")):
+            if len(set(rows[:, column])) > 1:
+                said = ", ".join(f"{value:g} (rank {r})" for r, value in enumerate(rows[:, column]))
+                raise UsageError(
+                    f"Stepper: the ranks {what} {said}: call it on all ranks alike, or "
+                    "stepper.to(step) on all of them"
+                )
+        self.settle_tip(int(rows[:, 1].min()))
+        lacking = [rank for rank, there in enumerate(rows[:, 3]) if not there]
+        if lacking:
+            raise UsageError(self._out_of_batches(lacking))
+        self.loop.begin()
+        if not self._rehearsed and self.step == 0 and (self._check or named):
+            for line in rehearse(self):
+                self.note(line)
+        self._rehearsed = True
+
+    def _out_of_batches(self, ranks: Sequence[int]) -> str:
+        """That there are no more, and what can be done."""
+        all_of_them = len(ranks) == self.group.size()
+        who = (
+            ""
+            if all_of_them
+            else f" on rank{'s' if len(ranks) > 1 else ''} " + ", ".join(map(str, ranks))
+        )
+        uneven = "" if all_of_them else " (the others have more)"
+        return (
+            f"step {self.step}: out of batches{who}{uneven}; stepper.restart_batches(), or "
+            "%mlx_step restart-batches, begins with the first one again"
+        )
+
+    def _see_replaced(self) -> None:
+        for name, old in self._names.items():
+            now = PROTECTION.namespace.get(name)
+            if isinstance(now, Module) and now is not old:
+                self.note(
+                    f"{name} was assigned again since the stepper was made, which still trains "
+                    "the old one: make a new Stepper for the new one"
+                )
+                self._names = {**self._names, name: now}
+
+    def _explained(self, name: str, taken: Taken) -> str:
+        step = self.step
+        if name == "replicas":
+            return f"step {step}: {self.replicas.said}"
+        text = f"step {step}: breakpoint {name}: {self.breakpoints[name]} holds"
+        if name == "nonfinite":
+            from mlxbench_kernel.training.origin import origin
+
+            return f"step {step}: loss is {taken.shared['loss']:g}; {origin(self)}"
+        return text
+
+    # -- breakpoints -------------------------------------------------------------
+
+    def break_at(self, what: str) -> None:
+        """Stop a run when something happens.
+
+        Parameters
+        ----------
+        what
+            One of `BREAKPOINTS`, or a condition of your own.
+        """
+        if what not in self.breakpoints:
+            Condition(what, self.measured)
+            self.breakpoints[what] = what
+        if what not in self.active:
+            self.active.append(what)
+
+    def no_break(self, what: str) -> None:
+        """Do not stop for this any more."""
+        if what not in self.breakpoints:
+            raise UsageError(
+                f"there is no breakpoint {what!r}: there are {', '.join(self.breakpoints)}"
+            )
+        if what in self.active:
+            self.active.remove(what)
+
+
+_made: list[Stepper] = []
+
+
+def current() -> Stepper | None:
+    """The stepper that was made last in this process."""
+    return _made[0] if _made else None
+
+
+def _trees(
+    model: Any, optimizer: Any, loss_fn: Any, batches: Any, step: Any, state: Any
+) -> dict[str, Any]:
+    """What a step changes, by name."""
+    if batches is None:
+        raise UsageError("Stepper: no batches: Stepper(model, optimizer, loss_fn, batches)")
+    if step is not None:
+        if model is not None or optimizer is not None or loss_fn is not None:
+            raise UsageError(
+                "Stepper: give model, optimizer and loss_fn, or step=… with state=…, not both"
+            )
+        if not callable(step):
+            raise UsageError(f"Stepper: step is a {type(step).__name__}, not a function")
+        if not isinstance(state, Mapping) or not state:
+            raise UsageError(
+                "Stepper: a step of your own needs state={'model': model, …}: all that it changes"
+            )
+        kinds = (dict, list, optim.Optimizer)
+        for name, tree in state.items():
+            if not isinstance(tree, kinds):
+                raise UsageError(
+                    f"Stepper: state {name!r} is a {type(tree).__name__}; it takes modules, "
+                    "optimizers, dicts and lists"
+                )
+        return dict(state)
+    for name, given, kind in (
+        ("model", model, Module), ("optimizer", optimizer, optim.Optimizer),
+    ):  # fmt: skip
+        if not isinstance(given, kind):
+            raise UsageError(
+                f"Stepper: {name} is a {type(given).__name__}: "
+                "Stepper(model, optimizer, loss_fn, batches)"
+            )
+    if not callable(loss_fn):
+        raise UsageError(
+            f"Stepper: loss_fn is a {type(loss_fn).__name__}, not a function of model and batch"
+        )
+    if state is not None:
+        raise UsageError("Stepper: state=… goes with step=…")
+    return {"model": model, "optimizer": optimizer}
+
+
+def _optimizers(trees: Mapping[str, Any]) -> dict[str, optim.Optimizer]:
+    """The optimizers in a state, by what their settings' names begin with."""
+    found: list[tuple[str, optim.Optimizer]] = []
+    for name, tree in trees.items():
+        if isinstance(tree, optim.MultiOptimizer):
+            found += [(f"{name}.{number}.", each) for number, each in enumerate(tree.optimizers)]
+        elif isinstance(tree, optim.Optimizer):
+            found.append((f"{name}.", tree))
+    return {"": found[0][1]} if len(found) == 1 else dict(found)

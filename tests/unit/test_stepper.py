@@ -1,0 +1,339 @@
+"""A training run that is stepped forwards and back, in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten, tree_map
+
+from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.rank.protection import PROTECTION
+from mlxbench_kernel.training import Stepper
+
+Pair = tuple[mx.array, mx.array]
+
+
+@pytest.fixture(autouse=True)
+def nothing_protected() -> Iterator[None]:
+    yield
+    PROTECTION.trees.clear()
+    PROTECTION.kept.clear()
+
+
+def batches(count: int = 60, size: int = 8) -> list[Pair]:
+    key = mx.random.key(7)
+    x = mx.random.normal((count, size, 8), key=key)
+    y = mx.random.randint(0, 3, (count, size), key=key)
+    return [(x[i], y[i]) for i in range(count)]
+
+
+def loss_fn(model: nn.Module, x: mx.array, y: mx.array) -> Any:
+    logits = model(x)
+    accuracy = (logits.argmax(-1) == y).mean()
+    return nn.losses.cross_entropy(logits, y).mean(), {"accuracy": accuracy}
+
+
+def network() -> nn.Sequential:
+    mx.random.seed(3)
+    return nn.Sequential(
+        nn.Linear(8, 16), nn.BatchNorm(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 3)
+    )
+
+
+def stepper(optimizer: optim.Optimizer | None = None, **options: Any) -> Stepper:
+    options.setdefault("batches", batches())
+    return Stepper(network(), optimizer or optim.Adam(1e-2), loss_fn, **options)
+
+
+def losses(run: Stepper, branch: str = "main") -> list[float]:
+    found: list[float] = run.history.series(branch, "loss", 100_000)[1].tolist()
+    return found
+
+
+def weights(model: nn.Module) -> dict[str, Any]:
+    flat: Any = tree_flatten(model.parameters())
+    return {name: np.array(array) for name, array in flat}
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[n], other[n]) for n in one)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_it_computes_what_the_loop_by_hand_computes(compiled: bool) -> None:
+    run = stepper(compile=compiled, check=False)
+    run.run(5)
+    model, optimizer = network(), optim.Adam(1e-2)
+    value_and_grad = nn.value_and_grad(model, lambda *batch: loss_fn(model, *batch)[0])
+    by_hand = []
+    for batch in batches()[:5]:
+        loss, gradients = value_and_grad(*batch)
+        optimizer.update(model, gradients)
+        mx.eval(loss, model.state, optimizer.state, mx.random.state)
+        by_hand.append(loss.item())
+    assert losses(run) == pytest.approx(by_hand, rel=1e-5)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_back_and_forward_gives_the_same_bits(compiled: bool) -> None:
+    rate = optim.cosine_decay(1e-2, 50)
+    run = stepper(optim.AdamW(rate, weight_decay=0.1), compile=compiled)
+    run.run(20)
+    first, at_20 = losses(run), weights(run.modules["model"])
+    assert run.back(13) == 0 and run.step == 7
+    assert [run.advance().record["loss"] for _ in range(13)] == first[7:]
+    assert same(weights(run.modules["model"]), at_20)
+    assert losses(run) == first
+
+
+def test_a_step_that_is_not_kept_is_taken_again() -> None:
+    run = stepper(budget=40_000)
+    run.run(50)
+    kept = {each.step for each in run.snapshots.all()}
+    assert 0 in kept and 50 in kept and len(kept) < 40
+    missing = next(step for step in range(30, 0, -1) if step not in kept)
+    first = losses(run)
+    assert run.to(missing) > 0 and run.step == missing
+    assert run.advance().record["loss"] == first[missing]
+
+
+def test_states_are_written_to_disk_when_memory_is_short() -> None:
+    run = stepper(budget=10_000)
+    run.run(40)
+    on_disk = [each for each in run.snapshots.all() if each.file is not None]
+    assert on_disk and run.snapshots.used <= 10_000
+    first, step = losses(run), on_disk[-1].step
+    run.to(step)
+    assert run.advance().record["loss"] == first[step]
+    files = [each.file for each in on_disk if each.file is not None]
+    run.snapshots.close()
+    assert not any(file.exists() for file in files)
+
+
+def test_kept_states_share_what_no_step_changes() -> None:
+    model = nn.Sequential(nn.Linear(300, 300), nn.Linear(300, 1))
+    model.layers[0].freeze()
+    data = [(mx.ones((1, 300)), mx.zeros((1, 1))) for _ in range(10)]
+    run = Stepper(model, optim.SGD(0.1), lambda m, x, y: (m(x) - y).square().mean(), data)
+    run.run(10)
+    assert 0 < run.snapshots.used < 10 * 2 * 301 * 4 * 2
+
+
+def test_an_array_changed_in_place_does_not_change_what_is_kept() -> None:
+    run = stepper()
+    run.run(3)
+    before = weights(run.modules["model"])
+    run.modules["model"].layers[0].bias[0] = 100.0  # type: ignore[attr-defined]
+    run.to(3)
+    assert same(weights(run.modules["model"]), before)
+
+
+def test_gradients_are_accumulated() -> None:
+    data = batches(20)
+    run = stepper(optim.SGD(0.1), batches=data, accumulate=4, check=False)
+    run.run(2)
+    model = network()
+    optimizer = optim.SGD(0.1)
+    value_and_grad = nn.value_and_grad(model, lambda *batch: loss_fn(model, *batch)[0])
+    for step in range(2):
+        total = None
+        for batch in data[4 * step : 4 * step + 4]:
+            _, gradients = value_and_grad(*batch)
+            total = gradients if total is None else tree_map(mx.add, total, gradients)
+        optimizer.update(model, tree_map(lambda each: each / 4, total))
+        mx.eval(model.state)
+    for name, array in weights(model).items():
+        np.testing.assert_allclose(weights(run.modules["model"])[name], array, atol=1e-5)
+    assert run.run().text.startswith("step 5: out of batches")
+
+
+def test_an_edit_in_the_past_begins_a_branch() -> None:
+    run = stepper()
+    run.run(20)
+    run.back(10)
+    run.set(learning_rate=0.5)
+    run.run(10)
+    assert [(b.name, b.parent, b.start, b.tip) for b in run.branches] == [
+        ("main", "", 0, 20), ("branch-2", "main", 10, 20),
+    ]  # fmt: skip
+    other = losses(run, "branch-2")
+    assert len(other) == 10 and other != losses(run)[10:]
+    name, apart = run.compare("main", "branch-2")[0]
+    assert apart > 0 and name in weights(run.modules["model"])
+    assert run.branches.current.name == "branch-2" and run.step == 20
+    run.switch("main")
+    assert run.settings.values()["learning_rate"] == pytest.approx(0.01)
+    run.delete("branch-2")
+    assert [b.name for b in run.branches] == ["main"] and not losses(run, "branch-2")
+
+
+def test_edits_are_made_again_on_the_way() -> None:
+    run = stepper(optim.SGD(0.1, momentum=0.9))
+    run.run(5)
+    run.set(momentum=0.5, learning_rate=0.05, clip=0.1)
+    run.run(5)
+    run.freeze("layers.4")
+    run.run(5)
+    first, end = losses(run), weights(run.modules["model"])
+    run.to(0)
+    assert run.settings.values()["momentum"] == pytest.approx(0.9)
+    assert [run.advance().record["loss"] for _ in range(15)] == first
+    assert same(weights(run.modules["model"]), end) and run.frozen == ["layers.4"]
+
+
+def test_another_order_of_batches_is_a_branch_too() -> None:
+    run = stepper()
+    run.run(10)
+    run.to(0)
+    run.set(shuffle=5)
+    run.run(10)
+    assert losses(run, "branch-2") != losses(run)
+    run.back(5)
+    assert run.advance().record["loss"] == losses(run, "branch-2")[5]
+
+
+def test_it_runs_until_a_condition_holds() -> None:
+    run = stepper(batches=lambda number: batches()[number % 60])
+    stop = run.run(until="step == 7 or accuracy > 2")
+    assert (stop.kind, run.step) == ("condition", 7)
+    stop = run.run(until="grad_norm > 0")
+    assert run.step == 8 and stop.text == "step 8: grad_norm > 0 holds"
+    with pytest.raises(UsageError, match=r"los, at character 1, is not measured; type one of loss"):
+        run.run(until="los < 1")
+    assert run.step == 8
+
+
+def test_nan_stops_it_with_the_operation_where_it_began() -> None:
+    def planted(model: nn.Module, x: mx.array, y: mx.array) -> mx.array:
+        return mx.log(x[0, 0]) * 0 + nn.losses.cross_entropy(model(x), y).mean()
+
+    data = [(mx.abs(x), y) for x, y in batches()]
+    data[12] = (-data[12][0], data[12][1])
+    run = Stepper(network(), optim.SGD(0.1), planted, data)
+    stop = run.run()
+    assert (stop.kind, run.step) == ("breakpoint", 13)
+    assert "step 13: loss is nan; it begins with Log" in stop.text
+    assert run.back() == 0 and run.step == 12
+
+
+def test_an_iterator_goes_back_as_far_as_its_batches_are_kept() -> None:
+    run = stepper(batches=iter(batches(300, 2)), budget=30_000)
+    run.run(10)
+    first = losses(run)
+    run.back(4)
+    assert [run.advance().record["loss"] for _ in range(4)] == first[6:]
+    run.run(285)
+    with pytest.raises(UsageError, match="from an iterator, of which only those from step"):
+        run.to(5)
+    assert run.step == 295
+    assert run.run().kind == "batches"
+
+
+def test_a_custom_step_with_its_state() -> None:
+    model, counts = network(), {"seen": mx.array(0)}
+    optimizer = optim.SGD(0.1)
+
+    def step(x: mx.array, y: mx.array) -> dict[str, mx.array]:
+        value_and_grad = nn.value_and_grad(model, lambda x, y: loss_fn(model, x, y)[0])
+        loss, gradients = value_and_grad(x, y)
+        optimizer.update(model, gradients)
+        counts["seen"] = counts["seen"] + x.shape[0]
+        return {"loss": loss, "seen": counts["seen"]}
+
+    state = {"model": model, "optimizer": optimizer, "counts": counts}
+    run = Stepper(step=step, state=state, batches=batches())
+    run.run(10)
+    first = losses(run)
+    assert run.history.last("main")["seen"] == 80
+    run.back(5)
+    assert counts["seen"].item() == 40
+    assert [run.advance().record["loss"] for _ in range(5)] == first[5:]
+
+
+def test_a_step_that_changes_nothing_is_refused() -> None:
+    model = network()
+    run = Stepper(
+        step=lambda x, y: loss_fn(model.eval(), x, y), state={"model": model}, batches=batches()
+    )
+    with pytest.raises(UsageError, match="changes nothing of its state"):
+        run.run(1)
+
+
+def test_what_changes_beside_its_state_is_said() -> None:
+    calls = []
+
+    def drifting(model: nn.Module, x: mx.array, y: mx.array) -> mx.array:
+        calls.append(1)
+        return nn.losses.cross_entropy(model(x), y).mean() * len(calls)
+
+    run = Stepper(network(), optim.SGD(0.1), drifting, batches())
+    run.run(1)
+    assert "run twice from the same state, gave different results" in run.journal[0].text
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"learning_rate": -1}, "learning_rate cannot be -1: it is 0 or more"),
+        ({"learning_rate": "abc"}, "learning_rate is a number, not 'abc'"),
+        ({"learnin_rate": 1}, "no setting 'learnin_rate': did you mean learning_rate"),
+        ({"clip": -2.0}, "clip cannot be -2"),
+        ({"shuffle": 0.5}, "shuffle is the seed of an order"),
+    ],
+)
+def test_bad_settings_change_nothing(setting: dict[str, Any], said: str) -> None:
+    run = stepper()
+    before = run.settings.values()
+    with pytest.raises(UsageError, match=said):
+        run.set(**{"eps": 1e-6, **setting})
+    assert run.settings.values() == before and not run.journal
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"model": 3}, "model is a int"),
+        ({"batches": None}, "no batches"),
+        ({"batches": []}, "the sequence is empty"),
+        ({"batches": 5}, "batches is a int"),
+        ({"accumulate": 0}, "accumulate is a number of batches"),
+        ({"step": lambda x: x}, "or step=… with state=…, not both"),
+    ],
+)
+def test_bad_arguments_are_said_in_one_line(arguments: dict[str, Any], said: str) -> None:
+    given: dict[str, Any] = {
+        "model": network(), "optimizer": optim.SGD(0.1), "loss_fn": loss_fn, "batches": batches(),
+    }  # fmt: skip
+    with pytest.raises(UsageError, match=said) as raised:
+        Stepper(**{**given, **arguments})
+    assert "\n" not in str(raised.value)
+
+
+def test_steps_that_are_not_there_are_said() -> None:
+    run = stepper()
+    run.run(3)
+    with pytest.raises(UsageError, match="no step -2 of branch main: there are 0 to 3"):
+        run.back(5)
+    with pytest.raises(UsageError, match=r"no layer 'layers.9': did you mean layers\.\d"):
+        run.freeze("layers.9")
+    with pytest.raises(UsageError, match="no branch 'mian': did you mean main"):
+        run.switch("mian")
+
+
+def test_reset_forgets_all_but_the_beginning() -> None:
+    run = stepper()
+    run.run(5)
+    first = losses(run)
+    run.set(learning_rate=0.3)
+    run.branch("hot")
+    run.run(5)
+    run.reset()
+    assert run.step == 0 and [b.name for b in run.branches] == ["main"] and not losses(run)
+    run.run(5)
+    assert losses(run) == first
