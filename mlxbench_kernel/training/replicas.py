@@ -27,12 +27,14 @@ from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.rank.frozen import containers as containers_of
 from mlxbench_kernel.rank.rescue import SHARDED as SHARDED_LAYERS
 from mlxbench_kernel.training.exchange import agree, gather_texts
+from mlxbench_kernel.training.structure import dtype_name
 
 SHARDED = (*SHARDED_LAYERS, FullyShardedModule)
 SMALL = 4096  # halfwords up to which each is mixed by itself
 # Prime numbers of columns: no period of a parameter's own (rows, heads) falls on it.
-COLUMNS = (1021, 2039, 4093, 8191, 16381, 32749, 65521)
+COLUMNS = (61, 127, 251, 509, 1021, 2039, 4093, 8191, 16381, 32749, 65521)
 MOST_ROWS = 1 << 16  # sums of so many 16-bit numbers cannot pass 32 bits
+LONG = 16  # rows to a column: the fewer columns the faster, and the more rows the more to mix
 CHUNK = 16 << 20  # bytes of a parameter that travel at once
 UNSIGNED = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}  # by bytes of an element
 
@@ -83,7 +85,7 @@ def _words(array: mx.array) -> list[mx.array]:
     halves = flat.view(mx.uint16)
     if halves.size <= SMALL:
         return [halves.astype(mx.uint32), *odd]
-    fitting = (each for each in COLUMNS if halves.size // each <= MOST_ROWS)
+    fitting = (c for c in COLUMNS if halves.size // c <= min(LONG * c, MOST_ROWS))
     columns = next(fitting, COLUMNS[-1])
     rows = halves.size // columns
     table = halves[: rows * columns].reshape(rows, columns)
@@ -230,13 +232,17 @@ def _refusal(rank: int, tree: Any, size: int) -> UsageError | None:
         return UsageError(f"there is no rank {rank} to copy from; ranks are 0 to {size - 1}")
     if _is_loose(tree):
         return UsageError("an array cannot be replaced in itself; give the dict that holds it")
-    for path, value in _parts(tree, "", set()):
-        if isinstance(value, SHARDED):
-            return UsageError(
-                f"{path or 'the model'} is sharded over the ranks, so each has its own part and "
-                "none can be copied to another; load a checkpoint instead"
-            )
+    for path in sharded_layers(tree):
+        return UsageError(
+            f"{path or 'the model'} is sharded over the ranks, so each has its own part and "
+            "none can be copied to another; load a checkpoint instead"
+        )
     return None
+
+
+def sharded_layers(tree: Any) -> list[str]:
+    """The paths of what is sharded over the ranks in a module or in containers."""
+    return [path for path, value in _parts(tree, "", set()) if isinstance(value, SHARDED)]
 
 
 def _is_loose(tree: Any) -> bool:
@@ -284,7 +290,7 @@ def _exchange(tree: Any, arrays: Iterator[mx.array], seen: set[int]) -> Any:
 
 def _require_same(rank: int, places: list[tuple[str, mx.array]], group: Any) -> None:
     """See that all ranks have arrays of the same names, dtypes and shapes."""
-    mine = "\n".join(f"{path}\t{_form(array)}" for path, array in places)
+    mine = "\n".join(f"{path}\t{dtype_name(array)} {list(array.shape)}" for path, array in places)
     digest = np.frombuffer(hashlib.sha256(mine.encode()).digest(), np.uint8)
     digests = np.array(mx.distributed.all_gather(mx.array(digest[None]), group=group))
     if (digests == digests[0]).all():
@@ -300,10 +306,6 @@ def _require_same(rank: int, places: list[tuple[str, mx.array]], group: Any) -> 
                     f"{path} is {here} on rank {rank} and {there} on rank {other}: nothing was "
                     "copied; build the same model and optimizer on all ranks"
                 )
-
-
-def _form(array: mx.array) -> str:
-    return f"{str(array.dtype).removeprefix('mlx.core.')} {list(array.shape)}"
 
 
 def _received(array: mx.array, rank: int, group: Any) -> mx.array:
