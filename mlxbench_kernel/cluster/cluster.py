@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from mlxbench_kernel.cluster import state
@@ -40,6 +41,10 @@ class Cluster(Looking):
         super().__init__(info, machinery, client)
         self.faults = Faults(self)
         self.setup = SetupCells(info.home)
+        # Around what uses the ranks: has what runs on them in the background wait meanwhile.
+        self.between: Callable[[], AbstractContextManager[None]] = getattr(
+            self, "between", nullcontext
+        )
 
     @classmethod
     def up(
@@ -185,10 +190,24 @@ class Cluster(Looking):
             The ranks disagree on a collective.
         """
         chosen = self.choose(ranks)
-        everywhere = len(chosen) == self.size
-        if not everywhere:
+        if len(chosen) < self.size:
             check_alone(code, chosen, shift)
         self._require(chosen)
+        with self.between():
+            return self._execute(code, chosen, timeout, output, name, shift, setup, tell)
+
+    def _execute(
+        self,
+        code: str,
+        chosen: list[int],
+        timeout: float | None,
+        output: CellOutputSink | None,
+        name: str,
+        shift: int,
+        setup: bool,
+        tell: Tell,
+    ) -> CellResult:
+        everywhere = len(chosen) == self.size
         self.faults.wait(tell, (lambda text: None) if output is None else output.refresh)
         watch = GroupWatch(self.client, chosen, self.size, self.info.renewable)
         about: dict[str, Any] = {"ranks": [] if everywhere else chosen}
@@ -276,7 +295,8 @@ class Cluster(Looking):
         progress: Progress | None = None,
     ) -> None:
         """Put values into the namespaces of ranks; see `Transfer.push`."""
-        self._transfer(ranks, progress).push(values)
+        with self.between():
+            self._transfer(ranks, progress).push(values)
 
     def pull(
         self,
@@ -291,10 +311,11 @@ class Cluster(Looking):
         dict
             For each rank the value, or for several names a dict of values by name.
         """
-        transfer = self._transfer(ranks, progress)
-        if isinstance(names, str):
-            return {rank: values[names] for rank, values in transfer.pull([names]).items()}
-        return transfer.pull(names)
+        with self.between():
+            transfer = self._transfer(ranks, progress)
+            if isinstance(names, str):
+                return {rank: values[names] for rank, values in transfer.pull([names]).items()}
+            return transfer.pull(names)
 
     def _transfer(self, ranks: Iterable[int] | None, progress: Progress | None = None) -> Transfer:
         chosen = self.choose(ranks)
@@ -337,7 +358,8 @@ class Cluster(Looking):
         ClusterError
             It cannot be done now; says why.
         """
-        Healing(self, progress, tell).heal(drop)
+        with self.between():
+            Healing(self, progress, tell).heal(drop)
 
     def rebuild(self, reason: str, tell: Tell) -> None:
         """Start all ranks anew, with what is protected; see `Healing.rebuild`."""

@@ -1,7 +1,8 @@
 """What a rank answers on the control channel, whatever its main thread is doing.
 
 The handlers run on ipykernel's control thread. One message type carries all calls:
-``mlxbench_request`` with ``{"call": name, "arguments": {...}}``; the reply's content is
+``mlxbench_request`` with ``{"call": name, "arguments": {...}}``, of those named here and of those
+that libraries have put into `ANSWERS`; the reply's content is
 ``{"status": "ok", "result": ...}`` or ``{"status": "error", "message": ...}``.
 """
 
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.completer import provisionalcompleter, rectify_completions
 
 from mlxbench_kernel.rank.activity import Activity
+from mlxbench_kernel.rank.answers import ANSWERS
 from mlxbench_kernel.rank.collectives import GROUP
 from mlxbench_kernel.rank.protection import PROTECTION
 from mlxbench_kernel.rank.recorder import Recorder
@@ -55,9 +57,10 @@ class ControlHandlers:
         request = parent["content"]
         name = request["call"]
         try:
-            if name not in CALLS:
+            answer = getattr(self, name) if name in CALLS else ANSWERS.get(name)
+            if answer is None:
                 raise ValueError(f"unknown call {name!r}")
-            result = getattr(self, name)(**request.get("arguments", {}))
+            result = answer(**request.get("arguments", {}))
             content = {"status": "ok", "result": result}
         except Exception as error:
             content = {"status": "error", "message": f"{type(error).__name__}: {error}"}

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
-import ipyparallel
-
-from mlxbench_kernel.cluster import OWN_CELL, Cluster
-from mlxbench_kernel.errors import ClusterError, UsageError
+from mlxbench_kernel.cluster import Cluster
+from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.graph import Graph
+from mlxbench_kernel.remote.asking import Tell, ask_ranks
 from mlxbench_kernel.remote.kept import on_kept
 
 CAPTURE_SECONDS = 120.0
-ANSWER_SECONDS = 60.0
-STOP_SECONDS = 1.0  # from one request to stop to the next
-
-Tell = Callable[[str], None]
 
 
 def capture_on(
@@ -70,7 +63,13 @@ def captured_on(
     tell
         Is told in words what was done about a fault.
     """
-    chosen = cluster.choose(ranks)
+    with cluster.between():
+        yield from _captured_on(cluster, cluster.choose(ranks), text, compiled, tell)
+
+
+def _captured_on(
+    cluster: Cluster, chosen: list[int], text: str, compiled: bool, tell: Tell
+) -> Iterator[dict[int, Graph]]:
     doing = {rank: what for rank, what in cluster.doing(chosen).items() if what != "idle"}
     if doing:
         rank, what = next(iter(doing.items()))
@@ -89,96 +88,3 @@ def captured_on(
         if not cluster.client.closed:
             for rank in cluster.client.living() & set(chosen):
                 cluster.client.on(rank).apply_async(on_kept, "forget")
-
-
-def ask_ranks(
-    cluster: Cluster,
-    ranks: Sequence[int],
-    tell: Tell,
-    timeout: float | None,
-    name: str,
-    *arguments: Any,
-) -> dict[int, Any]:
-    """Have ranks call a method of `remote.kept.Kept`; the results, by rank.
-
-    That is done in a cell, which no history shows, so that what stops, frees and mends ranks
-    when a cell goes wrong does so here: an interrupt, an error on one rank, a rank that dies.
-    Of a cell of the user's the others end what they can, then; here nobody would use that, so
-    they are stopped at once.
-
-    Parameters
-    ----------
-    cluster, ranks, tell
-        As for `captured_on`.
-    timeout
-        Seconds to wait at most; None for as long as it takes.
-    name, *arguments
-        The method and what it takes.
-
-    Raises
-    ------
-    UsageError
-        The method does on a rank.
-    ClusterError
-        Another error was raised on a rank, or a rank is gone.
-    """
-    call = f"__import__({on_kept.__module__!r}, fromlist=['on_kept']).on_kept"
-    code = f"{OWN_CELL}\n{call}(*{(name, *arguments)!r})"
-    stop = _StopWithTheFirst(cluster, ranks)
-    errors = cluster.execute(code, ranks=ranks, timeout=timeout, output=stop, tell=tell).errors
-    gone = {rank for rank, error in errors.items() if error["ename"] == ClusterError.__name__}
-    for rank, error in sorted(errors.items(), key=lambda item: (item[0] not in gone, item[0])):
-        if rank in gone:
-            raise ClusterError(error["evalue"])
-        if error["ename"] == UsageError.__name__:
-            raise UsageError(f"rank {rank}: {error['evalue']}")
-        raise ClusterError(f"rank {rank}: {error['ename']}: {error['evalue']}")
-    calls = {rank: cluster.client.on(rank).apply_async(on_kept, "take") for rank in ranks}
-    found = {}
-    for rank, sent in calls.items():
-        try:
-            found[rank] = sent.get(ANSWER_SECONDS)
-        except ipyparallel.error.TimeoutError:
-            raise ClusterError(
-                f"rank {rank} has not sent what it found in {ANSWER_SECONDS:g} s"
-            ) from None
-        except ipyparallel.error.RemoteError as error:
-            raise ClusterError(f"rank {rank}: {error.ename}: {error.evalue}") from None
-    return found
-
-
-class _StopWithTheFirst:
-    """In place of a cell's output: when a rank is gone, the others need not go on.
-
-    Parameters
-    ----------
-    cluster
-        Where the ranks are.
-    ranks
-        Where the cell runs.
-    """
-
-    def __init__(self, cluster: Cluster, ranks: Sequence[int]) -> None:
-        self._cluster = cluster
-        self._ranks = set(ranks)
-        self._asked = 0.0
-
-    def refresh(self, status: str) -> None:
-        """Look for ranks that are gone; the client waits for the cell in this thread meanwhile."""
-        client, now = self._cluster.client, time.monotonic()
-        left = client.living() & self._ranks
-        if left != self._ranks and now - self._asked > STOP_SECONDS:
-            self._asked = now
-            client.call("interrupt", sorted(left), timeout=STOP_SECONDS)
-
-    def message(self, rank: int, kind: str, content: dict[str, Any]) -> None:
-        """Nothing is shown of what a copy prints."""
-
-    def page(self, rank: int, data: dict[str, Any]) -> None:
-        """Nothing here uses the pager."""
-
-    def done(self, rank: int) -> None:
-        """The result is asked for when all have ended."""
-
-    def finish(self) -> None:
-        """There is nothing to show."""

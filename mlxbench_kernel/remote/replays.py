@@ -16,7 +16,8 @@ from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.graph import Graph, Profile, RanksNonFinite, origins, out_of_step
 from mlxbench_kernel.graph.messages import pair_of
 from mlxbench_kernel.graph.profile import check_rounds, collectives_of
-from mlxbench_kernel.remote.graphs import Tell, ask_ranks, captured_on
+from mlxbench_kernel.remote.asking import Tell, ask_ranks
+from mlxbench_kernel.remote.graphs import captured_on
 
 
 def profile_on(

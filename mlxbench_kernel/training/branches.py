@@ -21,9 +21,9 @@ class Edit:
     step
         After how many steps it was made.
     kind
-        "set", "freeze" or "unfreeze".
+        "set", "freeze", "unfreeze", "restart" (the batches) or "load".
     name
-        Of a setting, or the path of a module.
+        Of a setting, the path of a module, or of a checkpoint.
     value
         Of a setting.
     """
@@ -34,13 +34,10 @@ class Edit:
     value: Any = None
 
     def __str__(self) -> str:
-        return (
-            f"{self.name} = {self.value:g}"
-            if self.kind == "set" and isinstance(self.value, (int, float))
-            else f"{self.name} = {self.value}"
-            if self.kind == "set"
-            else f"{self.kind} {self.name}"
-        )
+        if self.kind != "set":
+            return f"{self.kind} {self.name}"
+        number = isinstance(self.value, (int, float))
+        return f"{self.name} = {self.value:g}" if number else f"{self.name} = {self.value}"
 
 
 @dataclass

@@ -18,9 +18,8 @@ class Rows:
 
     def __init__(self) -> None:
         self.count = 0
-        self.orders = np.zeros(
-            _FIRST_CAPACITY, np.int64
-        )  # when each was appended, over all branches
+        # When each row was appended, counted over all branches.
+        self.orders = np.zeros(_FIRST_CAPACITY, np.int64)
         self.columns = {"step": np.full(_FIRST_CAPACITY, _ABSENT)}
 
     def append(self, order: int, record: Mapping[str, float]) -> None:

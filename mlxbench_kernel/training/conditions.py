@@ -31,10 +31,10 @@ from mlxbench_kernel.training.closures import (
 )
 from mlxbench_kernel.training.mistakes import (
     EXAMPLE,
+    has_other_signs,
     listed,
     meant,
     nearest_first,
-    signs_of_other_languages,
     unreadable,
 )
 from mlxbench_kernel.training.windows import Plateau, Spike, Usual
@@ -84,7 +84,8 @@ class Condition:
           usual nothing is said before the sixth step;
         - ``finite(x)``, ``abs(x)``, ``log(x)``, ``min(x, y)``, ``max(x, y)``.
 
-        Arithmetic is IEEE 754's: x / 0 is infinite, log(-1) is NaN, which no comparison holds for.
+        Arithmetic is IEEE 754's: x / 0 is infinite; log(-1) is NaN, neither below nor above
+        anything.
     measured
         The names that may be read.
 
@@ -173,7 +174,7 @@ class _Reading:
             self._wrong(f"it has {len(text)} characters: type {_MOST_CHARACTERS} at most")
         try:
             body = ast.parse(text, mode="eval").body
-            if signs_of_other_languages(body) and (guess := meant(text)):
+            if has_other_signs(body) and (guess := meant(text)):
                 self._wrong(f"type {guess}")
             test = self._truth(body)
         except SyntaxError as error:
@@ -232,8 +233,9 @@ class _Reading:
             case ast.Call(ast.Name(name)) if name not in _EXAMPLES:
                 self._unknown_function(name)
         piece = self._piece(node)
-        if isinstance(node, (ast.Compare, ast.BoolOp, ast.UnaryOp, ast.Call)):
-            self._wrong(f"{piece} holds or not, it is no number: combine such with and, or, not")
+        match node:
+            case ast.Compare() | ast.BoolOp() | ast.UnaryOp(ast.Not()) | ast.Call(ast.Name()):
+                self._wrong(f"{piece} holds or not, it is no number: join such with and, or, not")
         self._wrong(f"{piece} is neither number nor measure: type an expression, as {EXAMPLE}")
 
     def _measure(self, node: ast.expr, name: str) -> Number:
@@ -287,7 +289,7 @@ class _Reading:
         if setting == "n" and not (value % 1 == 0 and 1 <= value <= _MOST_STEPS):
             self._wrong(f"n is {piece}: type a whole number of steps from 1 to {_MOST_STEPS}")
         if not 0 <= value < math.inf:
-            self._wrong(f"{setting} is {piece}: type a number that is not negative")
+            self._wrong(f"{setting} is {piece}: type a finite number that is not negative")
         return value
 
     def _example(self, node: ast.Call) -> str:
@@ -298,7 +300,7 @@ class _Reading:
 
     def _wrong(self, what: str) -> NoReturn:
         shown = self._text if len(self._text) <= 100 else f"{self._text[:100]}…"
-        raise UsageError(f"condition `{shown}`: {what}") from None
+        raise UsageError(f"condition {shown!r}: {what}") from None
 
 
 def _float(value: float) -> float:

@@ -21,6 +21,8 @@ from mlxbench_kernel.training.branches import Branches, Edit
 from mlxbench_kernel.training.exchange import gather_numbers
 from mlxbench_kernel.training.history import History, ParameterHistory
 from mlxbench_kernel.training.loop import Taken
+from mlxbench_kernel.training.replicas import copy_from
+from mlxbench_kernel.training.script import script
 from mlxbench_kernel.training.settings import Settings, frozen_parts, part
 from mlxbench_kernel.training.snapshots import Snapshot, Snapshots
 
@@ -307,15 +309,24 @@ class Course:
         while self.branches.current.parent:
             self.branches.switch(self.branches.current.parent)
         self.to(0)
+        self.forget_all()
+        self.counters["tip"] = 0
+        self.go_on_with(Branches())
+        self.note("reset")
+
+    def forget_all(self) -> None:
+        """Forget all steps that were taken, with what was measured."""
         for branch in list(self.branches):
             self.history.drop(branch.name)
             self.samples.drop(branch.name)
             self.snapshots.forget(branch.name)
-        self.branches = Branches()
-        self.counters["tip"] = 0
+
+    def go_on_with(self, branches: Branches) -> None:
+        """Have these branches from here on; the state of now is their beginning."""
+        self.branches = branches
         self._write_book()
+        self.program.refresh()
         self.keep(pinned=True)
-        self.note("reset")
 
     # -- edits -------------------------------------------------------------------
 
@@ -376,6 +387,26 @@ class Course:
             module = part(self.modules, edit.name)
             module.freeze() if edit.kind == "freeze" else module.unfreeze()
         self.counters["edits"] += 1
+
+    def script(self) -> str:
+        """A program that takes the steps to here again, see `script.script`."""
+        branch = self.branches.current
+        return script(branch.name, self.step, branch.edits[: self.counters["edits"]])
+
+    def equalize(self, rank: int) -> int:
+        """Give all ranks the state of one, bit by bit; the number of arrays.
+
+        Raises
+        ------
+        UsageError
+            There is no such rank, or there are sharded layers; nothing was changed.
+        """
+        count = copy_from(rank, self._roots, self.group)
+        mx.eval(self._roots)
+        self.program.refresh()
+        self.keep()
+        self.note(f"the state of rank {rank} on all ranks")
+        return count
 
     @property
     def frozen(self) -> list[str]:

@@ -26,9 +26,9 @@ class History:
     Parameters
     ----------
     most
-        Rows that are kept over all branches. Beyond, the older three quarters are thinned: of four
-        neighbours, those with the lowest, the highest and the first non-finite loss stay. The first
-        and the last row of a branch stay in any case.
+        Rows that are kept over all branches. Beyond, the older three quarters are thinned where
+        they are densest: of four neighbours, those with the lowest, the highest and the first
+        non-finite loss stay. The first and the last row of a branch stay in any case.
     """
 
     def __init__(self, most: int = 200_000) -> None:
@@ -169,9 +169,13 @@ class History:
             end = 1 + older // _NEIGHBOURS * _NEIGHBOURS
             if end <= 1:
                 continue
-            losses = rows.columns.get("loss", rows.columns["step"])[1:end]
-            kept = 1 + extremes(losses, _NEIGHBOURS)
-            rows.keep(np.concatenate([[0], kept, np.arange(end, rows.count)]))
+            groups = rows.columns["step"][1:end].reshape(-1, _NEIGHBOURS)
+            spans = groups[:, -1] - groups[:, 0]
+            kept = np.repeat(spans > np.median(spans), _NEIGHBOURS)
+            kept[extremes(rows.columns.get("loss", rows.columns["step"])[1:end], _NEIGHBOURS)] = (
+                True
+            )
+            rows.keep(np.concatenate([[0], 1 + np.flatnonzero(kept), np.arange(end, rows.count)]))
 
 
 @dataclass(frozen=True)
@@ -190,8 +194,8 @@ class ParameterHistory:
     names
         Of the parameters, in the order of the values.
     most
-        Samples that are kept over all branches; when there are more, every other one of the older
-        half goes.
+        Samples that are kept over all branches; for one more, one of the older half goes, where
+        they are densest.
     """
 
     def __init__(self, names: Sequence[str], most: int = 400) -> None:
@@ -219,8 +223,7 @@ class ParameterHistory:
             self._samples.append(_Sample(self._next, branch, step, own))
             self._next += 1
             if len(self._samples) > self._most:
-                half = len(self._samples) // 2
-                self._samples[:half] = self._samples[:half:2]
+                self._thin()
 
     def truncate(self, branch: str, step: int) -> None:
         """Forget what a branch has after a step."""
@@ -251,6 +254,14 @@ class ParameterHistory:
                 if each.branch == branch and each.step == step:
                     return each.values.get(measure)
         return None
+
+    def _thin(self) -> None:
+        samples = self._samples
+
+        def gap(place: int) -> int:  # that there would be without it
+            return samples[place + 1].order - samples[place - 1].order
+
+        del samples[min(range(1, len(samples) // 2), key=gap, default=0)]
 
     def _forget_from(self, branch: str, step: int) -> None:
         self._samples = [

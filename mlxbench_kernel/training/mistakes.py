@@ -20,9 +20,10 @@ _SLIPS = (
     (r"(?:!(?!=)|~|\bNOT\b)\s*", "not "),
     (r"\^", "**"),
     (r"×", "*"),
+    (r"(?<=\d),(?=\d)", "."),
     (r"[\u2212–]", "-"),
 )
-_OTHER_SIGNS = (ast.BitAnd, ast.BitOr, ast.BitXor, ast.Invert)
+_OTHER_SIGNS = (ast.BitAnd, ast.BitOr, ast.BitXor, ast.Invert, ast.Tuple)
 _UNITS = {
     "ms": 1e-3,
     "s": 1.0,
@@ -63,8 +64,8 @@ def listed(names: Collection[str]) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-def signs_of_other_languages(body: ast.expr) -> bool:
-    """Whether there is ``&``, ``|``, ``^`` or ``~``, which bind otherwise than they look."""
+def has_other_signs(body: ast.expr) -> bool:
+    """Whether there is ``&``, ``|``, ``^``, ``~`` or a decimal comma: Python, but not meant so."""
     return any(isinstance(node, _OTHER_SIGNS) for node in ast.walk(body))
 
 
@@ -78,7 +79,7 @@ def meant(text: str) -> str:
             body = ast.parse(guess, mode="eval").body
         except (SyntaxError, ValueError):
             continue
-        if guess != text and not signs_of_other_languages(body):
+        if guess != text and not has_other_signs(body):
             return guess
     return ""
 

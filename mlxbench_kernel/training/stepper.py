@@ -13,14 +13,17 @@ from mlx.nn.layers.base import Module
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.rank.frozen import containers
 from mlxbench_kernel.rank.protection import PROTECTION
+from mlxbench_kernel.training import saving
 from mlxbench_kernel.training.batches import Batches
 from mlxbench_kernel.training.conditions import BREAKPOINTS, Condition
 from mlxbench_kernel.training.course import Course
 from mlxbench_kernel.training.exchange import gather_numbers
+from mlxbench_kernel.training.given import optimizers_of, trees_of
 from mlxbench_kernel.training.history import History, ParameterHistory
 from mlxbench_kernel.training.loop import SAMPLED, Loop, Taken
 from mlxbench_kernel.training.program import CustomProgram, Loss, Program
 from mlxbench_kernel.training.rehearsal import rehearse
+from mlxbench_kernel.training.report import Report
 from mlxbench_kernel.training.sampling import Sampling
 from mlxbench_kernel.training.settings import Settings
 from mlxbench_kernel.training.watching import ReplicaWatch
@@ -123,7 +126,7 @@ class Stepper(Course):
         replicas: int = 50,
         check: bool = True,
     ) -> None:
-        trees = _trees(model, optimizer, loss_fn, batches, step, state)
+        trees = trees_of(model, optimizer, loss_fn, batches, step, state)
         if step is not None and (accumulate != 1 or compile or clip is not None):
             raise UsageError(
                 "Stepper: with a step of your own, accumulate, compile and clip are its matter"
@@ -144,7 +147,7 @@ class Stepper(Course):
             self.program = Program(model, optimizer, loss_fn, compile, self.group)
         else:
             self.program = CustomProgram(step, self.modules, self.group)
-        optimizers = _optimizers(trees)
+        optimizers = optimizers_of(trees)
         source = Batches(batches)
         own = (["clip"] if step is None else []) + (["shuffle"] if source.length else [])
         settings = Settings(optimizers, counters, own)
@@ -175,6 +178,7 @@ class Stepper(Course):
         }
         PROTECTION.protect({PROTECTED: roots})
         self.keep(pinned=True)
+        self.report = Report(self)
         _made[:] = [self]
 
     def __repr__(self) -> str:
@@ -219,9 +223,10 @@ class Stepper(Course):
         self.doing = "playing"
         try:
             stop = self._run(steps, until)
+            self.said = stop.text
         finally:
             self.doing = "paused"
-        self.said = stop.text
+            self.report.look()
         return stop
 
     def stop(self) -> None:
@@ -362,6 +367,35 @@ class Stepper(Course):
             return f"step {step}: loss is {taken.shared['loss']:g}; {origin(self)}"
         return text
 
+    # -- checkpoints -------------------------------------------------------------
+
+    def save(self, path: str) -> None:
+        """Write a checkpoint, on all ranks alike; see `checkpoint.save`.
+
+        Parameters
+        ----------
+        path
+            A folder. ``model.safetensors`` in it is what ``model.load_weights`` reads.
+
+        Raises
+        ------
+        UsageError
+            There is something else at that path.
+        StorageError
+            It could not be written; an older checkpoint is still there.
+        """
+        saving.save(self, path)
+
+    def load(self, path: str) -> None:
+        """Go on from a checkpoint, on any number of ranks; kept steps and branches are forgotten.
+
+        Raises
+        ------
+        UsageError
+            There is none, it is damaged, or of another model; nothing was changed.
+        """
+        saving.load(self, path)
+
     # -- breakpoints -------------------------------------------------------------
 
     def break_at(self, what: str) -> None:
@@ -394,56 +428,3 @@ _made: list[Stepper] = []
 def current() -> Stepper | None:
     """The stepper that was made last in this process."""
     return _made[0] if _made else None
-
-
-def _trees(
-    model: Any, optimizer: Any, loss_fn: Any, batches: Any, step: Any, state: Any
-) -> dict[str, Any]:
-    """What a step changes, by name."""
-    if batches is None:
-        raise UsageError("Stepper: no batches: Stepper(model, optimizer, loss_fn, batches)")
-    if step is not None:
-        if model is not None or optimizer is not None or loss_fn is not None:
-            raise UsageError(
-                "Stepper: give model, optimizer and loss_fn, or step=… with state=…, not both"
-            )
-        if not callable(step):
-            raise UsageError(f"Stepper: step is a {type(step).__name__}, not a function")
-        if not isinstance(state, Mapping) or not state:
-            raise UsageError(
-                "Stepper: a step of your own needs state={'model': model, …}: all that it changes"
-            )
-        kinds = (dict, list, optim.Optimizer)
-        for name, tree in state.items():
-            if not isinstance(tree, kinds):
-                raise UsageError(
-                    f"Stepper: state {name!r} is a {type(tree).__name__}; it takes modules, "
-                    "optimizers, dicts and lists"
-                )
-        return dict(state)
-    for name, given, kind in (
-        ("model", model, Module), ("optimizer", optimizer, optim.Optimizer),
-    ):  # fmt: skip
-        if not isinstance(given, kind):
-            raise UsageError(
-                f"Stepper: {name} is a {type(given).__name__}: "
-                "Stepper(model, optimizer, loss_fn, batches)"
-            )
-    if not callable(loss_fn):
-        raise UsageError(
-            f"Stepper: loss_fn is a {type(loss_fn).__name__}, not a function of model and batch"
-        )
-    if state is not None:
-        raise UsageError("Stepper: state=… goes with step=…")
-    return {"model": model, "optimizer": optimizer}
-
-
-def _optimizers(trees: Mapping[str, Any]) -> dict[str, optim.Optimizer]:
-    """The optimizers in a state, by what their settings' names begin with."""
-    found: list[tuple[str, optim.Optimizer]] = []
-    for name, tree in trees.items():
-        if isinstance(tree, optim.MultiOptimizer):
-            found += [(f"{name}.{number}.", each) for number, each in enumerate(tree.optimizers)]
-        elif isinstance(tree, optim.Optimizer):
-            found.append((f"{name}.", tree))
-    return {"": found[0][1]} if len(found) == 1 else dict(found)

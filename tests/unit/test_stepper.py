@@ -337,3 +337,40 @@ def test_reset_forgets_all_but_the_beginning() -> None:
     assert run.step == 0 and [b.name for b in run.branches] == ["main"] and not losses(run)
     run.run(5)
     assert losses(run) == first
+
+
+def test_a_checkpoint_goes_on_where_it_was(tmp_path: Any) -> None:
+    run = stepper(optim.AdamW(1e-2))
+    run.run(5)
+    run.freeze("layers.4")
+    run.run(3)
+    run.save(str(tmp_path / "run"))
+    run.run(7)
+    first = losses(run)
+    other = Stepper(network(), optim.AdamW(1e-2), loss_fn, batches())
+    other.load(str(tmp_path / "run"))
+    assert other.step == 8 and other.frozen == ["layers.4"]
+    other.run(7)
+    assert losses(other) == first[8:]
+    fresh = network()
+    fresh.load_weights(str(tmp_path / "run" / "model.safetensors"))
+    other.to(8)
+    assert same(weights(fresh), weights(other.modules["model"]))
+    with pytest.raises(UsageError, match="step 3 is not kept"):
+        other.to(3)
+
+
+def test_a_run_is_exported_and_replayed_to_the_same_bits() -> None:
+    run = stepper(optim.SGD(0.1, momentum=0.9))
+    run.run(5)
+    run.set(learning_rate=0.02, clip=0.5)
+    run.run(5)
+    run.back(5)
+    run.set(shuffle=3)
+    run.run(6)
+    program: dict[str, Any] = {}
+    exec(run.script(), program)
+    other = stepper(optim.SGD(0.1, momentum=0.9))
+    program["replay"](other)
+    assert other.step == 11
+    assert same(weights(other.modules["model"]), weights(run.modules["model"]))

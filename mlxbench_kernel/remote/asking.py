@@ -1,0 +1,128 @@
+"""Has ranks do something for the notebook, in a cell that no history shows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ipyparallel
+
+from mlxbench_kernel.cluster import OWN_CELL, Cluster
+from mlxbench_kernel.errors import ClusterError, UsageError
+from mlxbench_kernel.remote.kept import on_kept
+
+ANSWER_SECONDS = 60.0
+STOP_SECONDS = 1.0  # from one request to stop to the next
+
+Tell = Callable[[str], None]
+
+
+def ask_ranks(
+    cluster: Cluster,
+    ranks: Sequence[int],
+    tell: Tell,
+    timeout: float | None,
+    name: str,
+    *arguments: Any,
+    of: Callable[..., Any] = on_kept,
+    show: Tell = lambda text: None,
+) -> dict[int, Any]:
+    """Have ranks do something; the results, by rank.
+
+    That is done in a cell, which no history shows, so that what stops, frees and mends ranks
+    when a cell goes wrong does so here: an interrupt, an error on one rank, a rank that dies.
+    Of a cell of the user's the others end what they can, then; here nobody would use that, so
+    they are stopped at once.
+
+    Parameters
+    ----------
+    cluster, ranks
+        Where.
+    tell
+        Is told in words what was done about a fault.
+    timeout
+        Seconds to wait at most; None for as long as it takes.
+    name, *arguments
+        What is to be done, and what that takes.
+    of
+        Who does it there: a function of a module, of these; ``"take"`` gives the last result.
+    show
+        Is told who is late, "" for nobody, while the ranks are at it.
+
+    Raises
+    ------
+    UsageError
+        It is raised on a rank.
+    ClusterError
+        Another error was raised on a rank, or a rank is gone.
+    """
+    call = f"__import__({of.__module__!r}, fromlist=[{of.__name__!r}]).{of.__name__}"
+    code = f"{OWN_CELL}\n{call}(*{(name, *arguments)!r})"
+    stop = _StopWithTheFirst(cluster, ranks, show)
+    errors = cluster.execute(code, ranks=ranks, timeout=timeout, output=stop, tell=tell).errors
+    gone = {rank for rank, error in errors.items() if error["ename"] == ClusterError.__name__}
+    said = {(error["ename"], error["evalue"]) for error in errors.values()}
+    if len(errors) == len(ranks) > 1 and len(said) == 1 and not gone:
+        ename, evalue = said.pop()
+        if ename == UsageError.__name__:
+            raise UsageError(evalue)
+        raise ClusterError(f"all ranks: {ename}: {evalue}")
+    for rank, error in sorted(errors.items(), key=lambda item: (item[0] not in gone, item[0])):
+        if rank in gone:
+            raise ClusterError(error["evalue"])
+        if error["ename"] == UsageError.__name__:
+            raise UsageError(f"rank {rank}: {error['evalue']}")
+        raise ClusterError(f"rank {rank}: {error['ename']}: {error['evalue']}")
+    calls = {rank: cluster.client.on(rank).apply_async(of, "take") for rank in ranks}
+    found = {}
+    for rank, sent in calls.items():
+        try:
+            found[rank] = sent.get(ANSWER_SECONDS)
+        except ipyparallel.error.TimeoutError:
+            raise ClusterError(
+                f"rank {rank} has not sent what it found in {ANSWER_SECONDS:g} s"
+            ) from None
+        except ipyparallel.error.RemoteError as error:
+            raise ClusterError(f"rank {rank}: {error.ename}: {error.evalue}") from None
+    return found
+
+
+class _StopWithTheFirst:
+    """In place of a cell's output: when a rank is gone, the others need not go on.
+
+    Parameters
+    ----------
+    cluster
+        Where the ranks are.
+    ranks
+        Where the cell runs.
+    show
+        As for `ask_ranks`.
+    """
+
+    def __init__(self, cluster: Cluster, ranks: Sequence[int], show: Tell) -> None:
+        self._cluster, self._show = cluster, show
+        self._ranks = set(ranks)
+        self._asked = 0.0
+
+    def refresh(self, status: str) -> None:
+        """Look for ranks that are gone; the client waits for the cell in this thread meanwhile."""
+        self._show(status)
+        client, now = self._cluster.client, time.monotonic()
+        left = client.living() & self._ranks
+        if left != self._ranks and now - self._asked > STOP_SECONDS:
+            self._asked = now
+            client.call("interrupt", sorted(left), timeout=STOP_SECONDS)
+
+    def message(self, rank: int, kind: str, content: dict[str, Any]) -> None:
+        """Nothing is shown of what a copy prints."""
+
+    def page(self, rank: int, data: dict[str, Any]) -> None:
+        """Nothing here uses the pager."""
+
+    def done(self, rank: int) -> None:
+        """The result is asked for when all have ended."""
+
+    def finish(self) -> None:
+        """There is nothing to show."""

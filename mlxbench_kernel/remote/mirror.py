@@ -1,0 +1,205 @@
+"""What ranks tell of their stepper, kept in the notebook: its state, and all that it measured."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from mlxbench_kernel.cluster import Cluster
+from mlxbench_kernel.training.history import History, ParameterHistory, decode, decode_samples
+from mlxbench_kernel.training.report import NO_DETAILS
+
+ANSWER_SECONDS = 1.0
+STILL_SECONDS = 2.0  # without a step, after which it is said who is late
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A course of the run: it left `parent` after step `start`, and has come to step `tip`."""
+
+    name: str
+    parent: str
+    start: int
+    tip: int
+
+
+@dataclass(frozen=True)
+class KeptStep:
+    """A state that is kept: `bytes` are what it alone holds."""
+
+    branch: str
+    step: int
+    bytes: int
+    on_disk: bool
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the journal; `time` is Unix time."""
+
+    step: int
+    branch: str
+    text: str
+    time: float
+
+
+@dataclass(frozen=True)
+class State:
+    """How the stepper of all ranks stands.
+
+    Attributes
+    ----------
+    step, branch
+        Where it is.
+    playing, doing
+        Whether steps are being taken, and what is being done, in words.
+    said
+        Why it stopped last, or what went wrong.
+    branches, kept, journal
+        All of them.
+    budget, used
+        Bytes of memory for kept states.
+    settings
+        What can be changed, with its value; None where it is off.
+    frozen, layers
+        Paths of layers that are not trained, and of all.
+    breakpoints, active
+        Conditions by name, and the names of those that are on.
+    parameters
+        Paths of the parameters that are measured, every `sampling` steps.
+    measured
+        What conditions may name.
+    """
+
+    step: int = 0
+    branch: str = ""
+    playing: bool = False
+    doing: str = "paused"
+    said: str = ""
+    branches: tuple[Branch, ...] = ()
+    kept: tuple[KeptStep, ...] = ()
+    budget: int = 0
+    used: int = 0
+    settings: dict[str, float | None] | None = None
+    frozen: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()
+    journal: tuple[Entry, ...] = ()
+    breakpoints: dict[str, str] | None = None
+    active: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
+    sampling: int = 0
+    measured: tuple[str, ...] = ()
+
+
+class Mirror:
+    """Asks ranks on the control channel, and keeps what they say.
+
+    Parameters
+    ----------
+    cluster
+        Where they are.
+
+    Attributes
+    ----------
+    state : State
+        As the first of them told it last.
+    histories, samples
+        By rank.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._polling = threading.Lock()
+        self.state = State()
+        self.histories: list[History] = []
+        self.samples: list[ParameterHistory] = []
+        self._cursors: list[list[int]] = []
+        self._version = -1
+        self._teller = -1
+        self._moved = time.monotonic()
+
+    @property
+    def stands_still(self) -> bool:
+        """Whether no step was taken for a while."""
+        return time.monotonic() - self._moved > STILL_SECONDS
+
+    def poll(self) -> list[int]:
+        """Ask all ranks; those that have no stepper."""
+        with self._polling:
+            return self._poll()
+
+    def _poll(self) -> list[int]:
+        size = self._cluster.size
+        while len(self.histories) < size:
+            self.histories.append(History())
+            self.samples.append(ParameterHistory(()))
+            self._cursors.append([0, 0])
+        del self.histories[size:], self.samples[size:], self._cursors[size:]
+        ranks = self._cluster.living()
+        while True:
+            wanted = {
+                rank: {
+                    "rows": self._cursors[rank][0],
+                    "samples": self._cursors[rank][1],
+                    "version": self._version if rank == self._teller else -1,
+                }
+                for rank in ranks
+            }
+            for rank in ranks[1:]:
+                wanted[rank]["version"] = NO_DETAILS  # those of one are enough
+            told = self._cluster.client.call_each("stepper", wanted, ANSWER_SECONDS)
+            more = [rank for rank, answer in told.items() if self._take(rank, answer)]
+            if not more:
+                return [rank for rank in ranks if rank not in told]
+            ranks = more
+
+    def _take(self, rank: int, answer: dict[str, Any]) -> bool:
+        """Keep what a rank has told; whether there is more."""
+        cursors = self._cursors[rank]
+        if answer["next_rows"] < cursors[0] or answer["next_samples"] < cursors[1]:
+            cursors[:] = [0, 0]  # it was started anew
+            return True
+        details = answer.get("details")
+        if details is not None:
+            self._take_details(details)
+            self._version, self._teller = answer["version"], rank
+        if rank == self._teller:
+            if answer["step"] != self.state.step:
+                self._moved = time.monotonic()
+            light = ("step", "branch", "playing", "doing", "said", "budget", "used", "sampling")
+            self.state = State(**{**vars(self.state), **{name: answer[name] for name in light}})
+        rows, taken = decode(answer["rows"]), decode_samples(answer["samples"])
+        for branch, record in rows:
+            self.histories[rank].append(branch, record)
+        for branch, step, values in taken:
+            width = len(next(iter(values.values())))
+            if len(self.samples[rank].names) != width:
+                self.samples[rank] = ParameterHistory(self.state.parameters)
+            self.samples[rank].append(branch, step, values)
+        before = list(cursors)
+        cursors[:] = [answer["next_rows"], answer["next_samples"]]
+        return bool(rows or taken) and cursors != before and len(rows) > 1000
+
+    def _take_details(self, details: dict[str, Any]) -> None:
+        branches = tuple(Branch(*each) for each in details["branches"])
+        names = {each.name for each in branches}
+        for gone in {each.name for each in self.state.branches} - names:
+            for history, samples in zip(self.histories, self.samples, strict=True):
+                history.drop(gone)
+                samples.drop(gone)
+        self.state = State(
+            **{
+                **vars(self.state),
+                "branches": branches,
+                "kept": tuple(KeptStep(*each) for each in details["kept"]),
+                "journal": tuple(Entry(*each) for each in details["journal"]),
+                "settings": details["settings"],
+                "breakpoints": details["breakpoints"],
+                **{
+                    name: tuple(details[name])
+                    for name in ("frozen", "layers", "parameters", "measured", "active")
+                },
+            }
+        )

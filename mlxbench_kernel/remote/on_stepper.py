@@ -1,0 +1,33 @@
+"""Drives the stepper of a rank for the notebook; this runs on the rank."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.training import Stop, current
+
+NONE = "no stepper: make one in a %%mlx_dist cell, as Stepper(model, optimizer, loss_fn, batches)"
+
+_result: list[Any] = [None]
+
+
+def on_stepper(name: str, *arguments: Any) -> Any:
+    """Call a method of the rank's stepper; ``"take"`` gives what the last one returned."""
+    if name == "take":
+        result, _result[0] = _result[0], None
+        return result
+    stepper = current()
+    if stepper is None:
+        raise UsageError(NONE)
+    try:
+        if name == "set_all":
+            result = stepper.set(**arguments[0])  # type: ignore[func-returns-value]
+        elif name == "set_budget":
+            result = stepper.snapshots.set_budget(*arguments)  # type: ignore[func-returns-value]
+        else:
+            result = getattr(stepper, name)(*arguments)
+        _result[0] = vars(result) if isinstance(result, Stop) else result
+    finally:
+        stepper.report.look()
+    return None

@@ -1,0 +1,391 @@
+"""`Stepping`: drives the stepper of a cluster's ranks, and mirrors what they measure.
+
+A run is one hidden cell on all ranks. Whether they stop is decided by them, all after the same
+step; a request to stop goes to all of them on the control channel and travels on with the
+gradients. While a run is on, whatever else uses the ranks waits until they have stopped, and the
+run goes on afterwards.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import Any
+
+from mlxbench_kernel.cluster import Cluster
+from mlxbench_kernel.errors import BenchError, UsageError
+from mlxbench_kernel.remote.asking import ask_ranks
+from mlxbench_kernel.remote.mirror import Mirror, State
+from mlxbench_kernel.remote.on_stepper import NONE, on_stepper
+
+POLL_SECONDS = 0.05  # while something changes
+IDLE_SECONDS = 0.5
+STOP_SECONDS = 0.05  # from one request to stop to the next
+ANSWER_SECONDS = 1.0
+RUN = ("run", "advance")
+
+Changed = Callable[[], None]
+
+
+class Stepping:
+    """The stepper of the ranks, as a notebook drives it.
+
+    Parameters
+    ----------
+    cluster
+        Where a `Stepper` was made on all ranks.
+
+    Attributes
+    ----------
+    state : State
+        How it stands, as last heard.
+    histories, samples
+        What each rank has measured, by rank: `History`, `ParameterHistory`.
+
+    Raises
+    ------
+    UsageError
+        There is no stepper on a rank.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._mirror = Mirror(cluster)
+        self._lock = threading.RLock()  # one command at a time
+        self._thread: threading.Thread | None = None
+        self._wanted: tuple[int | None, str | None] | None = None  # what is played: to, until
+        self._broken = False  # whether a rank died while it played
+        self._late = ""
+        self._error = ""
+        self._watchers: list[Changed] = []
+        self._wake, self._closed = threading.Event(), threading.Event()
+        missing = self._mirror.poll()
+        if missing:
+            ranks = ", ".join(map(str, missing))
+            raise UsageError(f"rank{'s' if len(missing) > 1 else ''} {ranks}: {NONE}")
+        cluster.between = self.between
+        threading.Thread(target=self._poll, name="mlxbench-stepping", daemon=True).start()
+
+    @property
+    def cluster(self) -> Cluster:
+        """Where the ranks are."""
+        return self._cluster
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+        return self._cluster.size
+
+    @property
+    def state(self) -> State:
+        """How it stands, as last heard."""
+        found = self._mirror.state
+        playing = self._is_playing() or (found.playing and self._thread is None)
+        said = self._error or found.said
+        doing = found.doing
+        if playing:
+            doing = self._late or ("playing" if doing == "paused" else doing)
+        return replace(found, playing=playing, said=said, doing=doing)
+
+    @property
+    def histories(self) -> list[Any]:
+        """`History` by rank."""
+        return self._mirror.histories
+
+    @property
+    def samples(self) -> list[Any]:
+        """`ParameterHistory` by rank."""
+        return self._mirror.samples
+
+    def watch(self, changed: Changed) -> Changed:
+        """Have a function called after something new was heard, on a thread of its own.
+
+        Returns
+        -------
+        function
+            Ends it.
+        """
+        self._watchers.append(changed)
+        self._wake.set()
+
+        def end() -> None:
+            with suppress(ValueError):
+                self._watchers.remove(changed)
+
+        return end
+
+    def close(self) -> None:
+        """Pause, and drive no more."""
+        with suppress(BenchError):
+            self.pause()
+        self._closed.set()
+        self._wake.set()
+
+    # -- playing -------------------------------------------------------------------
+
+    def play(self) -> None:
+        """Take steps until something stops it; returns at once."""
+        self._begin(None, None)
+
+    def run(self, n: int) -> None:
+        """Take n steps; returns at once, see `wait`."""
+        if not isinstance(n, int) or n < 1:
+            raise UsageError(f"run takes a number of steps, as run(100), not {n!r}")
+        self.pause()
+        self._begin(self._fresh().step + n, None)
+
+    def until(self, text: str) -> None:
+        """Take steps until a condition holds; returns at once, see `wait`."""
+        from mlxbench_kernel.training import Condition
+
+        Condition(text, self._fresh().measured or ("loss",))
+        self._begin(None, text)
+
+    def pause(self) -> None:
+        """Stop after the step that is being taken, on all ranks; returns when they have."""
+        with self._lock:
+            self._wanted = None
+            self._hold()
+
+    def wait(self, show: Callable[[State], None] = lambda state: None) -> State:
+        """Wait until a run has stopped.
+
+        Parameters
+        ----------
+        show
+            Is told how it stands, some times a second.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            After it was paused.
+        """
+        try:
+            while self._is_playing():
+                show(self.state)
+                self._thread_of().join(0.1)
+        except KeyboardInterrupt:
+            self.pause()
+            raise
+        self._mirror.poll()
+        if self._error:
+            raise BenchError(self._error)
+        return self.state
+
+    def _thread_of(self) -> threading.Thread:
+        thread = self._thread
+        return threading.current_thread() if thread is None else thread
+
+    def _is_playing(self) -> bool:
+        thread = self._thread
+        return thread is not None and thread.is_alive()
+
+    def _begin(self, last: int | None, until: str | None) -> None:
+        with self._lock:
+            self._hold()
+            self._error, self._broken = "", False
+            self._wanted = last, until
+            self._start()
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._work, name="mlxbench-play", daemon=True)
+        self._thread.start()
+        self._wake.set()
+
+    def _work(self) -> None:
+        """Run what is wanted, as one cell on all ranks."""
+        assert self._wanted is not None
+        last, until = self._wanted
+        try:
+            steps = None if last is None else last - self._mirror.state.step
+            if steps is None or steps > 0:
+                found = self._ask("run", steps, until)
+                if next(iter(found.values()))["kind"] != "paused":
+                    self._wanted = None
+        except BenchError as error:
+            self._broken = len(self._cluster.living()) < self._cluster.size
+            self._error = str(error)
+        except Exception as error:  # of the client that was closed under it, for one
+            self._error = f"{type(error).__name__}: {error}"
+        finally:
+            self._late = ""
+            with suppress(Exception):
+                self._mirror.poll()
+            self._wake.set()
+
+    def _ask(self, name: str, *arguments: Any) -> dict[int, Any]:
+        said: list[str] = []
+        ranks = range(self._cluster.size)
+        try:
+            return ask_ranks(
+                self._cluster, ranks, said.append, None, name, *arguments,
+                of=on_stepper, show=self._show,
+            )  # fmt: skip
+        except BenchError as error:
+            if said:
+                raise type(error)(f"{error} ({'; '.join(said)})") from None
+            raise
+
+    def _show(self, status: str) -> None:
+        self._late = status if self._mirror.stands_still else ""
+
+    def _hold(self) -> bool:
+        """Have the ranks stop; whether they were playing."""
+        was = False
+        while True:
+            thread = self._thread
+            if thread is not None and thread.is_alive():
+                self._request_stop()
+                thread.join(STOP_SECONDS)
+            elif thread is None and self._mirror.state.playing:  # for a notebook that is gone
+                self._request_stop()
+                self._closed.wait(STOP_SECONDS)
+                self._mirror.poll()
+            else:
+                return was
+            was = True
+
+    def _request_stop(self) -> None:
+        self._cluster.client.call("stepper_stop", self._cluster.living(), ANSWER_SECONDS)
+
+    @contextmanager
+    def between(self) -> Iterator[None]:
+        """Have a run wait while the block uses the ranks, all of them after the same step."""
+        if threading.current_thread() is self._thread:
+            yield
+            return
+        with self._lock:
+            wanted = self._wanted
+            playing = self._hold()
+            broken = self._broken
+            try:
+                yield
+            except KeyboardInterrupt:
+                wanted = None
+                raise
+            finally:
+                whole = len(self._cluster.living()) == self._cluster.size
+                if wanted is not None and whole and (playing or broken):
+                    self._wanted, self._error, self._broken = wanted, "", False
+                    self._mirror.poll()
+                    self._start()
+
+    # -- commands ------------------------------------------------------------------
+
+    def step(self, n: int = 1) -> None:
+        """Take n steps."""
+        self._command("run", n)
+
+    def back(self, n: int = 1) -> None:
+        """Go back by n steps."""
+        self._command("back", n)
+
+    def to(self, step: int) -> None:
+        """Go to the state after a step of this branch."""
+        self._command("to", step)
+
+    def reset(self) -> None:
+        """Go to the beginning, and forget everything."""
+        self._command("reset")
+
+    def branch(self, name: str = "", at: int | None = None) -> str:
+        """Begin another course, here or after an earlier step; what it is called."""
+        return str(self._command("branch", name, at))
+
+    def switch(self, name: str) -> None:
+        """Go to the last step of a branch."""
+        self._command("switch", name)
+
+    def delete(self, name: str) -> None:
+        """Forget a branch."""
+        self._command("delete", name)
+
+    def compare(self, a: str, b: str) -> list[tuple[str, float]]:
+        """How far parameters of two branches are apart; see `Stepper.compare`."""
+        found: list[tuple[str, float]] = self._command("compare", a, b)
+        return found
+
+    def set(self, **values: Any) -> None:
+        """Change settings; see `Stepper.set`."""
+        self._command("set_all", values)
+
+    def freeze(self, path: str) -> None:
+        """Train a layer no more."""
+        self._command("freeze", path)
+
+    def unfreeze(self, path: str) -> None:
+        """Train a layer again."""
+        self._command("unfreeze", path)
+
+    def break_at(self, what: str) -> None:
+        """Stop when something happens; see `Stepper.break_at`."""
+        self._command("break_at", what)
+
+    def no_break(self, what: str) -> None:
+        """Do not stop for this any more."""
+        self._command("no_break", what)
+
+    def keep(self, budget_bytes: int) -> None:
+        """Take so much memory at most for the states that are kept."""
+        self._command("set_budget", budget_bytes)
+
+    def equalize(self, rank: int) -> None:
+        """Give all ranks the state of one."""
+        self._command("equalize", rank)
+
+    def save(self, path: str) -> None:
+        """Write a checkpoint."""
+        self._command("save", path)
+
+    def load(self, path: str) -> None:
+        """Go on from a checkpoint."""
+        self._command("load", path)
+
+    def restart_batches(self) -> None:
+        """Begin with the first batch again."""
+        self._command("restart_batches")
+
+    def script(self) -> str:
+        """A program that takes the steps of this branch again; see `Stepper.script`."""
+        return str(self._command("script"))
+
+    def _command(self, name: str, *arguments: Any) -> Any:
+        """Have all ranks do something, between two steps; what the first of them returned."""
+        with self.between():
+            self._error = ""
+            try:
+                found = self._ask(name, *arguments)
+            finally:
+                self._mirror.poll()
+                self._tell()
+        return next(iter(found.values()))
+
+    # -- what is heard ---------------------------------------------------------------
+
+    def _fresh(self) -> State:
+        self._mirror.poll()
+        return self._mirror.state
+
+    def _poll(self) -> None:
+        last: Mapping[str, Any] | None = None
+        while not self._closed.is_set():
+            busy = self._is_playing() or self._mirror.state.playing
+            self._wake.wait(POLL_SECONDS if busy else IDLE_SECONDS)
+            self._wake.clear()
+            if self._cluster.client.closed or self._closed.is_set():
+                return
+            if not (busy or self._watchers):
+                continue
+            with suppress(Exception):  # a cluster that goes down meanwhile
+                self._mirror.poll()
+            now = vars(self.state)
+            if now != last:
+                last = now
+                self._tell()
+            self._closed.wait(POLL_SECONDS / 2)
+
+    def _tell(self) -> None:
+        for changed in list(self._watchers):
+            changed()

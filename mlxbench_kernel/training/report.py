@@ -1,0 +1,105 @@
+"""What a stepper tells of itself while it runs, to a thread beside the one that trains."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mlxbench_kernel.rank.answers import ANSWERS
+from mlxbench_kernel.training.history import encode, encode_samples
+from mlxbench_kernel.training.settings import parts
+
+if TYPE_CHECKING:
+    from mlxbench_kernel.training.stepper import Stepper
+
+ROWS = 2000  # of the history in one answer
+NO_DETAILS = -2  # instead of a version
+
+
+class Report:
+    """Answers to the calls ``stepper`` and ``stepper_stop`` of the control channel.
+
+    What needs arrays is looked up by the thread that trains, between two steps.
+
+    Parameters
+    ----------
+    stepper
+        Of which it tells.
+    """
+
+    def __init__(self, stepper: Stepper) -> None:
+        self._stepper = stepper
+        self._seen: dict[str, Any] = {}
+        self.version = 0
+        self.look()
+        ANSWERS["stepper"] = self.tell
+        ANSWERS["stepper_stop"] = stepper.stop
+
+    def look(self) -> None:
+        """Look up what only the thread that trains may; after each command."""
+        stepper = self._stepper
+        self._seen = {
+            "settings": stepper.settings.values(),
+            "frozen": stepper.frozen,
+            "layers": [path for path in parts(stepper.modules) if path],
+            "parameters": list(stepper.program.names),
+            "measured": stepper.measured,
+            "breakpoints": dict(stepper.breakpoints),
+            "active": list(stepper.active),
+        }
+        self.version += 1
+
+    def tell(self, rows: int = 0, samples: int = 0, version: int = -1) -> dict[str, Any]:
+        """How it stands.
+
+        Parameters
+        ----------
+        rows, samples
+            From which number on rows of the history and samples are wanted.
+        version
+            Which details are known already; `NO_DETAILS` where none are wanted.
+
+        Returns
+        -------
+        dict
+            ``step``, ``branch``, ``doing``, ``said``, ``playing``, ``budget``, ``used``,
+            ``sampling``, ``next_rows`` and ``rows``, ``next_samples`` and ``samples`` (see
+            `encode`), ``version``; and unless that is known ``details``: ``branches``, ``kept``,
+            ``journal``, ``settings``, ``frozen``, ``layers``, ``parameters``, ``measured``,
+            ``breakpoints``, ``active``.
+        """
+        stepper = self._stepper
+        next_rows, found = stepper.history.since(rows, ROWS)
+        next_samples, taken = stepper.samples.since(samples)
+        said: dict[str, Any] = {
+            "step": stepper.step,
+            "branch": stepper.branches.current.name,
+            "doing": stepper.doing,
+            "said": stepper.said,
+            "playing": stepper.doing == "playing",
+            "budget": stepper.snapshots.budget,
+            "used": stepper.snapshots.used,
+            "sampling": stepper.sampling.interval,
+            "next_rows": next_rows,
+            "rows": encode(found),
+            "next_samples": next_samples,
+            "samples": encode_samples(taken),
+            "version": self.version,
+        }
+        if version not in (self.version, NO_DETAILS):
+            said["details"] = {**self._seen, **self._lists()}
+        return said
+
+    def _lists(self) -> dict[str, Any]:
+        stepper = self._stepper
+        return {
+            "branches": [
+                [each.name, each.parent, each.start, each.tip] for each in list(stepper.branches)
+            ],
+            "kept": [
+                [each.branch, each.step, each.bytes, each.parts is None]
+                for each in stepper.snapshots.all()
+            ],
+            "journal": [
+                [each.step, each.branch, each.text, each.time] for each in list(stepper.journal)
+            ],
+        }

@@ -1,0 +1,45 @@
+"""Checkpoints of a stepper: its state, where it stands, and what is trained."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mlxbench_kernel.training import checkpoint
+from mlxbench_kernel.training.branches import Branches, Edit
+from mlxbench_kernel.training.settings import part
+
+if TYPE_CHECKING:
+    from mlxbench_kernel.training.stepper import Stepper
+
+COUNTERS = ("step", "position", "clip", "shuffle")
+
+
+def save(stepper: Stepper, path: str) -> None:
+    """See `Stepper.save`."""
+    about = {
+        "counters": {name: stepper.counters[name] for name in COUNTERS},
+        "branch": stepper.branches.current.name,
+        "frozen": stepper.frozen,
+        "journal": [[each.step, each.branch, each.text, each.time] for each in stepper.journal],
+    }
+    place = checkpoint.save(path, stepper.trees, about, stepper.group)
+    stepper.note(f"saved to {place.name}")
+
+
+def load(stepper: Stepper, path: str) -> None:
+    """See `Stepper.load`."""
+    loaded, about = checkpoint.load(path, stepper.group)
+    checkpoint.restore(stepper.trees, loaded, stepper.group)
+    counters: dict[str, Any] = stepper.counters
+    counters |= about["counters"]
+    for each in stepper.frozen:
+        part(stepper.modules, each).unfreeze()
+    for each in about["frozen"]:
+        part(stepper.modules, each).freeze()
+    stepper.forget_all()
+    branches = Branches()
+    branches.current.tip = branches.current.start = stepper.step
+    branches.current.edits = [Edit(stepper.step, "load", str(path))]
+    counters["edits"], counters["tip"] = 1, stepper.step
+    stepper.go_on_with(branches)
+    stepper.note(f"loaded {path}: step {stepper.step} of branch {about['branch']}")
