@@ -71,6 +71,8 @@ def _captured_on(
     cluster: Cluster, chosen: list[int], text: str, compiled: bool, tell: Tell
 ) -> Iterator[dict[int, Graph]]:
     doing = {rank: what for rank, what in cluster.doing(chosen).items() if what != "idle"}
+    if gone := [rank for rank, what in doing.items() if what == "gone"]:
+        raise ClusterError(cluster.why_gone(gone[0]))
     if doing:
         rank, what = next(iter(doing.items()))
         raise UsageError(
@@ -80,9 +82,11 @@ def _captured_on(
         found = ask_ranks(cluster, chosen, tell, CAPTURE_SECONDS, "capture", text, compiled)
         graphs = {rank: each for rank, each in found.items() if isinstance(each, Graph)}
         if len(graphs) < len(found):
-            rank, why = next((rank, why) for rank, why in found.items() if rank not in graphs)
+            why = next(why for rank, why in found.items() if rank not in graphs)
+            alike = [rank for rank, each in found.items() if each == why]
+            who = f"rank{'s' * (len(alike) > 1)} {', '.join(map(str, alike))}"
             others = f"; on rank {next(iter(graphs))} it can be captured" if graphs else ""
-            raise UsageError(f"rank {rank}: {why}{others}")
+            raise UsageError(f"{who}: {why}{others}")
         yield graphs
     finally:
         if not cluster.client.closed:

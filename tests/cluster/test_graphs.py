@@ -8,7 +8,7 @@ import pytest
 from faults import SETUP, in_background
 
 from mlxbench_kernel.cluster import Cluster
-from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.errors import ClusterError, UsageError
 from mlxbench_kernel.graph import Graph, Phase
 from mlxbench_kernel.remote import capture_on
 
@@ -53,11 +53,11 @@ def test_arrays_that_wait_on_one_rank(ranks: Cluster) -> None:
 @pytest.mark.parametrize(
     ("expression", "said"),
     [
-        ("missing", "rank 0: NameError: name 'missing' is not defined"),
-        ("treasure", "rank 0: treasure is evaluated already"),
-        ("step(x", "rank 0: %mlx_graph: 'step"),
-        ("broken(x)", r"rank 0: ZeroDivisionError: .* by zero \(line 2 in broken\)"),
-        ("reading(x)", "rank 0: line 2 of the cell .reading. reads a value"),
+        ("missing", "ranks 0, 1: NameError: name 'missing' is not defined"),
+        ("treasure", "ranks 0, 1: treasure is evaluated already"),
+        ("step(x", "ranks 0, 1: %mlx_graph: 'step"),
+        ("broken(x)", r"ranks 0, 1: ZeroDivisionError: .* by zero \(line 2 in broken\)"),
+        ("reading(x)", "ranks 0, 1: line 2 of the cell .reading. reads a value"),
         ("only", "rank 0: NameError.*; on rank 1 it can be captured"),
     ],
 )
@@ -67,7 +67,7 @@ def test_what_cannot_be_captured_is_said_in_one_line(
     ranks.execute("def broken(x):\n    return x / (1 // 0)")
     ranks.execute("def reading(x):\n    return x * x.sum().item() if x.sum() > 0 else x")
     ranks.execute("only = mx.ones(3) + 1", ranks=[1])
-    with pytest.raises(UsageError, match=said) as raised:
+    with pytest.raises(UsageError, match="^" + said) as raised:
         capture_on(ranks, expression, [0, 1])
     assert "\n" not in str(raised.value)
 
@@ -80,3 +80,13 @@ def test_a_busy_rank_is_named(ranks: Cluster) -> None:
         capture_on(ranks, "step(x, y)", [0, 1])
     ranks.interrupt()
     cell.result(timeout=10)
+
+
+def test_a_rank_that_is_gone_is_said_with_what_brings_it_back() -> None:
+    cluster = Cluster.up(2, seed=7)
+    dies = "import os, signal\nif rank:\n    os.kill(os.getpid(), signal.SIGKILL)"
+    assert 1 in cluster.execute(dies).errors
+    with pytest.raises(ClusterError, match=r"^rank 1 .* is gone .*: %mlx_dist heal brings it back"):
+        capture_on(cluster, "mx.ones(3) * 2", [0, 1])
+    assert list(capture_on(cluster, "mx.ones(3) * 2", [0])) == [0]
+    cluster.down()
