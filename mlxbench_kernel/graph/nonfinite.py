@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from mlxbench_kernel.graph.capture import named
 from mlxbench_kernel.graph.given import given_arrays, on_own_thread
 from mlxbench_kernel.graph.model import Graph
-from mlxbench_kernel.graph.profile import collectives_of, graph_of, replayed
+from mlxbench_kernel.graph.profile import TOLD_EVERY, collectives_of, graph_of, replayed
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ def first_nonfinite(
     outputs: Any,
     graph: Graph | None = None,
     collectives: bool = True,
+    progress: Callable[[float, str], None] | None = None,
 ) -> NonFinite | None:
     """Find the first operation whose result has NaN or Inf while what it takes has none.
 
@@ -115,6 +116,8 @@ def first_nonfinite(
         to evaluate the arrays together. On a rank whose own part is finite, the first operation
         is then the collective that brought NaN from another one. False has their input, or
         zeros, stand for their result, so each rank finds its own alone.
+    progress
+        Told the fraction done (0 to 1), and what is under way.
 
     Returns
     -------
@@ -136,7 +139,7 @@ def first_nonfinite(
     arrays = given_arrays("first_nonfinite", outputs)
     if graph is None:
         graph = named(graph_of(arrays, None), sys._getframe(1).f_globals)
-    return traced(arrays, graph, collectives).found
+    return traced(arrays, graph, collectives, progress).found
 
 
 @dataclass(frozen=True)
@@ -155,23 +158,30 @@ class Traced:
     given: Mapping[int, NonFinite]
 
 
-def traced(outputs: Sequence[mx.array], graph: Graph | None, collectives: bool) -> Traced:
+def traced(
+    outputs: Sequence[mx.array],
+    graph: Graph | None,
+    collectives: bool,
+    progress: Callable[[float, str], None] | None = None,
+) -> Traced:
     """As `first_nonfinite`, with what it takes to follow NaN from rank to rank."""
     replay = replayed(outputs, collectives=collectives, donate=False)
     try:
         with on_own_thread():
-            return _traced(replay, graph_of(outputs, graph))
+            return _traced(replay, graph_of(outputs, graph), progress)
     finally:
         replay.restart()  # the traceback of an error would hold what is half done
 
 
-def _traced(replay: Any, graph: Graph) -> Traced:
+def _traced(replay: Any, graph: Graph, progress: Callable[[float, str], None] | None) -> Traced:
     of_nan: dict[int, int] = {}  # of arrays with NaN, the node that it comes from
     of_inf: dict[int, int] = {}  # of those with Inf alone
     found: dict[int, NonFinite] = {}
     given: dict[int, NonFinite] = {}
     meeting = set(collectives_of(graph))
     for node in range(graph.nodes):
+        if progress is not None and node % TOLD_EVERY == 0:
+            progress(node / graph.nodes, "looking for NaN and Inf")
         replay.step()
         values = replay.values()
         taken = [int(array) for array in graph.inputs_of(node)]

@@ -175,7 +175,7 @@ class GraphMagics(Magics):
         focus = measured = None
         with ProgressBar() as progress:
             if command.nonfinite:
-                found = first_nonfinite(captured.outputs, captured.graph)
+                found = first_nonfinite(captured.outputs, captured.graph, progress=progress)
                 print(found or "everything is finite")
                 focus = None if found is None else found.node
             if command.profile:

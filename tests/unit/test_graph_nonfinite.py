@@ -112,3 +112,13 @@ def test_kinds_of_numbers() -> None:
 
 def _id(array: mx.array) -> int:
     return int(read([array]).id[0])
+
+
+def test_what_takes_long_tells_how_far_it_is() -> None:
+    y = mx.ones(3)
+    for _ in range(600):
+        y = mx.sin(y)
+    told: list[tuple[float, str]] = []
+    assert first_nonfinite(y, progress=lambda done, text: told.append((done, text))) is None
+    assert [text for _, text in told] == ["looking for NaN and Inf"] * len(told)
+    assert len(told) > 1 and told[0][0] == 0 and 0 < told[-1][0] < 1
