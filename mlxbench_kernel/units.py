@@ -31,6 +31,12 @@ def format_bytes(count: float) -> str:
 
 def quantity(number: float) -> str:
     """A number with three digits and a prefix of the SI, to stand before a unit: ``1.23 G``."""
-    thousands = math.floor(math.log10(abs(number)) / 3) if number else 0
+    rounded = abs(float(f"{number:.3g}"))  # 999.7 is written as a thousand
+    thousands = math.floor(math.log10(rounded) / 3) if rounded else 0
     thousands = min(max(thousands, -3), 5)
     return f"{number / 1000.0**thousands:.3g} {PREFIXES[thousands + 3]}"
+
+
+def ratio(number: float) -> str:
+    """A number with two digits, or all before the point: ``0.25``, ``4.5``, ``1,365``."""
+    return f"{number:,.0f}" if abs(number) >= 99.5 else f"{number:.2g}"

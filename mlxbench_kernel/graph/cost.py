@@ -52,7 +52,7 @@ from mlxbench_kernel.graph.given import check_graph
 from mlxbench_kernel.graph.model import COLLECTIVES, Graph, Sizes
 from mlxbench_kernel.graph.operations import MOVES, Operands, operations
 from mlxbench_kernel.graph.traffic import Traffic
-from mlxbench_kernel.units import format_bytes, quantity
+from mlxbench_kernel.units import format_bytes, quantity, ratio
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Cost:
         moved = total["read"] + total["written"]
         line = f"{quantity(total['flops'])}FLOP, {format_bytes(moved)} moved"
         if moved:
-            line += f" ({total['flops'] / moved:.2g} FLOP/byte)"
+            line += f" ({ratio(total['flops'] / moved)} FLOP/byte)"
         if total["wire"]:
             line += f", {format_bytes(total['wire'])} to send"
         return "; ".join(part for part in (line, self.left_out()) if part)

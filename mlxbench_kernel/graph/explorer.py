@@ -19,7 +19,7 @@ from mlxbench_kernel.graph.model import Graph, Phase, Status
 from mlxbench_kernel.graph.peak import Prediction, predict
 from mlxbench_kernel.graph.scene import Scene
 from mlxbench_kernel.graph.search import path, search
-from mlxbench_kernel.units import format_bytes, quantity
+from mlxbench_kernel.units import format_bytes, quantity, ratio
 
 Rows = list[tuple[str, str]]
 
@@ -326,7 +326,7 @@ def _cost_rows(found: Cost, nodes: NDArray[np.integer]) -> Rows:
         said = f"{said}; {left_out}" if flops else left_out
     rows = [("FLOPs", said), ("memory traffic", format_bytes(moved))]
     if flops and moved:
-        rows.append(("intensity", f"{flops / moved:.2g} FLOP/byte"))
+        rows.append(("intensity", f"{ratio(flops / moved)} FLOP/byte"))
     return rows
 
 

@@ -15,6 +15,7 @@ from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.graph.given import given_arrays, on_own_thread
 from mlxbench_kernel.graph.model import COLLECTIVES, Graph, Status
 from mlxbench_kernel.graph.reader import read
+from mlxbench_kernel.units import quantity
 
 TOLD_EVERY = 500  # operations
 MOST_SHOWN = 10  # operations, and modules
@@ -114,8 +115,8 @@ class Profile:
     def __str__(self) -> str:
         ratio = f", {self.total / self.whole:.1f} ×" if self.whole else ""
         lines = [
-            f"{self.total * 1e3:.3g} ms, the sum of operations evaluated apart{ratio} the "
-            f"{self.whole * 1e3:.3g} ms of the whole (medians of {self.repeat}).",
+            f"{quantity(self.total)}s, the sum of operations evaluated apart{ratio} the "
+            f"{quantity(self.whole)}s of the whole (medians of {self.repeat}).",
             APART,
         ]
         lines += [line for line in (self.of_collectives,) if line]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from mlxbench_kernel.graph.call_key import Leaves, differences, shortened
 from mlxbench_kernel.lines import Line
+from mlxbench_kernel.units import quantity
 
 _LEAVES_SHOWN = 6
 
@@ -90,7 +91,7 @@ class Trace:
     def __str__(self) -> str:
         again = "traced" if self.number == 1 else f"traced again (number {self.number})"
         return (
-            f"{self.function} was {again} in {self.seconds * 1e3:.3g} ms at {self.line}: {self.why}"
+            f"{self.function} was {again} in {quantity(self.seconds)}s at {self.line}: {self.why}"
         )
 
 

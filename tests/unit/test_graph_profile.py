@@ -134,6 +134,12 @@ def test_ranks_side_by_side_say_that_operations_were_measured_apart() -> None:
     assert waiting.count("waiting for ranks that come later") == 1
 
 
+def test_long_times_are_written_without_an_exponent() -> None:
+    measured = profile(lazy(), repeat=1)
+    slow = replace(measured, seconds=measured.seconds / measured.total * 1.5, whole=1.25)
+    assert str(slow).startswith("1.5 s, the sum of operations evaluated apart, 1.2 × the 1.25 s of")
+
+
 def test_what_is_drawn_at_random_is_drawn_again_alike() -> None:
     mx.random.seed(5)
     drawn = mx.random.normal((64, 64)) @ mx.random.uniform(shape=(64, 64))
