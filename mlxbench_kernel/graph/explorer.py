@@ -81,7 +81,8 @@ class Explorer:
         graph = self.graph
         computed = int((graph.primitive != 0).sum())
         held = f" of {format_bytes(self.prediction.baseline)}" if graph.complete else ""
-        parts = [f"{computed:,} operations, {graph.nodes - computed:,} inputs and constants{held}"]
+        operations = f"{computed:,} operation{'' if computed == 1 else 's'}"
+        parts = [f"{operations}, {graph.nodes - computed:,} inputs and constants{held}"]
         called = [graph.collective(node) for node in np.flatnonzero(self._is_collective).tolist()]
         parts += [f"{called.count(name)} × {name}" for name in dict.fromkeys(called)]
         if self._states is not None:

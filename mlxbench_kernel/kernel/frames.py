@@ -34,7 +34,7 @@ def only_frames_of_the_user(shell: InteractiveShell) -> Iterator[None]:
         yield
     except UsageError:
         raise
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         raised, found = error, _without_own(error.__traceback__)
 
         def lines() -> list[str]:
@@ -42,7 +42,7 @@ def only_frames_of_the_user(shell: InteractiveShell) -> Iterator[None]:
             shown: list[str] = show(type(raised), raised, found)
             return shown
 
-        error._render_traceback_ = lines  # type: ignore[attr-defined]  # IPython calls it
+        setattr(error, "_render_traceback_", lines)  # noqa: B010  # IPython calls it
         raise
 
 

@@ -20,6 +20,7 @@ from mlxbench_kernel.kernel.retraces import Retraces
 if TYPE_CHECKING:
     from mlxbench_kernel.kernel.magics import RanksMagics
 
+MANY_NODES = 100_000  # from which on opening a graph takes about a second
 _OPTION = re.compile(r"(?:^|\s)(--[a-z]|-h\b)")
 
 
@@ -99,6 +100,8 @@ def read_graph_line(line: str) -> ShowGraph | Help:
         values, rest = parser.read(split_words(options))
     except HelpWanted as help_wanted:
         return Help(str(help_wanted))
+    if rest and not expression:
+        raise parser.wrong("the expression stands before the options")
     if rest:
         raise parser.wrong(f"nothing is meant by {rest[0]!r}")
     if not expression:
@@ -180,11 +183,14 @@ class GraphMagics(Magics):
                 focus = None if found is None else found.node
             if command.profile:
                 measured = profile(captured.outputs, graph=captured.graph, progress=progress)
-        if measured is None:
-            display(graphs.view_of_graph(captured.graph, focus))
-        else:
-            print(measured)
-            display(graphs.view_of_profile(measured, focus))
+                print(measured)
+            if captured.graph.nodes >= MANY_NODES:
+                progress(0.9, f"opening {captured.graph.nodes:,} nodes")
+            if measured is None:
+                view = graphs.view_of_graph(captured.graph, focus)
+            else:
+                view = graphs.view_of_profile(measured, focus)
+        display(view)
         return None
 
     def _show_traces(self, command: ShowGraph) -> None:
@@ -195,7 +201,9 @@ class GraphMagics(Magics):
                 "%mlx_graph: --traces is of this notebook; on ranks call watch_retracing() and "
                 "traces(step) of mlxbench_kernel in a cell"
             )
-        found = self.retraces.of(self._ranks.shell.ev(command.expression))
+        with only_frames_of_the_user(self._ranks.shell):
+            function = self._ranks.shell.ev(command.expression)
+        found = self.retraces.of(function)
         display(Table(found.header, found.rows, found.caption))
 
     def _show_ranks(self, command: ShowGraph) -> None:
@@ -227,11 +235,14 @@ class GraphMagics(Magics):
                     measured = replays.profile()
                     alone = len(ranks) == 1
                     said.append(str(measured[shown]) if alone else side_by_side(measured))
-        agrees, merged = agreement(captured)
+            if captured[shown].nodes >= MANY_NODES:
+                progress(0.9, f"opening {captured[shown].nodes:,} nodes")
+            agrees, merged = agreement(captured)
+            if command.profile:
+                view = graphs.view_of_profile(measured[shown], focus, f"rank {shown}")
+            elif merged is not None and focus is None:
+                view = graphs.view_of_states(*merged, note=agrees)
+            else:
+                view = graphs.view_of_graph(captured[shown], focus, f"rank {shown}")
         print("\n".join([*([agrees] if agrees else []), *said]))
-        if command.profile:
-            display(graphs.view_of_profile(measured[shown], focus, f"rank {shown}"))
-        elif merged is not None and focus is None:
-            display(graphs.view_of_states(*merged, note=agrees))
-        else:
-            display(graphs.view_of_graph(captured[shown], focus, f"rank {shown}"))
+        display(view)

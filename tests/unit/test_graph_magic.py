@@ -9,6 +9,7 @@ from IPython.utils.capture import capture_output
 
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.graph import capture, diff, profile
+from mlxbench_kernel.kernel import graph_magics
 from mlxbench_kernel.kernel.command import Help
 from mlxbench_kernel.kernel.graph_magics import read_graph_line
 
@@ -55,6 +56,8 @@ def test_a_call_is_shown_and_not_made(shell, model):
 
 def test_lazy_arrays_are_shown_and_stay_lazy(shell, model):
     shell.run_cell("loss = (x * 2).sum()")
+    _, (data,) = shown(shell, "mx.sin(x)")
+    assert "\n1 operation, 1 inputs and constants" in data["text/plain"]
     _, (data,) = shown(shell, "loss")
     assert "Sum" in data["image/svg+xml"] and "loss" in data["text/plain"]
     assert capture(shell.user_ns["loss"]).nodes > 1  # still not evaluated
@@ -99,6 +102,7 @@ def test_the_watch_ends_with_the_extension(shell):
     [
         ("", "an expression is missing"),
         ("loss --rank 1", "--rank"),
+        ("--profile model(x)", "the expression stands before the options"),
         ("loss --ranks one", "--ranks"),
         ("model(x", "is no expression"),
         ("x", "nothing lazy"),
@@ -111,9 +115,12 @@ def test_bad_lines_are_said_in_one_line(shell, model, line, said):
     assert "\n" not in str(raised.value)
 
 
-def test_an_unknown_name_is_pythons_error(shell, model):
+def test_an_unknown_name_is_pythons_error(shell, model, capsys):
     with pytest.raises(NameError, match="no_such"):
         shown(shell, "no_such(x)")
+    shell.run_cell("%mlx_graph no_such --traces")
+    said = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+    assert "NameError: name 'no_such' is not defined" in said and "mlxbench_kernel" not in said
 
 
 def test_what_a_call_raises_is_shown_with_the_lines_of_the_user_only(shell, model, capsys):
@@ -122,6 +129,26 @@ def test_what_a_call_raises_is_shown_with_the_lines_of_the_user_only(shell, mode
     said = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
     assert "NameError: name 'missing' is not defined" in said and "return y + missing" in said
     assert "1 broken(x)" in said and "mlxbench_kernel" not in said and "IPython" not in said
+
+
+def test_an_interrupted_call_shows_where_it_was(shell, model, capsys):
+    shell.run_cell("def hangs(x):\n    import signal\n    signal.raise_signal(signal.SIGINT)")
+    shell.run_cell("%mlx_graph hangs(x)")
+    said = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+    assert "KeyboardInterrupt" in said and "raise_signal" in said and "1 hangs(x)" in said
+    assert "mlxbench_kernel" not in said
+
+
+def test_a_graph_that_takes_long_to_open_says_so(shell, model, monkeypatch):
+    told = []
+    monkeypatch.setattr(
+        "mlxbench_kernel.widgets.ProgressBar.__call__", lambda _, *at: told.append(at)
+    )
+    shown(shell, "model(x)")
+    assert told == []
+    monkeypatch.setattr(graph_magics, "MANY_NODES", 3)
+    _, (data,) = shown(shell, "model(x)")
+    assert re.fullmatch(r"opening \d+ nodes", told[-1][1]) and VIEW in data
 
 
 def test_a_call_of_an_expression_that_reads_is_said_with_its_text(shell, model):
