@@ -89,6 +89,11 @@ def to_mlxfn(
     >>> print(to_mlxfn("mlp", model, x))
     >>> to_mlxfn("step.mlxfn", loss_and_gradients, parameters, batch)
     """
+    if not callable(fun):
+        raise UsageError(
+            f"to_mlxfn takes a function and what it is called with, and {type(fun).__name__} is "
+            "none: type to_mlxfn(path, step, x, y)"
+        )
     function = _path(path)
     signature = Signature(fun, args, kwargs)
     module = native.load()

@@ -311,6 +311,11 @@ def test_arguments_that_are_no_arrays_are_refused(folder: Path) -> None:
     assert "float64" in said(lambda x: x, X.astype(mx.float64, stream=mx.cpu))
 
 
+def test_an_array_in_place_of_a_function_is_refused(folder: Path) -> None:
+    said = refused(mx.ones(3) * 2, folder=folder)  # type: ignore[arg-type]
+    assert said.startswith("to_mlxfn takes a function and what it is called with, and array is no")
+
+
 def test_results_that_are_no_arrays_are_refused(folder: Path) -> None:
     said = partial(refused, folder=folder)
     assert said(lambda x: None, X).startswith("the function returns a NoneType, and ")
