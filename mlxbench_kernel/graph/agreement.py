@@ -47,13 +47,19 @@ def agreement(
         return "", None
     found = {rank: diff(graphs[first], graphs[rank]) for rank in others}
     different = [rank for rank in others if not found[rank].equal]
-    merged = found[different[0]].merged() if different else None
+    merged = None
+    if different:
+        graph, states = found[different[0]].merged()
+        where = f"removed: only on rank {first}, added: only on rank {different[0]}"
+        merged = graph.with_(hint=" · ".join(filter(None, (graph.hint, where)))), states
     if trouble := _trouble(graphs):
         return f"the ranks do not agree: {trouble}", merged
     if not different:
         ranks = ", ".join(map(str, graphs))
         nodes, count = graphs[first].nodes, len(collectives(graphs[first]))
         said = f"{count:,} collective{'' if count == 1 else 's'}"
+        if not all(graph.complete for graph in graphs.values()):
+            said += "; only names and edges are compared: shapes need the native module"
         return f"ranks {ranks} agree: {nodes:,} nodes, {said}", None
     rank = different[0]
     said = f"rank {first} and rank {rank} differ: {found[rank].summary}; their collectives agree"

@@ -73,7 +73,7 @@ def test_one_line_says_whether_the_ranks_agree(shell: InteractiveShell) -> None:
     assert "all_sum" in data["image/svg+xml"]
     said, data = shown(shell, "uneven(fed) --ranks all")
     assert said.startswith("rank 0 and rank 1 differ") and said.count("\n") == 1
-    assert "added" in data["image/svg+xml"]
+    assert "removed: only on rank 0, added: only on rank 1" in data["image/svg+xml"]
 
 
 @pytest.mark.parametrize(
