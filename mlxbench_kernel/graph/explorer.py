@@ -85,16 +85,14 @@ class Explorer:
         parts = [f"{operations}, {graph.nodes - computed:,} inputs and constants{held}"]
         called = [graph.collective(node) for node in np.flatnonzero(self._is_collective).tolist()]
         parts += [f"{called.count(name)} × {name}" for name in dict.fromkeys(called)]
-        if self._states is not None:
-            pass  # together, both cost nothing that anybody would pay
-        elif graph.complete:
+        if not graph.complete:
+            parts.append("names and edges only: the native module is missing")
+        elif self._states is None:  # two in one cost nothing that anybody would pay
             flops = f"{quantity(int(self.cost.flops.sum()))}FLOP"
             left_out = self.cost.left_out()
             parts.append(f"{flops} ({left_out})" if left_out else flops)
             how = "predicted as on a CPU" if graph.device.any() else "predicted"
             parts.append(f"peak {format_bytes(self.prediction.peak)} more than now ({how})")
-        else:
-            parts.append("names and edges only: the native module is missing")
         return " · ".join([*parts, *filter(None, (graph.hint, self._note))])
 
     @cached_property
@@ -315,9 +313,13 @@ class Explorer:
             return picture.svg(self.scene(), self.title, most=None, summary=self.summary)
         return exports.to_dot(self.graph) if kind == "dot" else saved.to_json(self.graph)
 
-    def picture(self, name: str = "") -> str:
-        """What is open now as SVG, of a size for a page; `name` as in `picture.svg`."""
-        return picture.svg(self.scene(), self.title, name=name, summary=self.summary)
+    def picture(self, name: str = "", focus: int | None = None) -> str:
+        """What is open now as SVG, of a size for a page, with what is in `focus` outlined.
+
+        `name` is as in `picture.svg`.
+        """
+        shown = None if focus is None else self.shown(focus)
+        return picture.svg(self.scene(), self.title, name=name, summary=self.summary, focus=shown)
 
 
 def _cost_rows(found: Cost, nodes: NDArray[np.integer]) -> Rows:

@@ -74,6 +74,7 @@ def svg(
     most: int | None = MOST,
     name: str = "",
     summary: str = "",
+    focus: int | None = None,
 ) -> str:
     """Draw a scene as an SVG element that needs nothing else.
 
@@ -92,6 +93,8 @@ def svg(
         By which the element is known to a page: its first attribute is ``id``.
     summary
         Stands under the title.
+    focus
+        An item that is outlined, as one that is selected in a view.
     """
     drawn = _drawn(scene, most)
     box = np.full(scene.boxes, -1, np.int64)
@@ -131,7 +134,7 @@ def svg(
     frames = drawn[scene.kind[drawn] == Kind.FRAME]
     parts += [_box(scene, each) for each in frames.tolist()]
     parts += [_line(scene, each) for each in lines.tolist()]
-    parts += [_box(scene, each) for each in inner.tolist()]
+    parts += [_box(scene, each, int(scene.item[each]) == focus) for each in inner.tolist()]
     parts.append("</g></svg>")
     return "\n".join(parts)
 
@@ -172,6 +175,7 @@ def _style(dark: bool) -> str:
         ".back,.mlxbench-graph .key": "stroke:none",
         ".frame": "fill:var(--inside)",
         ".collective rect": "stroke:var(--ink);stroke-width:2",
+        ".focus rect": "stroke:#1f7ae0;stroke-width:4",  # as what is selected in a view
         "path": "fill:none;stroke:var(--edge);stroke-width:1.2",
         ".stub": "stroke-dasharray:3 3",
     }
@@ -197,7 +201,7 @@ def _legend(scene: Scene, width: float, top: float) -> tuple[str, float]:
     return "".join(parts), y - top + 20.0
 
 
-def _box(scene: Scene, box: int) -> str:
+def _box(scene: Scene, box: int, focus: bool = False) -> str:
     x, y = float(scene.x[box]), float(scene.y[box])
     width, height = float(scene.width[box]), float(scene.height[box])
     kind, title, note = Kind(int(scene.kind[box])), escape(scene.title[box]), scene.note[box]
@@ -219,7 +223,7 @@ def _box(scene: Scene, box: int) -> str:
     middle, line = x + width / 2, y + (height / 2 + 4 if not note else height / 2 - 4)
     second = f'<text class="note" x="{middle:.1f}" y="{y + height / 2 + 12:.1f}">{escape(note)}'
     return (
-        f'<g class="box middle {kind.name.lower()}">{back}'
+        f'<g class="box middle {kind.name.lower()}{" focus" if focus else ""}">{back}'
         f'<rect class="{fill}" {place} rx="{round_:.0f}"/>'
         f'<text x="{middle:.1f}" y="{line:.1f}">{title}</text>'
         f"{second + '</text>' if note else ''}</g>"

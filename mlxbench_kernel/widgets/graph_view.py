@@ -95,7 +95,7 @@ class GraphView(anywidget.AnyWidget):
         bundle = self._repr_mimebundle_()
         if bundle is not None:
             display(bundle[0], metadata=bundle[1], raw=True)
-        display({"image/svg+xml": self.source.picture(self.picture)}, raw=True)
+        display({"image/svg+xml": self.source.picture(self.picture, self.focus)}, raw=True)
 
     def _answer(self, _widget: object, content: object, _buffers: object) -> None:
         """Answer a message of the browser, whatever goes wrong: somebody waits for it."""

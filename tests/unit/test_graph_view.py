@@ -160,6 +160,26 @@ def test_without_a_widget_a_picture_stands_in_its_place(graph: Graph) -> None:
     assert svg.startswith(f'<svg id="{view.picture}" ') and "LlamaModel" in svg
 
 
+@pytest.mark.usefixtures("shell")
+def test_the_picture_outlines_what_the_view_has_selected() -> None:
+    graph = capture(lambda x: mx.log(mx.sin(x)), mx.ones(3))
+    node = next(node for node in range(graph.nodes) if graph.primitive_name(node) == "Log")
+    view = graphs.view_of_graph(graph, focus=node)
+    with capture_output() as captured:
+        display(view)
+    drawn = captured.outputs[1].data["image/svg+xml"]
+    (outlined,) = re.findall(r'<g class="box middle \w+ focus">.*?</g>', drawn)
+    assert ">Log<" in outlined
+    assert " focus" not in graphs.view_of_graph(graph).source.picture()
+
+
+def test_two_graphs_in_one_say_what_is_not_known_of_them() -> None:
+    graph = capture(mx.sin, mx.ones(3))
+    bare = graph.with_(complete=False, arguments=np.zeros_like(graph.arguments))
+    assert "names and edges only" in graphs.view_of_diff(diff(bare, bare)).summary
+    assert "names and edges only" not in graphs.view_of_diff(diff(graph, graph)).summary
+
+
 def test_of_thousands_of_links_it_is_said_how_many_are_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
