@@ -47,9 +47,12 @@ def only_frames_of_the_user(shell: InteractiveShell) -> Iterator[None]:
 
 
 def _without_own(traceback: TracebackType | None) -> TracebackType | None:
-    if traceback is None:
-        return None
-    rest = _without_own(traceback.tb_next)
-    if traceback.tb_frame.f_code.co_filename.startswith(_OWN):
-        return rest
-    return TracebackType(rest, traceback.tb_frame, traceback.tb_lasti, traceback.tb_lineno)
+    kept = []
+    while traceback is not None:  # no recursion: of a RecursionError there are thousands
+        if not traceback.tb_frame.f_code.co_filename.startswith(_OWN):
+            kept.append(traceback)
+        traceback = traceback.tb_next
+    rest = None
+    for each in reversed(kept):
+        rest = TracebackType(rest, each.tb_frame, each.tb_lasti, each.tb_lineno)
+    return rest
