@@ -168,7 +168,7 @@ def test_what_reads_a_value_stops_the_capture_and_is_named(user: dict[str, Any],
     def reading(x: mx.array) -> Any:
         return READS[kind](user["model"](x))
 
-    with pytest.raises(ReadError, match=r"test_graph_capture.py:\d+ .* reads a value"):
+    with pytest.raises(ReadError, match=r"test_graph_capture.py:\d+ reads a value"):
         capture(reading, user["x"], namespace=user)
     assert user["model"](user["x"]).sum().item() is not None  # reads work again
     assert mx.eval.__name__ == "eval"
