@@ -71,8 +71,8 @@ def calling_line(frame: FrameType | None) -> Line:
     while frame is not None and frame.f_code.co_filename.startswith(own):
         frame = frame.f_back
     innermost = frame
-    libraries = _libraries()
-    while frame is not None and frame.f_code.co_filename.startswith(libraries):
+    others = (own, *_libraries())  # between the user and a library may be a capture
+    while frame is not None and frame.f_code.co_filename.startswith(others):
         frame = frame.f_back
     if innermost is None:
         return Line("", "", "", "", 0)

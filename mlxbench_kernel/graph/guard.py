@@ -172,6 +172,7 @@ def _refuse(what: str, array: mx.array) -> None:
         line = calling_line(sys._getframe(1))
         inside = "" if line.function.startswith("<") else f" ({line.function})"
         where = f"{line.text}{inside}" if line.text else "something"
+        where += f", in {line.inside}," if line.inside else ""
         raise ReadError(
             f"{where} reads a value ({what}) of a {dtype} array of shape "
             f"{list(array.shape)}, which would evaluate it: capture a function without that line"

@@ -131,6 +131,14 @@ def test_what_a_call_raises_is_shown_with_the_lines_of_the_user_only(shell, mode
     assert "1 broken(x)" in said and "mlxbench_kernel" not in said and "IPython" not in said
 
 
+def test_an_endless_recursion_shows_the_lines_of_the_user_only(shell, model, capsys):
+    shell.run_cell("def deep(x):\n    return deep(mx.sin(x))")
+    shell.run_cell("%mlx_graph deep(x)")
+    said = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+    assert "RecursionError" in said and "return deep(mx.sin(x))" in said
+    assert "mlxbench_kernel" not in said
+
+
 def test_an_interrupted_call_shows_where_it_was(shell, model, capsys):
     shell.run_cell("def hangs(x):\n    import signal\n    signal.raise_signal(signal.SIGINT)")
     shell.run_cell("%mlx_graph hangs(x)")
@@ -154,6 +162,15 @@ def test_a_graph_that_takes_long_to_open_says_so(shell, model, monkeypatch):
 def test_a_call_of_an_expression_that_reads_is_said_with_its_text(shell, model):
     with pytest.raises(UsageError, match=r"^%mlx_graph mx.sum\(x\).item\(\) reads a value"):
         shown(shell, "mx.sum(x).item()")
+
+
+def test_a_read_in_a_library_is_said_with_the_expression_and_the_line_there(shell, model):
+    shell.run_cell("import mlx_lm")
+    library = "def reads(x):\n    return x * x.sum().item()"
+    file = shell.user_ns["mlx_lm"].__path__[0] + "/reading.py"
+    exec(compile(library, file, "exec"), shell.user_ns)
+    with pytest.raises(UsageError, match=r"^%mlx_graph reads\(x\), in mlx_lm/reading.py:2, reads "):
+        shown(shell, "reads(x)")
 
 
 def test_options_follow_the_expression():
