@@ -112,6 +112,11 @@ def test_colours_memory_and_groups(view: Locator, page: Page) -> None:
     expect(memory).to_contain_text("peak")
     memory.click()
     expect(details(view)).to_contain_text("Alive, the largest first")
+    # What was clicked stays marked: it is what the details are of.
+    clicked = memory.inner_text()
+    page.mouse.move(5, 5)
+    expect(memory).to_have_text(clicked)
+    assert " peak " not in clicked
     details(view).locator(".mlxgraph-link").first.click()
     expect(details(view)).to_contain_text("operation")
 

@@ -23,6 +23,7 @@ export class MemoryStrip {
   private readonly end: number;
   private readonly highest: number;
   private pointed: number;
+  private picked: number; // what the details are of, once one has been picked
   private readonly resized = new ResizeObserver(() => this.draw());
   private readonly themed = new MutationObserver(() => requestAnimationFrame(() => this.draw()));
 
@@ -35,14 +36,14 @@ export class MemoryStrip {
     this.bytes = float32(timeline.bytes);
     this.end = Math.max(this.at[this.at.length - 1]!, 1);
     this.highest = Math.max(this.bytes[timeline.peak]!, 1);
-    this.pointed = timeline.peak;
+    this.pointed = this.picked = timeline.peak;
     this.element.setAttribute("aria-valuemax", String(this.end));
     this.element.append(this.canvas, this.said);
     this.element.addEventListener("pointermove", (event) => this.point(this.nearest(event)));
-    this.element.addEventListener("pointerleave", () => this.point(timeline.peak));
+    this.element.addEventListener("pointerleave", () => this.point(this.picked));
     this.element.addEventListener("click", (event) => {
       this.point(this.nearest(event));
-      this.onPick(this.at[this.pointed]!);
+      this.pick();
     });
     this.element.addEventListener("keydown", (event) => this.key(event));
     this.resized.observe(this.element);
@@ -74,9 +75,14 @@ export class MemoryStrip {
     if (event.key === "ArrowLeft") this.point(clamp(this.pointed - by, 0, this.at.length - 1));
     else if (event.key === "ArrowRight") this.point(clamp(this.pointed + by, 0, this.at.length - 1));
     else if (event.key === "Home") this.point(this.timeline.peak);
-    else if (event.key === "Enter" || event.key === " ") this.onPick(this.at[this.pointed]!);
+    else if (event.key === "Enter" || event.key === " ") this.pick();
     else return;
     event.preventDefault();
+  }
+
+  private pick(): void {
+    this.picked = this.pointed;
+    this.onPick(this.at[this.picked]!);
   }
 
   private point(to: number): void {

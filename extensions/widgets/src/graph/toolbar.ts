@@ -40,7 +40,7 @@ export class Toolbar {
   constructor(private readonly actions: Actions) {
     this.input = make("input", {
       type: "search",
-      placeholder: "Search: name, shape…",
+      placeholder: "Find name, shape…",
       "aria-label": "Search in the whole graph",
       title: SEARCH_HELP,
       spellcheck: "false",
