@@ -107,7 +107,7 @@ def test_one_rank_alone_measures_what_needs_no_other(ranks: Cluster) -> None:
             r"node by node, collective 1 differs: rank 0: all_sum .*; rank 1: all_",
         ),
         ("unsent", [0, 1], "rank 1 would wait for ever for what rank 0 does not send"),
-        ("treasure", [0, 1], "rank 0: treasure is evaluated already"),
+        ("treasure", [0, 1], "ranks 0, 1: treasure is evaluated already"),
     ],
 )
 def test_what_would_wait_for_ever_is_refused_in_one_line(
