@@ -246,7 +246,8 @@ class Cluster(Looking):
             By rank; None where the cell ended with no expression, its text where the value
             cannot be sent.
         """
-        return self._transfer(ranks).results()
+        with self.between():
+            return self._transfer(ranks).results()
 
     def interrupt(
         self, ranks: Iterable[int] | None = None, tell: Tell = lambda text: None

@@ -168,9 +168,10 @@ class RanksMagics(Magics):
 
         if command.auto:
             display(RanksMarker(ranks_text(ranks)))
-        run_cell(self.shell, cluster, cell, ranks, command.timeout, command.setup)
-        if command.out is not None:
-            self.shell.push({command.out: cluster.results(ranks)})
+        with cluster.between():
+            run_cell(self.shell, cluster, cell, ranks, command.timeout, command.setup)
+            if command.out is not None:
+                self.shell.push({command.out: cluster.results(ranks)})
 
     def _up(self, command: subcommands.Up) -> None:
         self._nothing_runs()

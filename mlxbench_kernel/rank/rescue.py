@@ -9,6 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.nn.layers import distributed as sharding
+from mlx.nn.layers.base import Module
 
 from mlxbench_kernel.containers import put
 from mlxbench_kernel.rank import arrays, frozen
@@ -163,7 +164,9 @@ def _absorb(target: Any, tree: Any) -> None:
     pairs = tree.items() if isinstance(tree, dict) else enumerate(tree)
     for key, value in pairs:
         old = target.get(key) if isinstance(target, dict) else target[key]
-        if isinstance(value, (dict, list)) and isinstance(old, (dict, list)) and old:
+        inside = isinstance(value, (dict, list)) and isinstance(old, (dict, list))
+        # A module without parameters is empty, and is still that module.
+        if inside and (old or isinstance(old, Module)):
             _absorb(old, value)
         else:
             put(target, key, value)

@@ -24,7 +24,6 @@ POLL_SECONDS = 0.05  # while something changes
 IDLE_SECONDS = 0.5
 STOP_SECONDS = 0.05  # from one request to stop to the next
 ANSWER_SECONDS = 1.0
-RUN = ("run", "advance")
 
 Changed = Callable[[], None]
 
@@ -55,6 +54,9 @@ class Stepping:
         self._mirror = Mirror(cluster)
         self._lock = threading.RLock()  # one command at a time
         self._thread: threading.Thread | None = None
+        # Not Thread.join: where that is interrupted, Python 3.11 takes the thread for ended.
+        self._ended = threading.Event()
+        self._ended.set()
         self._wanted: tuple[int | None, str | None] | None = None  # what is played: to, until
         self._broken = False  # whether a rank died while it played
         self._late = ""
@@ -165,7 +167,7 @@ class Stepping:
         try:
             while self._is_playing():
                 show(self.state)
-                self._thread_of().join(0.1)
+                self._ended.wait(0.1)
         except KeyboardInterrupt:
             self.pause()
             raise
@@ -174,13 +176,8 @@ class Stepping:
             raise BenchError(self._error)
         return self.state
 
-    def _thread_of(self) -> threading.Thread:
-        thread = self._thread
-        return threading.current_thread() if thread is None else thread
-
     def _is_playing(self) -> bool:
-        thread = self._thread
-        return thread is not None and thread.is_alive()
+        return not self._ended.is_set()
 
     def _begin(self, last: int | None, until: str | None) -> None:
         with self._lock:
@@ -190,6 +187,7 @@ class Stepping:
             self._start()
 
     def _start(self) -> None:
+        self._ended.clear()
         self._thread = threading.Thread(target=self._work, name="mlxbench-play", daemon=True)
         self._thread.start()
         self._wake.set()
@@ -213,6 +211,7 @@ class Stepping:
             self._late = ""
             with suppress(Exception):
                 self._mirror.poll()
+            self._ended.set()
             self._wake.set()
 
     def _ask(self, name: str, *arguments: Any) -> dict[int, Any]:
@@ -235,11 +234,10 @@ class Stepping:
         """Have the ranks stop; whether they were playing."""
         was = False
         while True:
-            thread = self._thread
-            if thread is not None and thread.is_alive():
+            if self._is_playing():
                 self._request_stop()
-                thread.join(STOP_SECONDS)
-            elif thread is None and self._mirror.state.playing:  # for a notebook that is gone
+                self._ended.wait(STOP_SECONDS)
+            elif self._thread is None and self._mirror.state.playing:  # for a notebook that is gone
                 self._request_stop()
                 self._closed.wait(STOP_SECONDS)
                 self._mirror.poll()

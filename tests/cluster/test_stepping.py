@@ -1,0 +1,229 @@
+"""The stepper of two ranks, driven as a notebook drives it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from running import processes
+
+from mlxbench_kernel.cluster import Cluster
+from mlxbench_kernel.errors import BenchError, UsageError
+from mlxbench_kernel.remote.stepping import Stepping
+
+SETUP = """
+from mlxbench_kernel import Stepper
+def network():
+    mx.random.seed(3)
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 3))
+
+def loss_fn(model, x, y):
+    return nn.losses.cross_entropy(model(x), y).mean()
+
+mx.random.seed(11 + rank)  # each rank has data of its own
+X, Y = mx.random.normal((500, 8, 8)), mx.random.randint(0, 3, (500, 8))
+model, optimizer = network(), optim.Adam(1e-2)
+"""
+STEPPER = """
+mx.random.seed(5)
+stepper = Stepper(
+    model, optimizer, loss_fn, lambda n: (X[n % 500], Y[n % 500]), replicas=10{}
+)
+"""
+
+
+def run(ranks: Cluster, code: str) -> None:
+    errors = ranks.execute(code).errors
+    assert not errors, "\n".join(errors[min(errors)]["traceback"])
+
+
+def value(ranks: Cluster, expression: str) -> dict[int, object]:
+    with ranks.between():
+        run(ranks, expression)
+        return ranks.results()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def losses(stepping: Stepping, rank: int = 0, branch: str = "main") -> list[float]:
+    found: list[float] = stepping.histories[rank].series(branch, "loss", 100_000)[1].tolist()
+    return found
+
+
+@pytest.fixture(params=["", ", compile=True"], ids=["plain", "compiled"])
+def stepping(request: pytest.FixtureRequest, ranks: Cluster) -> Iterator[Stepping]:
+    run(ranks, SETUP)
+    run(ranks, STEPPER.format(request.param))
+    made = Stepping(ranks)
+    yield made
+    made.close()
+
+
+def test_back_and_forward_gives_the_same_bits_on_both_ranks(stepping: Stepping) -> None:
+    stepping.step(20)
+    first = losses(stepping), losses(stepping, 1)
+    own = value(stepping.cluster, "stepper.history.series('main', 'loss_rank')[1].tolist()")
+    assert own[0] != own[1] and first[0] == first[1] and len(first[0]) == 20
+    stepping.back(13)
+    again = value(stepping.cluster, "[stepper.advance().record['loss_rank'] for _ in range(13)]")
+    assert {rank: every[7:] for rank, every in own.items()} == again  # type: ignore[index]
+    same = value(stepping.cluster, "stepper.replicas.differ()")
+    assert same == {0: False, 1: False}
+
+
+def test_gradients_are_averaged_over_the_ranks(stepping: Stepping) -> None:
+    stepping.step(3)
+    run(
+        stepping.cluster,
+        """
+mine = [each for _, each in __import__("mlx.utils").utils.tree_flatten(model.parameters())]
+hand, other = network(), optim.Adam(1e-2)
+value_and_grad = nn.value_and_grad(hand, lambda x, y: loss_fn(hand, x, y))
+mx.random.seed(5)
+for n in range(3):
+    _, gradients = value_and_grad(X[n], Y[n])
+    other.update(hand, nn.average_gradients(gradients))
+    mx.eval(hand.parameters(), other.state)
+theirs = [each for _, each in __import__("mlx.utils").utils.tree_flatten(hand.parameters())]
+        """,
+    )
+    close = value(
+        stepping.cluster, "all(mx.allclose(a, b, atol=1e-5).item() for a, b in zip(mine, theirs))"
+    )
+    assert close == {0: True, 1: True}
+
+
+def test_it_plays_while_cells_run_between_its_steps(stepping: Stepping) -> None:
+    stepping.play()
+    wait_until(lambda: stepping.state.step > 5)
+    for _ in range(3):
+        steps = value(stepping.cluster, "stepper.step")
+        assert len(set(steps.values())) == 1
+    before = stepping.state.step
+    wait_until(lambda: stepping.state.step > before + 3)
+    assert stepping.state.playing
+    stepping.pause()
+    state = stepping.state
+    assert not state.playing and state.said == f"paused after step {state.step}"
+    assert losses(stepping)[-1] == losses(stepping, 1)[-1]
+    assert len(losses(stepping)) == state.step
+
+
+def test_settings_change_while_it_plays(stepping: Stepping) -> None:
+    stepping.play()
+    wait_until(lambda: stepping.state.step > 5)
+    stepping.set(learning_rate=0.5)
+    with pytest.raises(UsageError, match="learning_rate is a number, not 'abc'"):
+        stepping.set(learning_rate="abc")
+    before = stepping.state.step
+    wait_until(lambda: stepping.state.step > before + 3)
+    stepping.pause()
+    rates = stepping.histories[1].series("main", "learning_rate")[1]
+    assert rates[0] == pytest.approx(0.01) and rates[-1] == pytest.approx(0.5)
+    assert [each.text for each in stepping.state.journal] == ["learning_rate = 0.5"]
+
+
+def test_it_runs_until_a_condition_of_all_ranks_holds(stepping: Stepping) -> None:
+    stepping.until("step >= 12 and loss > 0")
+    assert stepping.wait().said == "step 12: step >= 12 and loss > 0 holds"
+    assert value(stepping.cluster, "stepper.step") == {0: 12, 1: 12}
+    with pytest.raises(UsageError, match="lss, at character 1"):
+        stepping.until("lss < 3")
+    stepping.run(5)
+    assert stepping.wait().step == 17
+
+
+def test_replicas_that_differ_are_found_and_made_equal(stepping: Stepping) -> None:
+    stepping.step(5)
+    run(stepping.cluster, "if rank == 1: model.layers[3].bias = model.layers[3].bias + 1")
+    stepping.play()
+    said = stepping.wait().said
+    assert said == "step 10: replicas differ: layers.3.bias on rank 1" or "layers.0" in said
+    stepping.equalize(0)
+    assert value(stepping.cluster, "stepper.replicas.differ()") == {0: False, 1: False}
+    stepping.run(10)
+    assert stepping.wait().said == "step 20"
+
+
+def test_a_rank_that_runs_out_of_batches_is_named(ranks: Cluster) -> None:
+    run(ranks, SETUP)
+    run(
+        ranks,
+        "stepper = Stepper(model, optimizer, loss_fn, [(X[n], Y[n]) for n in range(8 - 2 * rank)])",
+    )
+    made = Stepping(ranks)
+    try:
+        made.play()
+        assert "step 6: out of batches on rank 1 (the others have more)" in made.wait().said
+        made.restart_batches()
+        made.run(4)
+        assert made.wait().step == 10
+    finally:
+        made.close()
+
+
+def test_an_interrupt_pauses_and_loses_nothing(stepping: Stepping) -> None:
+    stepping.step(3)
+    stepping.play()
+    threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        stepping.wait()
+    step = stepping.state.step
+    assert not stepping.state.playing and value(stepping.cluster, "stepper.step") == {
+        0: step, 1: step,
+    }  # fmt: skip
+    stepping.step()
+    assert stepping.state.step == step + 1
+
+
+def test_without_a_stepper_it_says_how_to_make_one() -> None:
+    before = processes()
+    cluster = Cluster.up(2)
+    try:
+        with pytest.raises(UsageError, match=r"ranks 0, 1: no stepper: make one in a %%mlx_dist"):
+            Stepping(cluster)
+    finally:
+        cluster.down()
+    assert processes() <= before
+
+
+def test_a_rank_killed_while_it_plays_comes_back_and_training_goes_on() -> None:
+    before = processes()
+    cluster = Cluster.up(2, seed=7)
+    try:
+        assert not cluster.execute(SETUP + STEPPER.format(""), setup=True).errors
+        made = Stepping(cluster)
+        made.play()
+        wait_until(lambda: made.state.step > 20)
+        run(cluster, "import os; pid = os.getpid()")
+        wait_until(lambda: made.state.playing and made.state.step > 40)
+        first = losses(made)
+        with made.between():
+            pid = cluster.pull("pid")[1]
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not made.state.playing)
+        assert "rank 1" in made.state.said
+        with pytest.raises(BenchError):
+            made.step()
+        cluster.heal()
+        gone_on = made.state.step
+        wait_until(lambda: made.state.step > gone_on + 10)
+        made.pause()
+        steps = value(cluster, "stepper.step")
+        assert len(set(steps.values())) == 1
+        assert value(cluster, "stepper.replicas.differ()") == {0: False, 1: False}
+        assert losses(made)[: len(first)] == first
+        made.back(3)
+        made.close()
+    finally:
+        cluster.down()
+    assert processes() <= before
