@@ -125,6 +125,12 @@ class History:
         ordered.sort(key=lambda pair: pair[0])
         return after, [row for _, row in ordered]
 
+    @property
+    def end(self) -> int:
+        """The cursor after all that was appended."""
+        with self._lock:
+            return self._next
+
     def series(
         self, branch: str, name: str, points: int = 2000
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -41,6 +41,13 @@ def everything(history: History, cursor: int = 0, at_once: int = 5000) -> list[t
         found += [(branch, record["step"]) for branch, record in rows]
 
 
+def test_who_comes_late_reads_the_last_rows_alone() -> None:
+    history = filled(range(1, 101))
+    assert everything(history, history.end - 3) == [("main", 98), ("main", 99), ("main", 100)]
+    assert history.since(history.end) == (history.end, [])
+    assert History().end == 0
+
+
 def test_a_record_comes_back_as_it_was_with_nan_and_without_what_was_not_measured() -> None:
     history = History()
     records = [
