@@ -26,6 +26,7 @@ from mlxbench_kernel.kernel import subcommands
 from mlxbench_kernel.kernel.command import Command
 from mlxbench_kernel.kernel.commands import RunCell
 from mlxbench_kernel.kernel.graph_magics import ShowGraph
+from mlxbench_kernel.kernel.step_magics import WORDS, StepMagics
 from mlxbench_kernel.kernel.subcommands import SUBCOMMANDS
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _LINE = re.compile(r"\s*(%{0,2})mlx_dist\s(.*)", re.DOTALL)
 _GRAPH = re.compile(r"\s*%mlx_graph\s(.*)")
+_STEP = re.compile(r"\s*%mlx_step\s(.*)")
 _NAME = re.compile(r"[\w.]*\Z")
 _RANKS_CELL = re.compile(r"%%mlx_dist\b")
 
@@ -61,6 +63,9 @@ class RanksMatcher:
         graph = _GRAPH.fullmatch(context.text_until_cursor)
         if graph is not None:
             return self._graph(graph[1])
+        step = _STEP.fullmatch(context.text_until_cursor)
+        if step is not None:
+            return self._step(step[1])
         return self._names_on_ranks(context)
 
     def _graph(self, text: str) -> SimpleMatcherResult:
@@ -77,6 +82,16 @@ class RanksMatcher:
             find = completer.attr_matches if "." in word else completer.global_matches
             found = find(word)
         return _result(word, sorted({each for each in found if each.startswith(word)}))
+
+    def _step(self, text: str) -> SimpleMatcherResult:
+        """A word of ``%mlx_step``, or what can follow it: branches, settings, layers, measures."""
+        word = re.split(r"[\s(]", text)[-1]
+        words = text[: len(text) - len(word)].split()
+        if not words:
+            found: Iterable[str] = [name for name in WORDS if name != "N"]
+        else:
+            found = self._magics.shell.magics_manager.registry[StepMagics.__name__].names(words[0])
+        return _result(word, sorted(each for each in found if each.startswith(word)))
 
     def _words(self, cell: bool, before: str, word: str) -> Iterable[str]:
         """What can stand at `word`, after `before`."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from mlxbench_kernel.cluster import Cluster
-from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.errors import ClusterError, UsageError
 from mlxbench_kernel.graph import Graph
 from mlxbench_kernel.remote.asking import Tell, ask_ranks
 from mlxbench_kernel.remote.kept import on_kept

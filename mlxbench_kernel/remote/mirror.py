@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from mlxbench_kernel.cluster import Cluster
@@ -82,11 +83,11 @@ class State:
     kept: tuple[KeptStep, ...] = ()
     budget: int = 0
     used: int = 0
-    settings: dict[str, float | None] | None = None
+    settings: Mapping[str, float | None] = field(default_factory=dict)
     frozen: tuple[str, ...] = ()
     layers: tuple[str, ...] = ()
     journal: tuple[Entry, ...] = ()
-    breakpoints: dict[str, str] | None = None
+    breakpoints: Mapping[str, str] = field(default_factory=dict)
     active: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
     sampling: int = 0

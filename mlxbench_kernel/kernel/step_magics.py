@@ -1,0 +1,280 @@
+"""``%mlx_step``: drives the stepper of the ranks."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.magic import Magics, line_magic, magics_class
+from IPython.display import display
+
+from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.kernel.arguments import nearest
+from mlxbench_kernel.units import format_bytes
+
+if TYPE_CHECKING:
+    from mlxbench_kernel.kernel.magics import RanksMagics
+    from mlxbench_kernel.remote.stepping import Stepping
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+
+@dataclass(frozen=True)
+class Word:
+    """What can follow ``%mlx_step``.
+
+    Attributes
+    ----------
+    takes
+        What stands after it, "" for nothing.
+    example
+        Right use of it.
+    summary
+        What it does.
+    """
+
+    takes: str
+    example: str
+    summary: str
+
+
+WORDS = {
+    "N": Word("", "100", "take so many steps; Ctrl-C pauses"),
+    "until": Word("EXPR", "until loss < 0.1", "take steps until a condition holds"),
+    "play": Word("", "play", "take steps in the background; cells may run meanwhile"),
+    "pause": Word("", "pause", "stop after this step, on all ranks"),
+    "back": Word("[N]", "back 10", "go back by a step, or by so many"),
+    "to": Word("N", "to 40", "go to the state after a step"),
+    "branch": Word("[NAME] [at N]", "branch warm at 40", "begin another course, here or earlier"),
+    "switch": Word("NAME", "switch main", "go to the last step of a branch"),
+    "delete": Word("NAME", "delete warm", "forget a branch"),
+    "compare": Word("A B", "compare main warm", "how far apart two branches' parameters are"),
+    "set": Word("NAME=VALUE …", "set learning_rate=1e-3", "change settings from here on"),
+    "freeze": Word("LAYER", "freeze layers.0", "train a layer no more"),
+    "unfreeze": Word("LAYER", "unfreeze layers.0", "train a layer again"),
+    "break": Word("EXPR", "break spike", "stop when that happens"),
+    "nobreak": Word("EXPR", "nobreak spike", "do not stop for it any more"),
+    "budget": Word("SIZE", "budget 2GB", "memory for the states that are kept"),
+    "equalize": Word("RANK", "equalize 0", "give all ranks the state of one"),
+    "save": Word("FOLDER", "save run-1", "write a checkpoint"),
+    "load": Word("FOLDER", "load run-1", "go on from a checkpoint"),
+    "restart-batches": Word("", "restart-batches", "begin with the first batch again"),
+    "reset": Word("", "reset", "go to the beginning, and forget all steps"),
+    "script": Word("[FILE]", "script replay.py", "a program that takes these steps again"),
+    "status": Word("", "status", "how it stands, in a line"),
+}
+
+
+def help_text() -> str:
+    """All that can be typed, a line each."""
+    rows = [("", "the dashboard of the ranks' stepper"), *(
+        (f"{'' if name == 'N' else name} {word.takes}".strip() or "N", word.summary)
+        for name, word in WORDS.items()
+    )]  # fmt: skip
+    width = max(len(left) for left, _ in rows)
+    return "\n".join(f"%mlx_step {left:<{width}}  {summary}" for left, summary in rows)
+
+
+@magics_class
+class StepMagics(Magics):
+    """The magic of one shell.
+
+    Parameters
+    ----------
+    ranks
+        The magics that hold the cluster.
+    """
+
+    def __init__(self, ranks: RanksMagics) -> None:
+        super().__init__(ranks.shell)
+        self._ranks = ranks
+        self._stepping: Stepping | None = None
+
+    @line_magic
+    def mlx_step(self, line: str) -> Any:
+        """Step the training of the ranks forwards and back.
+
+        ::
+
+            %%mlx_dist
+            stepper = Stepper(model, optimizer, loss_fn, batches)
+
+            %mlx_step                           the dashboard
+            %mlx_step 100                       take steps
+            %mlx_step until loss < 0.1          until a condition holds
+            %mlx_step play | pause              in the background; cells may run meanwhile
+            %mlx_step back 10 | to 40 | reset   to another step
+            %mlx_step branch warm | switch main to another course
+            %mlx_step set learning_rate=1e-3    settings from here on
+            %mlx_step --help                    all of it
+        """
+        name, _, rest = line.strip().partition(" ")
+        rest = rest.strip()
+        if name in ("--help", "-h", "help"):
+            print(help_text())
+            return None
+        if name.isdigit():
+            name, rest = "N", name
+        if name and name not in WORDS:
+            near = nearest(name, list(WORDS))
+            raise UsageError(
+                f"%mlx_step: there is no {name!r}"
+                + (f"; did you mean {near}?" if near else "")
+                + f" Type %mlx_step {WORDS[near].example if near else '100'}, or %mlx_step --help"
+            )
+        stepping = self._of_ranks()
+        if not name:
+            from mlxbench_kernel.widgets.stepping import StepperView
+
+            display(StepperView(stepping))
+            return None
+        return self._do(stepping, name, rest)
+
+    def _of_ranks(self) -> Stepping:
+        from mlxbench_kernel.remote.stepping import Stepping
+
+        cluster = self._ranks.cluster
+        if cluster is None:
+            raise UsageError("no ranks are running: type %mlx_dist up -n 2 first")
+        if self._stepping is None or self._stepping.cluster is not cluster:
+            self._stepping = Stepping(cluster)
+        return self._stepping
+
+    def names(self, word: str) -> list[str]:
+        """What can follow a word, as last heard of the ranks."""
+        if self._stepping is None or self._stepping.cluster is not self._ranks.cluster:
+            return []
+        state = self._stepping.state
+        branches = [each.name for each in state.branches]
+        return {
+            "switch": branches,
+            "delete": branches,
+            "compare": branches,
+            "set": [f"{name}=" for name in state.settings],
+            "freeze": [*state.layers],
+            "unfreeze": [*state.frozen],
+            "until": [*state.measured, "plateau(", "spike("],
+            "break": [*state.breakpoints, *state.measured],
+            "nobreak": [*state.active],
+            "equalize": [str(rank) for rank in range(self._stepping.size)],
+        }.get(word, [])
+
+    def _do(self, stepping: Stepping, name: str, rest: str) -> None:
+        word = WORDS[name]
+        needs = word.takes and not word.takes.startswith("[")
+        if (needs and not rest) or (rest and not word.takes and name != "N"):
+            what = f"takes {word.takes}" if word.takes else "takes nothing after it"
+            raise UsageError(f"%mlx_step {name} {what}: type %mlx_step {word.example}")
+        if name in ("N", "until"):
+            return self._run(stepping, name, rest)
+        if name == "compare":
+            return self._compare(stepping, rest.split())
+        if name == "script":
+            return self._script(stepping, rest)
+        if name == "set":
+            stepping.set(**_settings(rest))
+        elif name == "branch":
+            _branch(stepping, rest.split())
+        elif name == "budget":
+            stepping.keep(_bytes(rest))
+        elif name in ("to", "equalize") or (name == "back" and rest):
+            getattr(stepping, name)(_whole(name, rest))
+        elif name != "status":
+            method = {"break": "break_at", "nobreak": "no_break"}.get(name, name)
+            getattr(stepping, method.replace("-", "_"))(*[rest] * bool(rest))
+        print(said(stepping))
+        return None
+
+    def _run(self, stepping: Stepping, name: str, rest: str) -> None:
+        from mlxbench_kernel.widgets import ProgressBar
+
+        first = stepping.state.step
+        if name == "N":
+            stepping.run(_whole("N", rest))
+        else:
+            stepping.until(rest)
+        wanted = int(rest) if name == "N" else 0
+
+        def show(state: Any) -> None:
+            last = stepping.histories[0].last(state.branch)
+            share = (state.step - first) / wanted if wanted else 0.0
+            text = f"step {state.step}" + (f", loss {last['loss']:.4g}" if last else "")
+            late = f" · {state.doing}" if state.doing not in ("playing", "paused") else ""
+            progress(min(max(share, 0.01), 1.0), text + late)
+
+        with ProgressBar() as progress:
+            stepping.wait(show)
+        print(said(stepping))
+
+    def _compare(self, stepping: Stepping, names: list[str]) -> None:
+        from mlxbench_kernel.widgets.table import Table
+
+        if len(names) != 2:
+            raise UsageError("%mlx_step compare takes two branches: %mlx_step compare main warm")
+        found = stepping.compare(*names)
+        rows = [(name, f"{apart:.4g}") for name, apart in found]
+        display(Table(("parameter", "relative difference"), rows, f"{names[0]} → {names[1]}"))
+
+    def _script(self, stepping: Stepping, file: str) -> None:
+        from mlxbench_kernel.rank.files import write_text
+
+        text = stepping.script()
+        if not file:
+            print(text)
+            return
+        from pathlib import Path
+
+        write_text(Path(file).expanduser(), text)
+        print(f"written to {file}")
+
+
+def said(stepping: Stepping) -> str:
+    """How it stands, in a line."""
+    state = stepping.state
+    last = stepping.histories[0].last(state.branch)
+    parts = [f"step {state.step}", f"branch {state.branch}", state.doing]
+    if last and last["step"] == state.step:
+        parts.append(f"loss {last['loss']:.6g}")
+    if state.said and state.said != f"step {state.step}":
+        parts.append(state.said)
+    kept = len(state.kept)
+    parts.append(f"{kept} states kept, {format_bytes(state.used)} of {format_bytes(state.budget)}")
+    return " · ".join(parts)
+
+
+def _whole(name: str, text: str) -> int:
+    if not text.isdigit():
+        raise UsageError(
+            f"%mlx_step {name} takes a whole number, not {text!r}: "
+            f"type %mlx_step {WORDS[name].example}"
+        )
+    return int(text)
+
+
+def _settings(text: str) -> dict[str, str]:
+    found = dict(re.findall(r"([\w.]+)\s*=\s*([^\s,]+)", text))
+    if not found or re.sub(r"([\w.]+)\s*=\s*([^\s,]+)[\s,]*", "", text).strip():
+        raise UsageError(
+            f"%mlx_step set takes NAME=VALUE, not {text!r}: type %mlx_step set learning_rate=1e-3"
+        )
+    return found
+
+
+def _branch(stepping: Stepping, words: list[str]) -> None:
+    at = None
+    if "at" in words:
+        place = words.index("at")
+        at = _whole("to", " ".join(words[place + 1 :]))
+        words = words[:place]
+    if len(words) > 1:
+        raise UsageError("a branch has one word for a name: type %mlx_step branch warm at 40")
+    stepping.branch(words[0] if words else "", at)
+
+
+def _bytes(text: str) -> int:
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise UsageError(f"a size is written as 2GB or 500MB, not {text!r}")
+    return int(float(found[1]) * 1000 ** _POWERS[found[2].lower()])

@@ -1,0 +1,127 @@
+"""``%mlx_step`` with two ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
+
+from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.kernel.extension import load_ipython_extension, unload_ipython_extension
+
+SETUP = """
+from mlxbench_kernel import Stepper
+mx.random.seed(3)
+model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+X, Y = mx.random.normal((500, 8, 8)), mx.random.randint(0, 3, (500, 8))
+stepper = Stepper(
+    model, optim.Adam(1e-2),
+    lambda model, x, y: nn.losses.cross_entropy(model(x), y).mean(),
+    lambda n: (X[n % 500], Y[n % 500]),
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def shell() -> Iterator[InteractiveShell]:
+    InteractiveShell.clear_instance()
+    shell = InteractiveShell.instance()
+    load_ipython_extension(shell)
+    shell.run_line_magic("mlx_dist", "up -n 2 --seed 1")
+    yield shell
+    shell.run_line_magic("mlx_dist", "down")
+    unload_ipython_extension(shell)
+    InteractiveShell.clear_instance()
+
+
+@pytest.fixture(autouse=True)
+def made(shell: InteractiveShell) -> None:
+    shell.run_cell_magic("mlx_dist", "", SETUP)
+
+
+def said(shell: InteractiveShell, line: str) -> str:
+    with capture_output() as captured:
+        shell.run_line_magic("mlx_step", line)
+    return captured.stdout.strip()
+
+
+def test_steps_forwards_and_back(shell: InteractiveShell) -> None:
+    assert said(shell, "20").startswith("step 20 · branch main · paused · loss ")
+    assert said(shell, "back").startswith("step 19 ")
+    assert said(shell, "back 9").startswith("step 10 ")
+    assert said(shell, "to 15").startswith("step 15 ")
+    assert "step 25: step == 25 holds" in said(shell, "until step == 25")
+    assert said(shell, "reset").startswith("step 0 ")
+
+
+def test_play_leaves_the_notebook_free(shell: InteractiveShell) -> None:
+    assert "playing" in said(shell, "play")
+    with capture_output() as captured:
+        shell.run_cell_magic("mlx_dist", "", "print(stepper.step > 0)")
+    assert "True" in captured.stdout
+    assert "paused after step" in said(shell, "pause")
+
+
+def test_branches_and_settings(shell: InteractiveShell, tmp_path: Path) -> None:
+    said(shell, "10")
+    assert "branch warm" in said(shell, "branch warm at 6")
+    said(shell, "set learning_rate=0.1 eps=1e-7")
+    said(shell, "freeze layers.0")
+    said(shell, "4")
+    assert "switch" not in said(shell, "switch main")
+    with capture_output() as captured:
+        shell.run_line_magic("mlx_step", "compare main warm")
+    assert "layers.2.weight" in captured.outputs[0].data["text/plain"]
+    said(shell, "switch warm")
+    script = said(shell, "script")
+    assert "stepper.run(6)" in script and "'learning_rate': 0.1" in script
+    assert "stepper.freeze('layers.0')" in script
+    said(shell, f"save {tmp_path / 'run'}")
+    assert (tmp_path / "run" / "model.safetensors").exists()
+    said(shell, "switch main")
+    said(shell, "delete warm")
+    assert said(shell, f"load {tmp_path / 'run'}").startswith("step 10 ")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("bakc 3", "there is no 'bakc'; did you mean back"),
+        ("back three", "back takes a whole number, not 'three'"),
+        ("to", "to takes N: type %mlx_step to 40"),
+        ("play 3", "play takes nothing after it"),
+        ("set learning_rate", "set takes NAME=VALUE"),
+        ("set learning_rate=abc", "learning_rate is a number, not 'abc'"),
+        ("set momentun=0.3", "there is no setting 'momentun'"),
+        ("until lss < 1", "lss, at character 1, is not measured; type one of loss"),
+        ("break frobnicate > 1", "is not measured"),
+        ("budget lots", "a size is written as 2GB"),
+        ("compare main", "takes two branches"),
+        ("load /nowhere/at/all", "nowhere"),
+        ("back 5", "no step -5 of branch main: there are 0 to 0"),
+    ],
+)
+def test_bad_lines_are_one_line(shell: InteractiveShell, line: str, message: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        said(shell, line)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_the_help_names_everything(shell: InteractiveShell) -> None:
+    text = said(shell, "--help")
+    assert "%mlx_step until EXPR" in text and "%mlx_step restart-batches" in text
+
+
+def test_words_are_completed(shell: InteractiveShell) -> None:
+    def found(line: str) -> list[str]:
+        return list(shell.complete(line, line)[1])
+
+    said(shell, "3")
+    assert "back" in found("%mlx_step ba") and "restart-batches" in found("%mlx_step re")
+    assert "learning_rate=" in found("%mlx_step set lear")
+    assert "main" in found("%mlx_step switch m")
+    assert "layers.2" in found("%mlx_step freeze layers.")
+    assert "loss" in found("%mlx_step until lo")
