@@ -52,6 +52,7 @@ class FakeCluster:
         self.id = self.info.id
         self.names = [{"rank": rank, "size": size} for rank in range(size)]
         self.calls = []
+        self.between = contextlib.nullcontext
 
     @classmethod
     def up(cls, n=None, *, progress=None, **arguments):

@@ -249,6 +249,7 @@ class Program:
             "grad_norm_rank": mx.sqrt(lone.sum()),
             "nonfinite": bad.sum(),
             "parameters.grad_norm": mx.sqrt(squares),
+            "parameters.grad_norm_rank": mx.sqrt(lone),
             "parameters.nonfinite": bad,
             **_ratios(update, weights),
         }
