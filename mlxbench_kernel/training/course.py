@@ -87,6 +87,7 @@ class Course:
         self.counters, self._roots, self.settings = counters, roots, settings
         self.batches, self.accumulate = batches, accumulate
         self.branches = Branches()
+        self.said = ""  # why it stopped last
         self.journal: list[Entry] = []
         self.snapshots = Snapshots(host_pool()[1] // 8 if budget is None else budget)
         self._write_book()
@@ -202,6 +203,7 @@ class Course:
         if tip is not None:
             tip.pinned = True
         kept.put_back()
+        self.said = ""
         self.counters.update(stay)
         self.program.refresh()
         PROTECTION.commit()

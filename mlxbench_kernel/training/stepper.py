@@ -167,7 +167,6 @@ class Stepper(Course):
         self.replicas = ReplicaWatch(self.modules, self.group, replicas)
         self.breakpoints = dict(BREAKPOINTS)
         self.active = [*ALWAYS]
-        self.said = ""  # why it stopped last
         self.doing = "paused"
         self._check, self._rehearsed = check, False
         self._metrics: set[str] = set()
@@ -220,7 +219,7 @@ class Stepper(Course):
         """
         if steps is not None and (not isinstance(steps, int) or steps < 1):
             raise UsageError(f"run takes a number of steps, as run(100), not {steps!r}")
-        self.doing = "playing"
+        self.doing, self.said = "playing", ""
         try:
             stop = self._run(steps, until)
             self.said = stop.text
