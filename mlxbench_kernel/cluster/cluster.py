@@ -194,37 +194,26 @@ class Cluster(Looking):
             check_alone(code, chosen, shift)
         self._require(chosen)
         with self.between():
-            return self._execute(code, chosen, timeout, output, name, shift, setup, tell)
-
-    def _execute(
-        self,
-        code: str,
-        chosen: list[int],
-        timeout: float | None,
-        output: CellOutputSink | None,
-        name: str,
-        shift: int,
-        setup: bool,
-        tell: Tell,
-    ) -> CellResult:
-        everywhere = len(chosen) == self.size
-        self.faults.wait(tell, (lambda text: None) if output is None else output.refresh)
-        watch = GroupWatch(self.client, chosen, self.size, self.info.renewable)
-        about: dict[str, Any] = {"ranks": [] if everywhere else chosen}
-        if name:
-            about |= {"name": name, "shift": shift}
-        run = CellRun(self.client, code, chosen, output, watch, self.doing, about, self.why_gone)
-        good = False
-        try:
-            result = run.wait(timeout)
-            good = not result.errors
-            if good and everywhere:
-                self.setup.note(code, setup)
-            return result
-        finally:
-            if not good and not run.left_running:
-                with held():
-                    self._see_to(run, watch, tell)
+            everywhere = len(chosen) == self.size
+            self.faults.wait(tell, (lambda text: None) if output is None else output.refresh)
+            watch = GroupWatch(self.client, chosen, self.size, self.info.renewable)
+            about: dict[str, Any] = {"ranks": [] if everywhere else chosen}
+            if name:
+                about |= {"name": name, "shift": shift}
+            run = CellRun(
+                self.client, code, chosen, output, watch, self.doing, about, self.why_gone
+            )
+            good = False
+            try:
+                result = run.wait(timeout)
+                good = not result.errors
+                if good and everywhere:
+                    self.setup.note(code, setup)
+                return result
+            finally:
+                if not good and not run.left_running:
+                    with held():
+                        self._see_to(run, watch, tell)
 
     def _see_to(self, run: CellRun, watch: GroupWatch, tell: Tell) -> None:
         """After a cell that did not end well: mend the group if it was damaged."""

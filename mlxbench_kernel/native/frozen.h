@@ -184,6 +184,49 @@ inline nb::object freeze(nb::handle tree) {
   return copies;
 }
 
+inline nb::object renewed(nb::handle value) {
+  if (auto array = as_array(value)) {
+    return nb::cast(mx::array(*array));
+  }
+  if (PyTuple_CheckExact(value.ptr())) {
+    nb::list parts;
+    for (auto each : nb::cast<nb::tuple>(value)) {
+      parts.append(renewed(each));
+    }
+    return nb::tuple(parts);
+  }
+  return nb::borrow(value);
+}
+
+// Gives dicts and lists what their frozen copies hold, with handles of their own. What it leaves
+// alone is returned: an OrderedDict keeps its order where this does not reach.
+inline nb::list thaw(const nb::list& parts) {
+  nb::list left;
+  for (auto part : parts) {
+    nb::object original = part[0], copy = part[1];
+    if (PyDict_Check(copy.ptr()) && PyDict_Check(original.ptr()) && !PyODict_Check(original.ptr())) {
+      PyDict_Clear(original.ptr());
+      PyObject *key, *value;
+      for (Py_ssize_t at = 0; PyDict_Next(copy.ptr(), &at, &key, &value);) {
+        if (PyDict_SetItem(original.ptr(), key, renewed(value).ptr())) {
+          throw nb::python_error();
+        }
+      }
+    } else if (PyList_Check(copy.ptr()) && PyList_Check(original.ptr())) {
+      nb::list values;
+      for (auto each : nb::cast<nb::list>(copy)) {
+        values.append(renewed(each));
+      }
+      if (PyList_SetSlice(original.ptr(), 0, PyList_GET_SIZE(original.ptr()), values.ptr())) {
+        throw nb::python_error();
+      }
+    } else {
+      left.append(part);
+    }
+  }
+  return left;
+}
+
 inline void bind_frozen(nb::module_& m) {
   m.def(
       "settle",
@@ -215,6 +258,12 @@ inline void bind_frozen(nb::module_& m) {
       nb::arg("one"),
       nb::arg("other"),
       "Whether two trees hold the same nodes of the graph, and equal numbers.");
+
+  m.def(
+      "thaw",
+      &thaw,
+      nb::arg("parts"),
+      "Give dicts and lists what `freeze` has kept of them; the parts that it cannot do.");
 
   m.def(
       "freeze",

@@ -50,7 +50,8 @@ def freeze(tree: Any) -> Parts | None:
 
 def put_back(parts: Parts) -> None:
     """Give the original dicts and lists what they held, in place; `parts` can be used again."""
-    for original, copy in parts:
+    module = native.load()
+    for original, copy in parts if module is None else module.thaw(parts):
         refill(original, _renewed(copy))
 
 

@@ -1,223 +1,25 @@
-"""Where a run stands, and moving about in it: back, to another branch, with other settings."""
+"""Other courses of a run: branches, edits, and the state of another rank."""
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten
 
 from mlxbench_kernel.errors import UsageError
-from mlxbench_kernel.memory import host_pool
 from mlxbench_kernel.rank import frozen
 from mlxbench_kernel.rank.protection import PROTECTION
-from mlxbench_kernel.training.batches import Batches
 from mlxbench_kernel.training.branches import Branches, Edit
-from mlxbench_kernel.training.exchange import gather_numbers
-from mlxbench_kernel.training.history import History, ParameterHistory
-from mlxbench_kernel.training.loop import Taken
+from mlxbench_kernel.training.place import Place
 from mlxbench_kernel.training.replicas import copy_from
 from mlxbench_kernel.training.script import script
-from mlxbench_kernel.training.settings import Settings, frozen_parts, part
-from mlxbench_kernel.training.snapshots import Snapshot, Snapshots
-
-STAY = ("tip", "book")  # of the counters: what does not go back with the rest
-ENTRIES = 2000  # of the journal
-_NOTED = "stepper"
+from mlxbench_kernel.training.settings import frozen_parts, part
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A line of the journal.
-
-    Attributes
-    ----------
-    step, branch
-        Where it was.
-    text
-        What was done.
-    time
-        When (Unix time).
-    """
-
-    step: int
-    branch: str
-    text: str
-    time: float
-
-
-class Course:
-    """What `Stepper` is made of: its place in the run, and the ways to another one.
-
-    Parameters
-    ----------
-    counters
-        ``step``, ``position``, ``edits``, ``tip``, ``clip``, ``shuffle``, ``book``.
-    roots
-        The dicts and lists of the state, the counters among them.
-    settings
-        What can be changed.
-    batches, accumulate
-        What steps are given.
-    budget
-        Bytes for kept states; None for an eighth of what is free.
-    """
-
-    group: mx.distributed.Group
-    modules: dict[str, Module]
-    program: Any
-    history: History
-    samples: ParameterHistory
-    doing: str
-
-    def __init__(
-        self,
-        counters: dict[str, Any],
-        roots: list[Any],
-        settings: Settings,
-        batches: Batches,
-        accumulate: int,
-        budget: int | None,
-    ) -> None:
-        self.counters, self._roots, self.settings = counters, roots, settings
-        self.batches, self.accumulate = batches, accumulate
-        self.branches = Branches()
-        self.said = ""  # why it stopped last
-        self.journal: list[Entry] = []
-        self.snapshots = Snapshots(host_pool()[1] // 8 if budget is None else budget)
-        self._write_book()
-
-    @property
-    def step(self) -> int:
-        """How many steps were taken to where it is now."""
-        return int(self.counters["step"])
-
-    def settings_have(self, name: str) -> bool:
-        """Whether there is such a setting."""
-        return name in self.settings.values()
-
-    def advance(self, measured: bool = False) -> Taken:
-        """Take one step; see `Stepper.advance`."""
-        raise NotImplementedError
-
-    def note(self, text: str) -> None:
-        """Put a line into the journal."""
-        entry = Entry(self.step, self.branches.current.name, text, time.time())
-        self.journal.append(entry)
-        del self.journal[:-ENTRIES]
-
-    def keep(self, pinned: bool = False) -> Snapshot:
-        """Keep the state of now, as one to go back to and as what a fault goes back to."""
-        parts = frozen.freeze(self._roots)
-        if parts is None:
-            raise UsageError(
-                "Stepper: a part of the state is not evaluated after the step: name everything "
-                "that it changes in state=…"
-            )
-        PROTECTION.commit({_NOTED: parts})
-        modules = [each for module in self.modules.values() for each in module.modules()]
-        branch = self.branches.of_step(self.branches.current.name, self.step)
-        return self.snapshots.take(branch, self.step, parts, modules, pinned)
-
-    # -- back and forth ----------------------------------------------------------
-
-    def back(self, steps: int = 1) -> int:
-        """Go back by so many steps; see `to`."""
-        if not isinstance(steps, int) or steps < 1:
-            raise UsageError(f"back takes a number of steps, as back(10), not {steps!r}")
-        return self.to(self.step - steps)
-
-    def to(self, step: int) -> int:
-        """Go to the state after a step of the current branch, backwards or forwards.
-
-        What is kept is put back. Where that step is not kept, the last kept one before it is,
-        and the steps in between are taken again, with the edits that were made on the way.
-
-        Parameters
-        ----------
-        step
-            Which one; 0 is the beginning.
-
-        Returns
-        -------
-        int
-            How many steps were taken again.
-
-        Raises
-        ------
-        UsageError
-            There is no such step, or it cannot be reached with the batches that are kept.
-        """
-        branch = self.branches.current
-        if not isinstance(step, int) or not 0 <= step <= branch.tip:
-            raise UsageError(
-                f"there is no step {step} of branch {branch.name}: there are 0 to {branch.tip}"
-            )
-        kept = self._common(step)
-        if kept.step < step or step < branch.tip:
-            self._check_batches(kept, step)
-        self._put_back(kept)
-        try:
-            while self.step < step:
-                done, left = self.step - kept.step, step - kept.step
-                self.doing = f"going to step {step}: {done} of {left}"
-                self.advance()
-        finally:
-            self.doing = "paused"
-        return step - kept.step
-
-    def _common(self, step: int) -> Snapshot:
-        """The last state up to a step that all ranks have kept."""
-        path = self.branches.path(self.branches.current.name)
-        target = step
-        while True:
-            found = self.snapshots.before(path, target)
-            steps = gather_numbers([-1 if found is None else found.step], self.group)[:, 0]
-            target = int(steps.min())
-            if target < 0:
-                raise UsageError(
-                    f"step {step} is not kept on all ranks (kept here: {self.kept_in_words()})"
-                )
-            if int(steps.max()) == target:
-                assert found is not None
-                return found
-
-    def _check_batches(self, kept: Snapshot, step: int) -> None:
-        oldest, accumulate = self.batches.oldest, self.accumulate
-        if self.batches.again or kept.step * accumulate >= oldest:
-            return
-        first = -(-oldest // accumulate)
-        raise UsageError(
-            f"step {step} cannot be gone to: its batches came from an iterator, of which only "
-            f"those from step {first} on are kept; give a sequence or a function of the number"
-        )
-
-    def _put_back(self, kept: Snapshot) -> None:
-        stay = {name: self.counters[name] for name in STAY}
-        tip = self.snapshots.find(self.branches.current.name, self.branches.current.tip)
-        if tip is not None:
-            tip.pinned = True
-        kept.put_back()
-        self.said = ""
-        self.counters.update(stay)
-        self.program.refresh()
-        PROTECTION.commit()
-
-    def kept_in_words(self) -> str:
-        """The steps that are kept, as ``0, 40, 60-100``."""
-        path = self.branches.path(self.branches.current.name)
-        steps = sorted(
-            each.step
-            for each in self.snapshots.all()
-            for name, limit in path
-            if each.branch == name and each.step <= limit
-        )
-        return in_words(steps)
+class Course(Place):
+    """A run that can leave its course; the second part of `Stepper`."""
 
     # -- branches ----------------------------------------------------------------
 
@@ -327,7 +129,7 @@ class Course:
         """Have these branches from here on; the state of now is their beginning."""
         self.branches = branches
         self._write_book()
-        self.program.refresh()
+        self.refresh()
         self.keep(pinned=True)
 
     # -- edits -------------------------------------------------------------------
@@ -367,7 +169,7 @@ class Course:
         self.branches.current.edits.append(edit)
         self._apply(edit)
         self._write_book()
-        self.program.refresh()
+        self.refresh()
         PROTECTION.commit()
         self.note(str(edit))
 
@@ -378,7 +180,7 @@ class Course:
             edits[self.counters["edits"]].step == self.step
         ):
             self._apply(edits[self.counters["edits"]])
-            self.program.refresh()
+            self.refresh()
 
     def _apply(self, edit: Edit) -> None:
         if edit.kind == "set":
@@ -404,8 +206,8 @@ class Course:
             There is no such rank, or there are sharded layers; nothing was changed.
         """
         count = copy_from(rank, self._roots, self.group)
-        mx.eval(self._roots)
-        self.program.refresh()
+        mx.eval(self._roots, mx.random.state)
+        self.refresh()
         self.keep()
         self.note(f"the state of rank {rank} on all ranks")
         return count
@@ -414,49 +216,3 @@ class Course:
     def frozen(self) -> list[str]:
         """The layers of which nothing is trained."""
         return frozen_parts(self.modules)
-
-    # -- after a fault -----------------------------------------------------------
-
-    def _write_book(self) -> None:
-        """Note the branches where a rank that is started anew gets them from."""
-        self.counters["book"] = json.dumps(self.branches.plain(), sort_keys=True)
-
-    def rejoin(self) -> None:
-        """Go by the counters, which may be those of another rank or of an earlier step."""
-        if not self.counters["book"]:
-            self._write_book()
-        plain: dict[str, Any] = json.loads(self.counters["book"])
-        here = self.branches.plain()
-        for each in [*plain["all"], *here["all"]]:
-            each.pop("tip")
-        if plain != here:
-            self.branches = Branches.restored(json.loads(self.counters["book"]))
-        self.branches.current.tip = self.counters["tip"] = max(self.counters["tip"], self.step)
-        if (
-            self.snapshots.find(
-                self.branches.of_step(self.branches.current.name, self.step), self.step
-            )
-            is None
-        ):
-            self.keep()
-
-    def settle_tip(self, tip: int) -> None:
-        """Forget steps that not all ranks have completed."""
-        branch = self.branches.current
-        tip = max(tip, self.step)
-        if branch.tip > tip:
-            self.history.truncate(branch.name, tip)
-            self.samples.truncate(branch.name, tip)
-            self.snapshots.forget_after(branch.name, tip)
-        branch.tip = self.counters["tip"] = tip
-
-
-def in_words(steps: Iterable[int]) -> str:
-    """Numbers in ascending order, as ``0, 40, 60-100``."""
-    runs: list[list[int]] = []
-    for step in steps:
-        if runs and step == runs[-1][1] + 1:
-            runs[-1][1] = step
-        elif not runs or step != runs[-1][1]:
-            runs.append([step, step])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

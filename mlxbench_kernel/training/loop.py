@@ -8,6 +8,7 @@ alike, and no rank goes on to a collective that another one will not come to.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -59,6 +60,28 @@ class Taken:
     slowest: float
 
 
+@dataclass(frozen=True)
+class Stop:
+    """Why a run stopped.
+
+    Attributes
+    ----------
+    kind
+        "done", "paused", "condition", "breakpoint" or "batches".
+    text
+        The same in words.
+    step
+        After which step.
+    """
+
+    kind: str
+    text: str
+    step: int
+
+    def __str__(self) -> str:
+        return self.text
+
+
 class Loop:
     """The steps of one run on one rank.
 
@@ -97,7 +120,7 @@ class Loop:
         # Written while a step runs: a request to stop goes out with that step's gradients.
         self._numbers = numbers
         self._written: Numbers = np.array(numbers, copy=False)
-        self._written[POOL] = host_pool()[0]
+        self._written[POOL] = self._pool = float(host_pool()[0])
         self._before: dict[str, float] = {}
         self._began = time.perf_counter()
         self._logged = GROUP.spent(0)[0]
@@ -144,15 +167,16 @@ class Loop:
         data: float,
         measured: bool,
     ) -> Taken:
-        rows: Numbers = np.array(outcome.shared, copy=False)
+        rows: Any = outcome.shared.tolist()
         own = rows[self._group.rank()]
-        self._logged, collective = GROUP.spent(self._logged)
+        self._logged, spent = GROUP.spent(self._logged)
+        collective = 0.0 if math.isnan(spent) else spent
         scalars = {
             name: float(str(array.item()))
             for name, array in outcome.measures.items()
             if array.ndim == 0
         }
-        means = rows[:, POOL + 1 :].mean(axis=0, dtype=np.float64).tolist()
+        means = [sum(column) / len(rows) for column in list(zip(*rows, strict=True))[POOL + 1 :]]
         common = {"step": float(self._counters["step"]), "loss": means[0], **scalars}
         if (rate := self._rate()) is not None:
             common["learning_rate"] = float(str(rate.item()))
@@ -161,32 +185,32 @@ class Loop:
         samples, tokens = _amount(batches)
         memory = float(mx.get_active_memory())
         record = {
-            **common, "loss_rank": float(own[POOL + 1]), "seconds": seconds,
-            "data_seconds": data, "compute_seconds": seconds - data - np.nan_to_num(collective),
+            **common, "loss_rank": own[POOL + 1], "seconds": seconds,
+            "data_seconds": data, "compute_seconds": seconds - data - collective,
             "samples_per_second": samples / seconds, "memory": memory,
-            "elapsed": time.perf_counter() - self._began, "pool": float(self._written[POOL]),
+            "elapsed": time.perf_counter() - self._began, "pool": self._pool,
         }  # fmt: skip
         if lone is not None:
             record["grad_norm_rank"] = lone
-        if collective == collective:
+        if not math.isnan(spent):
             record["collective_seconds"] = collective
         if tokens:
             record["tokens_per_second"] = tokens / seconds
-        self._written[SECONDS : MEMORY + 1] = seconds, data, np.nan_to_num(collective), memory
-        fullest = int((rows[:, MEMORY] / rows[:, POOL]).argmax())
+        self._written[SECONDS : MEMORY + 1] = seconds, data, collective, memory
+        fullest = max(rows, key=lambda row: row[MEMORY] / row[POOL])
+        most = [max(column) for column in zip(*rows, strict=True)]
         shared = {
-            **common, "elapsed": float(rows[:, ELAPSED].max()),
-            "seconds": float(rows[:, SECONDS].max()), "data_seconds": float(rows[:, DATA].max()),
-            "collective_seconds": float(rows[:, COLLECTIVE].max()),
-            "memory": float(rows[fullest, MEMORY]), "pool": float(rows[fullest, POOL]),
+            **common, "elapsed": most[ELAPSED], "seconds": most[SECONDS],
+            "data_seconds": most[DATA], "collective_seconds": most[COLLECTIVE],
+            "memory": fullest[MEMORY], "pool": fullest[POOL],
         }  # fmt: skip
         per_parameter = {
             name.removeprefix("parameters."): np.array(array)
             for name, array in outcome.measures.items()
             if name.startswith("parameters.")
         }
-        lacking = np.flatnonzero(rows[:, NEXT] == 0).tolist()
-        stop = bool(rows[:, STOP].any())
+        lacking = [rank for rank, row in enumerate(rows) if not row[NEXT]]
+        stop = most[STOP] > 0
         return Taken(record, shared, per_parameter, stop, lacking, shared["seconds"])
 
 

@@ -48,7 +48,7 @@ def origin(stepper: Stepper) -> str:
             said = f"the first bad operation was not found ({error})"
         finally:
             after.put_back()
-            stepper.program.refresh()
+            stepper.refresh()
             PROTECTION.commit()
     told = gather_texts(said, stepper.group)
     for rank, text in enumerate(told):

@@ -81,15 +81,20 @@ def read_result(result: Any) -> tuple[mx.array, dict[str, mx.array]]:
         value = mx.array(float(value)) if isinstance(value, (int, float)) else value
         if not isinstance(value, mx.array) or value.size != 1:
             raise UsageError(f"Stepper: metric {name!r} is no single number")
-        found[str(name)] = value.reshape(()).astype(mx.float32)
-    return result.reshape(()).astype(mx.float32), found
+        found[str(name)] = _number(value)
+    return _number(result), found
+
+
+def _number(array: mx.array) -> mx.array:
+    array = array if array.ndim == 0 else array.reshape(())
+    return array if array.dtype == mx.float32 else array.astype(mx.float32)
 
 
 def shared(slots: Slots, loss: mx.array, metrics: Mapping[str, mx.array]) -> mx.array:
     """This rank's numbers in its row, zeros in those of the others: their sum is all ranks'."""
     place, numbers = slots
-    own = mx.concatenate([numbers, mx.stack([loss, *metrics.values()])])
-    return mx.where(place, own[None], 0.0)  # not times: NaN would reach the others
+    own = mx.concatenate([numbers, *(each[None] for each in (loss, *metrics.values()))])
+    return mx.where(place, own, 0.0) if place.size > 1 else own[None]  # times: NaN would spread
 
 
 class Program:

@@ -43,8 +43,8 @@ class Report:
             "layers": [path for path in parts(stepper.modules) if path],
             "parameters": list(stepper.program.names),
             "measured": stepper.measured,
-            "breakpoints": dict(stepper.breakpoints),
-            "active": list(stepper.active),
+            "breakpoints": dict(stepper.breakpoints.known),
+            "active": list(stepper.breakpoints.active),
         }
         self.version += 1
 

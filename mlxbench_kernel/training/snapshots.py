@@ -23,11 +23,13 @@ from mlx.nn.layers.base import Module
 from mlxbench_kernel.rank import frozen
 from mlxbench_kernel.rank.frozen import Parts
 
+Flags = list[tuple[Module, frozenset[str], bool]]  # modules, what they do not train, training
+
 DENSE = 0.25  # gap over age, below which a snapshot can go without being missed
-MOST = 1024
+MOST = 256  # then what is let go of is used again, and no step waits for fresh memory
 
 
-@dataclass
+@dataclass(eq=False)
 class Snapshot:
     """The state after a step.
 
@@ -42,7 +44,7 @@ class Snapshot:
     flags
         Of each module what it does not train, and whether it is in training mode.
     others
-        State of ``random`` and ``numpy.random``.
+        State of ``random`` and ``numpy.random``; None where a step does not use them.
     bytes
         What it holds that its successor does not.
     file
@@ -55,8 +57,8 @@ class Snapshot:
     step: int
     parts: Parts | None
     random: mx.array
-    flags: list[tuple[Module, frozenset[str], bool]]
-    others: tuple[Any, Any]
+    flags: Flags
+    others: tuple[Any, Any] | None
     bytes: int = 0
     file: Path | None = None
     pinned: bool = False
@@ -69,8 +71,9 @@ class Snapshot:
         for module, no_grad, training in self.flags:
             module._no_grad = set(no_grad)
             module._training = training
-        random.setstate(self.others[0])
-        np.random.set_state(self.others[1])
+        if self.others is not None:
+            random.setstate(self.others[0])
+            np.random.set_state(self.others[1])
 
     def arrays(self) -> Iterable[mx.array]:
         """What it holds in memory."""
@@ -104,28 +107,24 @@ class Snapshots:
     ----------
     used : int
         Bytes of memory that they take beside the state of now.
+    generators : bool
+        Whether the states of ``random`` and ``numpy.random`` are kept.
     """
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self.used = 0
+        self.generators = True
         self._kept: list[Snapshot] = []  # in the order in which they were taken
         self._places: dict[tuple[str, int], Snapshot] = {}
         self._changes = 0  # bytes that a step replaces, as last looked at
         self._looked = 0
         self._folder: Path | None = None
 
-    def take(
-        self, branch: str, step: int, parts: Parts, modules: Iterable[Module], pinned: bool
-    ) -> Snapshot:
-        """Keep a state; evaluates the random key."""
-        key = frozen.random_key()
-        mx.async_eval(key)
-        taken = Snapshot(
-            branch, step, parts, key,
-            [(each, frozenset(each._no_grad), each._training) for each in modules],
-            (random.getstate(), np.random.get_state()), pinned=pinned,
-        )  # fmt: skip
+    def take(self, branch: str, step: int, parts: Parts, flags: Flags, pinned: bool) -> Snapshot:
+        """Keep a state, all of which is evaluated, the random key too."""
+        others = other_generators() if self.generators else None
+        taken = Snapshot(branch, step, parts, frozen.random_key(), flags, others, pinned=pinned)
         self.forget_at(branch, step)
         last = self._kept[-1] if self._kept else None
         self._kept.append(taken)
@@ -239,6 +238,11 @@ class Snapshots:
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="mlxbench-snapshots-"))
         return self._folder
+
+
+def other_generators() -> tuple[Any, Any]:
+    """The states of ``random`` and ``numpy.random``."""
+    return random.getstate(), np.random.get_state()
 
 
 def changed_bytes(older: Snapshot, newer: Snapshot) -> int:

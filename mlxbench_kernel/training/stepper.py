@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -15,12 +14,13 @@ from mlxbench_kernel.rank.frozen import containers
 from mlxbench_kernel.rank.protection import PROTECTION
 from mlxbench_kernel.training import saving
 from mlxbench_kernel.training.batches import Batches
-from mlxbench_kernel.training.conditions import BREAKPOINTS, Condition
+from mlxbench_kernel.training.breakpoints import Breakpoints
+from mlxbench_kernel.training.conditions import Condition
 from mlxbench_kernel.training.course import Course
 from mlxbench_kernel.training.exchange import gather_numbers
 from mlxbench_kernel.training.given import optimizers_of, trees_of
 from mlxbench_kernel.training.history import History, ParameterHistory
-from mlxbench_kernel.training.loop import SAMPLED, Loop, Taken
+from mlxbench_kernel.training.loop import SAMPLED, Loop, Stop, Taken
 from mlxbench_kernel.training.program import CustomProgram, Loss, Program
 from mlxbench_kernel.training.rehearsal import rehearse
 from mlxbench_kernel.training.report import Report
@@ -28,30 +28,7 @@ from mlxbench_kernel.training.sampling import Sampling
 from mlxbench_kernel.training.settings import Settings
 from mlxbench_kernel.training.watching import ReplicaWatch
 
-ALWAYS = ("nonfinite", "replicas")  # the breakpoints that are on from the beginning
 PROTECTED = "stepper"  # what its state is called among what is protected
-
-
-@dataclass(frozen=True)
-class Stop:
-    """Why a run stopped.
-
-    Attributes
-    ----------
-    kind
-        "done", "paused", "condition", "breakpoint" or "batches".
-    text
-        The same in words.
-    step
-        After which step.
-    """
-
-    kind: str
-    text: str
-    step: int
-
-    def __str__(self) -> str:
-        return self.text
 
 
 class Stepper(Course):
@@ -154,7 +131,7 @@ class Stepper(Course):
         if clip is not None:
             counters["clip"] = settings.check("clip", clip)
         roots = [counters, *map(containers, trees.values())]
-        mx.eval(roots)
+        mx.eval(roots, mx.random.state)
         super().__init__(counters, roots, settings, source, accumulate, budget)
         rates = [each.state for each in optimizers.values() if "learning_rate" in each.state]
         self.loop = Loop(
@@ -165,8 +142,7 @@ class Stepper(Course):
         self.samples = ParameterHistory(self.program.names)
         self.sampling = Sampling()
         self.replicas = ReplicaWatch(self.modules, self.group, replicas)
-        self.breakpoints = dict(BREAKPOINTS)
-        self.active = [*ALWAYS]
+        self.breakpoints = Breakpoints()
         self.doing = "paused"
         self._check, self._rehearsed = check, False
         self._metrics: set[str] = set()
@@ -176,6 +152,7 @@ class Stepper(Course):
             if isinstance(value, Module) and any(value is each for each in self.modules.values())
         }
         PROTECTION.protect({PROTECTED: roots})
+        self.refresh()
         self.keep(pinned=True)
         self.report = Report(self)
         _made[:] = [self]
@@ -232,29 +209,21 @@ class Stepper(Course):
         """Have a run stop after the step that is being taken, on all ranks; from any thread."""
         self.loop.stop()
 
-    def _can(self, text: str) -> bool:
-        """Whether a breakpoint names only what this run measures."""
-        try:
-            return bool(Condition(text, self.measured))
-        except UsageError:
-            return False
-
     def _run(self, steps: int | None, until: str | None) -> Stop:
         self._begin(steps, until is not None)
         condition = None if until is None else Condition(until, self.measured)
-        breaks = {
-            name: Condition(self.breakpoints[name], self.measured)
-            for name in self.active
-            if self._can(self.breakpoints[name])
-        }
+        breaks = self.breakpoints.conditions(self.measured)
         last = None if steps is None else self.step + steps
         wanted = {name for each in breaks.values() for name in each.names} - {"nonfinite"}
         wanted |= condition.names if condition is not None else set()
         always = bool(wanted.intersection(SAMPLED))
+        before: bool | None = None
         while True:
             due = self.sampling.due() or always
             taken = self.advance(due)
-            self.sampling.note(due, taken.slowest)  # of the step before, which rarely matters
+            if before is not None:
+                self.sampling.note(before, taken.slowest)  # it is that of the step before
+            before = due
             stop = self._decided(taken, last, condition, breaks)
             if stop is not None:
                 return stop
@@ -309,7 +278,7 @@ class Stepper(Course):
         """See that all ranks are to do the same."""
         self._see_replaced()
         self.rejoin()
-        self.program.refresh()
+        self.refresh()
         position, length = self.counters["position"], self.batches.length
         has = self.batches.has(position + self.accumulate - 1)
         own = [self.step, self.counters["tip"], steps or 0, has, length or -1]
@@ -359,7 +328,7 @@ class Stepper(Course):
         step = self.step
         if name == "replicas":
             return f"step {step}: {self.replicas.said}"
-        text = f"step {step}: breakpoint {name}: {self.breakpoints[name]} holds"
+        text = f"step {step}: breakpoint {name}: {self.breakpoints.known[name]} holds"
         if name == "nonfinite":
             from mlxbench_kernel.training.origin import origin
 
@@ -405,20 +374,11 @@ class Stepper(Course):
         what
             One of `BREAKPOINTS`, or a condition of your own.
         """
-        if what not in self.breakpoints:
-            Condition(what, self.measured)
-            self.breakpoints[what] = what
-        if what not in self.active:
-            self.active.append(what)
+        self.breakpoints.switch_on(what, self.measured)
 
     def no_break(self, what: str) -> None:
         """Do not stop for this any more."""
-        if what not in self.breakpoints:
-            raise UsageError(
-                f"there is no breakpoint {what!r}: there are {', '.join(self.breakpoints)}"
-            )
-        if what in self.active:
-            self.active.remove(what)
+        self.breakpoints.switch_off(what)
 
 
 _made: list[Stepper] = []

@@ -1,0 +1,182 @@
+"""What the stepper costs, and how fast it goes back and stops.
+
+- Steps on two ranks, default measuring on. Ours: ``stepper.run``. Reference: the same loop by hand,
+  in the same ranks, on a model of its own; blocks of steps of the two alternate. Twice: for a step
+  of about 20 ms, and for one of about 2 ms.
+- Back by one step, in the process that trains: seconds for a model of 1 MB and of 1 GB (target
+  5 ms), and keeping a state (target 1 ms), also of a model of 1000 arrays. Their reference is the
+  target.
+- Pause: from the request to all ranks paused, less one step; the reference is the target, 50 ms.
+- Comparing the parameters of all ranks every 50 steps, for 1 GB of them: seconds of a comparison
+  as a share of 50 steps (target 3 %).
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+from measure import Comparison, Report, arguments
+
+from mlxbench_kernel.cluster import Cluster
+from mlxbench_kernel.remote.stepping import Stepping
+from mlxbench_kernel.training import Stepper
+from mlxbench_kernel.training.replicas import fingerprints
+
+BACK_SECONDS = 0.005
+KEEP_SECONDS = 0.001
+PAUSE_SECONDS = 0.05
+EVERY = 50  # steps from one comparison of replicas to the next, by default
+
+CELL = """
+import time
+import mlx.utils
+from mlxbench_kernel import Stepper
+from mlxbench_kernel.rank.protection import PROTECTION
+
+def network():
+    mx.random.seed(1)
+    layers = [nn.Linear({width}, {width}) for _ in range({depth})]
+    return nn.Sequential(*[each for layer in layers for each in (layer, nn.ReLU())])
+
+x = mx.random.normal(({batch}, {width})) + rank
+mx.eval(x)
+loss_fn = lambda model, x: mx.mean(mx.square(model(x)))
+
+hand, optimizer = network(), optim.Adam(1e-4)
+optimizer.init(hand.trainable_parameters())
+state = [hand.state, optimizer.state]
+mx.eval(state)
+value_and_grad = nn.value_and_grad(hand, lambda x: loss_fn(hand, x))
+
+def by_hand():
+    loss, gradients = value_and_grad(x)
+    optimizer.update(hand, nn.average_gradients(gradients))
+    mx.eval(loss, state)
+
+stepper = Stepper(network(), optim.Adam(1e-4), loss_fn, lambda n: x)
+trees = dict(PROTECTION.trees)
+
+def timed(ours):
+    PROTECTION.trees = trees if ours else {{}}
+    mx.eval(mx.distributed.all_sum(mx.array(0.0)))  # all ranks begin at once
+    begin = time.perf_counter()
+    if ours:
+        stepper.run({steps})
+    else:
+        for _ in range({steps}):
+            by_hand()
+    return (time.perf_counter() - begin) / {steps}
+
+stepper.run(200 if {width} < 300 else 40)
+timed(False)
+seconds = {{True: [], False: []}}
+for turn in range({pairs}):
+    for way in (True, False) if turn % 2 else (False, True):
+        seconds[way].append(timed(way))
+PROTECTION.trees = trees
+(seconds[True], seconds[False], stepper.sampling.interval)
+"""
+
+
+def steps(report: Report, cluster: Cluster, pairs: int) -> None:
+    """A step of some milliseconds, ours and by hand."""
+    for about, target, shape in (
+        ("20 ms", 1.01, {"width": 768, "depth": 4, "batch": 96, "steps": 10}),
+        ("2 ms", 1.05, {"width": 128, "depth": 3, "batch": 64, "steps": 100}),
+    ):
+        result = cluster.execute(CELL.format(pairs=pairs, **shape))
+        if result.errors:
+            sys.exit("\n".join(result.errors[min(result.errors)]["traceback"]))
+        by_rank = cluster.results()
+        ours = np.max([by_rank[rank][0] for rank in by_rank], axis=0)
+        theirs = np.max([by_rank[rank][1] for rank in by_rank], axis=0)
+        case = f"a step of about {about}, parameters measured every {by_rank[0][2]} steps"
+        report.add(Comparison(case, "the loop by hand", list(ours), list(theirs), target))
+
+
+def pause(report: Report, cluster: Cluster, pairs: int) -> None:
+    """From the request to all ranks paused."""
+    stepping = Stepping(cluster)
+    taken, step = [], []
+    for _ in range(pairs):
+        stepping.play()
+        time.sleep(0.3)
+        begin = time.perf_counter()
+        stepping.pause()
+        paused = time.perf_counter() - begin
+        seconds = stepping.histories[0].last("main")["seconds"]
+        step.append(seconds)
+        taken.append(max(paused - seconds, 0.0))
+    stepping.close()
+    case = f"pause, beyond a step of {np.median(step) * 1e3:.1f} ms"
+    report.add(Comparison(case, "50 ms", taken, [PAUSE_SECONDS] * pairs, 1.0))
+
+
+def back(report: Report, pairs: int) -> None:
+    """Back by a step, and keeping one."""
+    for name, width, depth in (("1 MB", 512, 1), ("1 GB", 8192, 4), ("1000 arrays", 16, 500)):
+        layers = [nn.Linear(width, width) for _ in range(depth)]
+        model = nn.Sequential(*layers)
+
+        def loss_fn(model: nn.Module, x: mx.array) -> mx.array:
+            return mx.mean(mx.square(model(x)))
+
+        batch = mx.ones((1, width))
+        stepper = Stepper(
+            model, optim.SGD(1e-6), loss_fn, [batch] * 1000, check=False, budget=4 << 30
+        )
+        stepper.run(3)
+        seconds, kept, steps = [], [], []
+        for _ in range(pairs):
+            begin = time.perf_counter()
+            stepper.advance()
+            steps.append(time.perf_counter() - begin)
+            begin = time.perf_counter()
+            stepper.keep()
+            kept.append(time.perf_counter() - begin)
+            begin = time.perf_counter()
+            stepper.back()
+            seconds.append(time.perf_counter() - begin)
+        report.add(
+            Comparison(f"back by a step, {name}", "5 ms", seconds, [BACK_SECONDS] * pairs, 1.0)
+        )
+        report.add(
+            Comparison(f"keeping a state, {name}", "1 ms", kept, [KEEP_SECONDS] * pairs, 1.0)
+        )
+        if name == "1 GB":
+            parameters = [layer.weight for layer in layers]
+            hashes = []
+            for _ in range(pairs):
+                begin = time.perf_counter()
+                mx.eval(fingerprints(parameters))
+                hashes.append(time.perf_counter() - begin)
+            many = [EVERY * each for each in steps]
+            case = f"comparing replicas of 1 GB every {EVERY} steps of batch 1"
+            report.add(Comparison(case, f"{EVERY} steps", hashes, many, 0.03))
+        del stepper, model, layers
+        gc.collect()
+        mx.clear_cache()
+
+
+def main() -> None:
+    parser = arguments(__doc__, 30)
+    options = parser.parse_args()
+    report = Report(options.check)
+    back(report, max(options.pairs // 3, 3))
+    cluster = Cluster.up(2, seed=1)
+    try:
+        steps(report, cluster, options.pairs)
+        pause(report, cluster, max(options.pairs // 3, 3))
+    finally:
+        cluster.down()
+    report.leave()
+
+
+if __name__ == "__main__":
+    main()
