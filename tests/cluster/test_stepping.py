@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from running import processes
@@ -227,3 +230,100 @@ def test_a_rank_killed_while_it_plays_comes_back_and_training_goes_on() -> None:
     finally:
         cluster.down()
     assert processes() <= before
+
+
+def test_another_notebook_finds_the_run_with_its_history() -> None:
+    before = processes()
+    cluster = Cluster.up(2, seed=7, keep=True)
+    try:
+        run(cluster, SETUP)
+        run(cluster, STEPPER.format(""))
+        made = Stepping(cluster)
+        made.step(30)
+        first = losses(made)
+        made.play()
+        wait_until(lambda: made.state.step > 40)
+        made._closed.set()  # this notebook's kernel is killed: it drives no more
+        cluster.client.close(linger=0)
+        again = Cluster.attach(cluster.id)
+        found = Stepping(again)
+        wait_until(lambda: found.state.step > 60)
+        assert found.state.playing and losses(found)[:30] == losses(found, 1)[:30] == first
+        found.pause()
+        state = found.state
+        assert not state.playing and len(set(value(again, "stepper.step").values())) == 1
+        found.back(5)
+        assert found.state.step == state.step - 5
+        found.close()
+    finally:
+        Cluster.attach(cluster.id).down()
+    assert processes() <= before
+
+
+def test_a_sharded_model_with_a_step_of_its_own(ranks: Cluster) -> None:
+    run(ranks, SETUP)
+    run(
+        ranks,
+        """
+from mlx.nn.layers.distributed import shard_linear
+whole = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+mx.eval(mx.distributed.all_sum(mx.zeros(1)))
+sharded = nn.Sequential(
+    shard_linear(whole.layers[0], "all-to-sharded", group=group), nn.ReLU(),
+    shard_linear(whole.layers[2], "sharded-to-all", group=group),
+)
+own = optim.Adam(1e-2)
+mx.random.seed(2)
+inputs, labels = mx.random.normal((50, 8, 8)), mx.random.randint(0, 3, (50, 8))
+value_and_grad = nn.value_and_grad(sharded, lambda x, y: loss_fn(sharded, x, y))
+def train(x, y):
+    loss, gradients = value_and_grad(x, y)
+    own.update(sharded, gradients)
+    return loss
+stepper = Stepper(
+    step=train, state={"model": sharded, "optimizer": own}, replicas=2,
+    batches=[(inputs[n], labels[n]) for n in range(50)],
+)
+        """,
+    )
+    made = Stepping(ranks)
+    try:
+        made.step(12)
+        first = losses(made)
+        assert first == losses(made, 1) and made.state.said == "step 12"
+        made.back(6)
+        again = value(ranks, "[stepper.advance().record['loss'] for _ in range(6)]")
+        assert again == {0: first[6:], 1: first[6:]}
+    finally:
+        made.close()
+
+
+def test_it_works_in_a_plain_script(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        """
+import mlx.core as mx, mlx.nn as nn, mlx.optimizers as optim
+from mlxbench_kernel import Stepper
+group = mx.distributed.init()
+mx.random.seed(3)
+model = nn.Linear(4, 2)
+mx.random.seed(group.rank())
+X, Y = mx.random.normal((40, 8, 4)), mx.random.randint(0, 2, (40, 8))
+stepper = Stepper(
+    model, optim.SGD(0.1),
+    lambda model, x, y: nn.losses.cross_entropy(model(x), y).mean(), [*zip(X, Y)],
+)
+print(stepper.run(20), group.size(), flush=True)
+first = stepper.history.series("main", "loss")[1].tolist()
+stepper.back(8)
+assert [stepper.advance().record["loss"] for _ in range(8)] == first[12:]
+print(stepper.run(until="step == 30 or loss < 0"), flush=True)
+        """
+    )
+    command = [str(Path(sys.executable).with_name("mlx.launch")), "-n", "2"]
+    done = subprocess.run(
+        [*command, "--python", sys.executable, str(script)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.stdout.count("step 20 2") == 2, done.stdout + done.stderr
+    assert done.stdout.count("step 30: step == 30 or loss < 0 holds") == 2
