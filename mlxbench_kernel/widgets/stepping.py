@@ -50,12 +50,12 @@ class StepperView(ui.VBox):  # type: ignore[misc]
             [panel.widget for panel in self._panels],
             titles=[panel.title for panel in self._panels],
             selected_index=0,
-            layout={"flex": "0 1 300px", "min_width": "280px"},
+            layout={"flex": "1 1 290px", "min_width": "280px"},
         )
         self.panels.observe(lambda _change: self._changed(), "selected_index")
         left = ui.VBox(
             [Page(), row(self.log_loss, self.log_rate), self.figure.widget, self.time.widget],
-            layout={"flex": "1 1 520px", "min_width": "0"},
+            layout={"flex": "10 1 520px", "min_width": "0"},
         )
         body = ui.HBox([left, self.panels], layout={"flex_flow": "row wrap", "grid_gap": "8px"})
         above = [self.status, self.movement.widget]

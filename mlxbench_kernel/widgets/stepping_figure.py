@@ -68,8 +68,8 @@ class LiveFigure(go.FigureWidget):  # type: ignore[misc]
                 super().set_state(sync_data)
 
     def ready(self) -> bool:
-        """Whether the last update is drawn, or no answer is to be expected."""
-        if not self._view_count or self.drawn >= self._last_trace_edit_id:
+        """Whether at most one update is on its way, or no answer is to be expected."""
+        if not self._view_count or self.drawn >= self._last_trace_edit_id - 1:
             return True
         return time.monotonic() - float(self.sent) > UNANSWERED
 

@@ -446,6 +446,8 @@ def test_messages_of_the_browser_do_not_swallow_updates(
     view.redraw()
     assert figure.ready()  # nobody looks
     figure.set_state({"_view_count": 1})
+    stepping.take(5)
+    view.redraw()
     assert not figure.ready()
     answer = {"trace_deltas": [], "trace_edit_id": figure._last_trace_edit_id}
     figure.set_state({"_js2py_traceDeltas": answer, "_js2py_layoutDelta": {}})
