@@ -13,7 +13,7 @@ from mlxbench_kernel.widgets.stepping_controls import Movement, row
 from mlxbench_kernel.widgets.stepping_edits import Breakpoints, Settings
 from mlxbench_kernel.widgets.stepping_figure import StepperFigure
 from mlxbench_kernel.widgets.stepping_layers import Layers
-from mlxbench_kernel.widgets.stepping_page import Page, error_line, rate, status_line
+from mlxbench_kernel.widgets.stepping_page import Page, busy_line, error_line, rate, status_line
 from mlxbench_kernel.widgets.stepping_panels import Branches, Journal, Kept, Repair
 from mlxbench_kernel.widgets.stepping_recent import Recent
 from mlxbench_kernel.widgets.stepping_source import State, Stepping
@@ -171,7 +171,7 @@ class StepperView(ui.VBox):  # type: ignore[misc]
         """Show what is being done; whether that has to be looked at again."""
         doing = self._commands.doing
         long = bool(doing) and time.monotonic() - self._commands.since > LONG
-        self._set(self.busy, f"<div><em>{doing} …</em></div>" if long else "")
+        self._set(self.busy, busy_line(doing) if long else "")
         if long != self._off:
             self._off = long
             for part in _parts(self):

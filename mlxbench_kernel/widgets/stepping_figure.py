@@ -338,7 +338,7 @@ def _layout(ranks: list[str]) -> dict[str, Any]:
             "yanchor": "top",
         },
         "annotations": [
-            {**heading, "text": "", "x": 0, "y": 0.305, "xanchor": "left"},
+            {**heading, "text": "", "x": 0, "xshift": -124, "y": 0.305, "xanchor": "left"},
             {**heading, "text": f"ms a step: {parts}", "x": 1, "y": 0.305, "xanchor": "right"},
         ],
         "xaxis": {**wide, "anchor": "y", "matches": "x2", "showticklabels": False},

@@ -68,6 +68,11 @@ def error_line(error: str) -> str:
     return f'<div role="alert" class="mlxbench-step-error">{escape(error)}</div>' if error else ""
 
 
+def busy_line(doing: str) -> str:
+    """What is being done, and takes its time."""
+    return f"<div><em>{escape(doing)} …</em></div>"
+
+
 def status_line(facts: Sequence[str], said: str) -> str:
     """Where the stepper is, and why it stopped."""
     line = f"<div>{escape(' · '.join(fact for fact in facts if fact))}</div>"

@@ -263,8 +263,8 @@ class Repair:
 
 def _of_branch(branch: Branch, state: State) -> str:
     here = "● " if branch.name == state.branch else ""
-    left = f", from {branch.parent} at {branch.start}" if branch.parent else ""
-    return f"{here}{branch.name}: to step {branch.tip}{left}"
+    left = f", from {branch.parent}" if branch.parent else ""
+    return f"{here}{branch.name}: {branch.start}–{branch.tip}{left}"
 
 
 def _of_kept(kept: KeptStep) -> str:

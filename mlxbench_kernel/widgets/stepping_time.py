@@ -52,9 +52,10 @@ class SampleSlider:
         shown, self._steps = self.step, now
         last = max(len(now) - 1, 0)
         index = now.index(shown) if shown in now and not latest else last
-        if (slider.max, slider.value, slider.disabled) != (last, index, latest):
-            with slider.hold_sync():
-                slider.max, slider.value, slider.disabled = last, index, latest
+        # One after the other: in one message the browser moves the handle within the old range.
+        slider.max = last
+        slider.value = index
+        slider.disabled = latest
         every = f"sampled every {sampling} steps" if sampling != 1 else "sampled at each step"
         said = f"step {self.step} · {every}" if self._steps else f"no sample yet · {every}"
         if self.said.value != said:

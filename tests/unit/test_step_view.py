@@ -147,6 +147,10 @@ def test_a_long_command_says_what_is_done_and_holds_the_buttons(
     stepping.held.set()
     wait(lambda: stepping.state.step == 2 and not any(each.disabled for each in buttons))
     wait(lambda: view.busy.value == "")
+    stepping.held.clear()
+    enter(view.movement.condition, "loss < 1")
+    wait(lambda: "playing until loss &lt; 1 …" in view.busy.value)
+    stepping.held.set()
 
 
 def test_status_says_where_and_how_fast(view: StepperView, stepping: FakeStepping) -> None:
@@ -284,7 +288,7 @@ def test_branches_are_switched_compared_and_deleted(
     stepping.branch("wide", at=5)
     branches = view.branches
     wait(lambda: len(branches.chooser.options) == 2)
-    assert branches.chooser.options[1] == ("● wide: to step 5, from main at 5", "wide")
+    assert branches.chooser.options[1] == ("● wide: 5–5, from main", "wide")
     press(view, "Switch")
     wait(lambda: "no branch is chosen" in view.error.value)
     branches.chooser.value = "main"
