@@ -28,8 +28,9 @@ fake.play()
 view
 """
 BUSY = """
-import time
-time.sleep(20)
+import os, time
+while not os.path.exists("enough"):
+    time.sleep(0.1)
 """
 DRAWN = """
 (plot) => new Promise((done) => {
@@ -122,6 +123,7 @@ def test_it_is_drawn_while_a_cell_runs(lab: Lab, page: Page) -> None:
     assert view.locator(".js-plotly-plot").evaluate(DRAWN) == 10
     press(view, "Pause")
     expect(running).to_have_text("[*]:")
+    (lab.folder / "enough").touch()
     # ipykernel answers a widget on the thread that last wrote to it, here that of the cells.
     expect(button(view, "Play")).to_be_visible(timeout=30_000)
 
