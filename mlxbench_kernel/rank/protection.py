@@ -130,7 +130,8 @@ class Protection:
             return
         # Rarely evaluated by the user: what is drawn needs the other half of each split.
         key = frozen.random_key()
-        self._evaluate(key)
+        if frozen.freeze([key]) is None:
+            self._evaluate(key)
         if GROUP.alone and self.kept:
             self.kept.pop()  # counts mean the same on all ranks, so this is no other one
         else:

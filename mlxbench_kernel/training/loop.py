@@ -114,14 +114,15 @@ class Loop:
         self._step, self._batches, self._accumulate = step, batches, accumulate
         self._counters, self._state, self._rate = counters, state, rate
         self._group = group
-        self._place = (mx.arange(group.size()) == group.rank()).reshape(-1, 1)
-        numbers = mx.zeros(POOL + 1)
+        size, rank = group.size(), group.rank()
+        self._place = (mx.arange(size) == rank).reshape(-1, 1)
+        numbers = mx.zeros((size, POOL + 1))
         mx.eval(self._place, numbers)
         # Written while a step runs: a request to stop goes out with that step's gradients.
         self._numbers = numbers
-        self._written: Numbers = np.array(numbers, copy=False)
+        self._written: Numbers = np.array(numbers, copy=False)[rank]
         self._written[POOL] = self._pool = float(host_pool()[0])
-        self._before: dict[str, float] = {}
+        self._amounts: dict[Any, tuple[int, int]] = {}
         self._began = time.perf_counter()
         self._logged = GROUP.spent(0)[0]
 
@@ -167,25 +168,24 @@ class Loop:
         data: float,
         measured: bool,
     ) -> Taken:
-        rows: Any = outcome.shared.tolist()
-        own = rows[self._group.rank()]
+        told, values = (_rows(array) for array in outcome.shared)
+        rank, size = self._group.rank(), len(told)
         self._logged, spent = GROUP.spent(self._logged)
         collective = 0.0 if math.isnan(spent) else spent
-        scalars = {
-            name: float(str(array.item()))
-            for name, array in outcome.measures.items()
-            if array.ndim == 0
-        }
-        means = [sum(column) / len(rows) for column in list(zip(*rows, strict=True))[POOL + 1 :]]
-        common = {"step": float(self._counters["step"]), "loss": means[0], **scalars}
+        names = ("loss", *outcome.metrics)
+        common = {"step": float(self._counters["step"])}
+        for name, column in zip(names, zip(*values, strict=True), strict=True):
+            common[name] = sum(column) / size
+        for name, array in outcome.measures.items():
+            if array.ndim == 0:
+                common[name] = _item(array)
         if (rate := self._rate()) is not None:
-            common["learning_rate"] = float(str(rate.item()))
-        common |= zip(outcome.metrics, means[1:], strict=True)
+            common["learning_rate"] = _item(rate)
         lone = common.pop("grad_norm_rank", None)
-        samples, tokens = _amount(batches)
+        samples, tokens = self._amount(batches)
         memory = float(mx.get_active_memory())
         record = {
-            **common, "loss_rank": own[POOL + 1], "seconds": seconds,
+            **common, "loss_rank": values[rank][0], "seconds": seconds,
             "data_seconds": data, "compute_seconds": seconds - data - collective,
             "samples_per_second": samples / seconds, "memory": memory,
             "elapsed": time.perf_counter() - self._began, "pool": self._pool,
@@ -197,8 +197,8 @@ class Loop:
         if tokens:
             record["tokens_per_second"] = tokens / seconds
         self._written[SECONDS : MEMORY + 1] = seconds, data, collective, memory
-        fullest = max(rows, key=lambda row: row[MEMORY] / row[POOL])
-        most = [max(column) for column in zip(*rows, strict=True)]
+        fullest = max(told, key=lambda row: row[MEMORY] / row[POOL])
+        most = [max(column) for column in zip(*told, strict=True)]
         shared = {
             **common, "elapsed": most[ELAPSED], "seconds": most[SECONDS],
             "data_seconds": most[DATA], "collective_seconds": most[COLLECTIVE],
@@ -209,22 +209,32 @@ class Loop:
             for name, array in outcome.measures.items()
             if name.startswith("parameters.")
         }
-        lacking = [rank for rank, row in enumerate(rows) if not row[NEXT]]
+        lacking = [rank for rank, row in enumerate(told) if not row[NEXT]]
         stop = most[STOP] > 0
         return Taken(record, shared, per_parameter, stop, lacking, shared["seconds"])
 
+    def _amount(self, batches: Sequence[Batch]) -> tuple[int, int]:
+        """Samples and tokens: the first axis, and elements where they are whole numbers."""
+        shapes = tuple([getattr(batch[0], "shape", ()) for batch in batches if batch])
+        found = self._amounts.get(shapes)
+        if found is None:
+            firsts = [batch[0] for batch in batches if batch and hasattr(batch[0], "shape")]
+            samples = sum(each.shape[0] for each in firsts if each.shape)
+            tokens = sum(
+                each.size for each in firsts if len(each.shape) > 1 and "int" in str(each.dtype)
+            )
+            found = self._amounts[shapes] = samples, tokens
+        return found
 
-def _amount(batches: Sequence[Batch]) -> tuple[int, int]:
-    """Samples and tokens: the first axis, and elements where they are whole numbers."""
-    samples = tokens = 0
-    for batch in batches:
-        first = next((each for each in batch if hasattr(each, "shape")), None)
-        if first is None or not first.shape:
-            continue
-        samples += first.shape[0]
-        if len(first.shape) > 1 and "int" in str(first.dtype):
-            tokens += first.size
-    return samples, tokens
+
+def _rows(array: mx.array) -> list[list[float]]:
+    rows: Any = array.tolist()
+    return rows  # type: ignore[no-any-return]
+
+
+def _item(array: mx.array) -> float:
+    value: Any = array.item()
+    return float(value)
 
 
 SAMPLED = ("grad_norm", "update_ratio", "nonfinite")  # not measured at each step

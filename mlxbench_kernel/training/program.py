@@ -21,7 +21,9 @@ from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.training.batches import Batch
 
 Loss = Callable[..., Any]
-Slots = tuple[mx.array, mx.array]  # this rank's place, bool [size, 1]; its numbers, float32 [n]
+# This rank's place, bool [size, 1]; its numbers in its row, float32 [size, n].
+Slots = tuple[mx.array, mx.array]
+Shared = tuple[mx.array, mx.array]
 
 
 @dataclass
@@ -30,22 +32,22 @@ class Outcome:
 
     Attributes
     ----------
-    shared : float32 [size, n + 1 + metrics]
-        Each rank's numbers, loss and metrics.
+    shared : (float32 [size, n], float32 [size, 1 + metrics])
+        Each rank's numbers; its loss and metrics.
     measures
         By measure: float32 [parameters] for each parameter, or of no dimension.
     metrics
         Names of the user's own, in the order of `shared`.
     """
 
-    shared: mx.array
+    shared: Shared
     measures: dict[str, mx.array] = field(default_factory=dict)
     metrics: tuple[str, ...] = ()
 
     @property
     def arrays(self) -> list[mx.array]:
         """All that is to be evaluated."""
-        return [self.shared, *self.measures.values()]
+        return [*self.shared, *self.measures.values()]
 
 
 def read_result(result: Any) -> tuple[mx.array, dict[str, mx.array]]:
@@ -90,11 +92,18 @@ def _number(array: mx.array) -> mx.array:
     return array if array.dtype == mx.float32 else array.astype(mx.float32)
 
 
-def shared(slots: Slots, loss: mx.array, metrics: Mapping[str, mx.array]) -> mx.array:
-    """This rank's numbers in its row, zeros in those of the others: their sum is all ranks'."""
+def shared(slots: Slots, loss: mx.array, metrics: Mapping[str, mx.array]) -> Shared:
+    """What this rank tells in its row, zeros in those of the others: their sum is all ranks'."""
     place, numbers = slots
-    own = mx.concatenate([numbers, *(each[None] for each in (loss, *metrics.values()))])
-    return mx.where(place, own, 0.0) if place.size > 1 else own[None]  # times: NaN would spread
+    own = mx.stack([loss, *metrics.values()]) if metrics else loss
+    return numbers, mx.where(place, own, 0.0) if place.size > 1 else own.reshape(1, -1)
+
+
+def summed(own: Shared, group: mx.distributed.Group) -> Shared:
+    """The sum over ranks, in one collective."""
+    width = own[0].shape[1]
+    total = mx.distributed.all_sum(mx.concatenate([*own], axis=1), group=group)
+    return total[:, :width], total[:, width:]
 
 
 class Program:
@@ -128,7 +137,7 @@ class Program:
         self.model, self.optimizer = model, optimizer
         self._group = group
         self._compiled = compiled
-        self._steps: dict[Hashable, Callable[..., tuple[mx.array, dict[str, mx.array]]]] = {}
+        self._steps: dict[Hashable, Callable[..., tuple[Shared, dict[str, mx.array]]]] = {}
         self._metrics: tuple[str, ...] = ()
         self._key: Hashable = None
 
@@ -189,7 +198,7 @@ class Program:
 
     def _step(
         self, batches: Sequence[Batch], slots: Slots, clip: float | None, measured: bool
-    ) -> tuple[mx.array, dict[str, mx.array]]:
+    ) -> tuple[Shared, dict[str, mx.array]]:
         loss, metrics, gradients = self._accumulated(batches)
         self._metrics = tuple(metrics)
         own = gradients
@@ -220,17 +229,16 @@ class Program:
             gradients = tree_map(lambda gradient: gradient * share, gradients)
         return loss, metrics, gradients
 
-    def _averaged(self, own: mx.array, gradients: Any) -> tuple[mx.array, Any]:
-        """The sum of the ranks' numbers and the mean of their gradients."""
+    def _averaged(self, own: Shared, gradients: Any) -> tuple[Shared, Any]:
+        """The sum of what the ranks tell, and the mean of their gradients."""
         size = self._group.size()
         if size == 1:
             return own, gradients
         if all(array.dtype == mx.float32 for _, array in _flat(gradients)):
             # One collective for both, where MLX puts arrays of one dtype together.
-            both = average_gradients([gradients, own], group=self._group)
-            return both[1] * size, both[0]
-        gradients = average_gradients(gradients, group=self._group)
-        return mx.distributed.all_sum(own, group=self._group), gradients
+            mean, *told = average_gradients([gradients, *own], group=self._group)
+            return (told[0] * size, told[1] * size), mean
+        return summed(own, self._group), average_gradients(gradients, group=self._group)
 
     def _measured(
         self, own: Any, averaged: Any, before: Mapping[str, mx.array]
@@ -304,7 +312,7 @@ class CustomProgram:
         loss, metrics = read_result(self._take(*batches[0]))
         total = shared(slots, loss, metrics)
         if self._group.size() > 1:
-            total = mx.distributed.all_sum(total, group=self._group)
+            total = summed(total, self._group)
         measures = self._measured(before) if before else {}
         return Outcome(total, measures, tuple(metrics))
 
