@@ -125,6 +125,7 @@ class FakeStepping:
             bad[7], norms[7] = 3, np.nan
         return {
             "grad_norm": norms.astype(np.float32),
+            "grad_norm_rank": norms.astype(np.float32),
             "update_ratio": (norms / 1000).astype(np.float32),
             "nonfinite": bad.astype(np.float32),
         }

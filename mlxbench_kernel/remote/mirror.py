@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mlxbench_kernel.cluster import Cluster
@@ -170,7 +170,12 @@ class Mirror:
             if answer["step"] != self.state.step:
                 self._moved = time.monotonic()
             light = ("step", "branch", "playing", "doing", "said", "budget", "used", "sampling")
-            self.state = State(**{**vars(self.state), **{name: answer[name] for name in light}})
+            branches = tuple(
+                replace(each, tip=answer["tip"]) if each.name == answer["branch"] else each
+                for each in self.state.branches
+            )
+            told = {name: answer[name] for name in light}
+            self.state = replace(self.state, branches=branches, **told)
         rows, taken = decode(answer["rows"]), decode_samples(answer["samples"])
         for branch, record in rows:
             self.histories[rank].append(branch, record)
@@ -190,6 +195,11 @@ class Mirror:
             for history, samples in zip(self.histories, self.samples, strict=True):
                 history.drop(gone)
                 samples.drop(gone)
+        for each in branches:  # after a reset, or a fault
+            for history, samples in zip(self.histories, self.samples, strict=True):
+                if history.last(each.name).get("step", 0) > each.tip:
+                    history.truncate(each.name, each.tip)
+                    samples.truncate(each.name, each.tip)
         self.state = State(
             **{
                 **vars(self.state),

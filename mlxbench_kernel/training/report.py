@@ -61,7 +61,7 @@ class Report:
         Returns
         -------
         dict
-            ``step``, ``branch``, ``doing``, ``said``, ``playing``, ``budget``, ``used``,
+            ``step``, ``branch``, ``tip`` (of that), ``doing``, ``said``, ``playing``, ``budget``, ``used``,
             ``sampling``, ``next_rows`` and ``rows``, ``next_samples`` and ``samples`` (see
             `encode`), ``version``; and unless that is known ``details``: ``branches``, ``kept``,
             ``journal``, ``settings``, ``frozen``, ``layers``, ``parameters``, ``measured``,
@@ -73,6 +73,7 @@ class Report:
         said: dict[str, Any] = {
             "step": stepper.step,
             "branch": stepper.branches.current.name,
+            "tip": stepper.branches.current.tip,
             "doing": stepper.doing,
             "said": stepper.said,
             "playing": stepper.doing == "playing",

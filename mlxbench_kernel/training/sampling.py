@@ -23,10 +23,10 @@ class Sampling:
         self.interval = FIRST
         self._since = 0
         self._seconds: dict[bool, deque[float]] = {
-            False: deque(maxlen=15),
-            True: deque(maxlen=5),
+            False: deque(maxlen=21),
+            True: deque(maxlen=7),
         }
-        self._first = {False: True, True: True}
+        self._first = {False: 1, True: 2}  # those that may have been compiled
 
     def due(self) -> bool:
         """Whether the next step is one."""
@@ -38,15 +38,11 @@ class Sampling:
 
     def note(self, measured: bool, seconds: float) -> None:
         """A step of this kind took so long, on the slowest rank."""
-        if self._first[measured]:  # it was compiled
-            self._first[measured] = False
+        if self._first[measured]:
+            self._first[measured] -= 1
             return
         self._seconds[measured].append(seconds)
         plain, full = self._seconds[False], self._seconds[True]
-        if measured and len(plain) >= 3 and len(full) >= 2:
+        if measured and len(plain) >= 5 and len(full) >= 3:
             share = max(median(full) / median(plain) - 1, 0.0)
             self.interval = min(max(FIRST, round(share / SHARE)), MOST)
-
-    def begin_again(self) -> None:
-        """What a step costs may have changed."""
-        self._first = {False: True, True: True}

@@ -161,11 +161,27 @@ class StepperView(ui.VBox):  # type: ignore[misc]
         if self._layers.parameters != tuple(state.parameters):
             self._layers = Layers(state.parameters)
         samples = self.stepping.samples
-        self.time.show([int(s) for s in samples[0].samples(state.branch)], state.sampling)
+        branch, steps = self._sampled(state)
+        self.time.show(steps, state.sampling)
         title, measure, step = self.time.chosen()
         if step is not None:
-            values, there = self._layers.table(samples, state.branch, step, measure)
+            values, there = self._layers.table(samples, branch, step, measure)
             self.figure.heat(self._layers.names, values, there, f"{title}, step {step}")
+
+    def _sampled(self, state: State) -> tuple[str, list[int]]:
+        """The samples of the branch, or of the one that it left; whose they are."""
+        branches = {each.name: each for each in state.branches}
+        name, last = state.branch, None
+        while True:
+            found = [
+                int(step)
+                for step in self.stepping.samples[0].samples(name)
+                if last is None or step <= last
+            ]
+            branch = branches.get(name)
+            if found or branch is None or not branch.parent:
+                return name, found
+            name, last = branch.parent, branch.start
 
     def _show_commands(self) -> bool:
         """Show what is being done; whether that has to be looked at again."""

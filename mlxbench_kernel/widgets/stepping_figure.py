@@ -90,8 +90,8 @@ class StepperFigure:
     """
 
     def __init__(self, ranks: int) -> None:
-        names = [str(rank) for rank in range(ranks)]
-        self.widget = LiveFigure(_fixed_traces(names), _layout(names))
+        numbers = list(range(ranks))
+        self.widget = LiveFigure(_fixed_traces(numbers), _layout(numbers))
         self.widget._config = {"responsive": True, "displaylogo": False}
         self._slots: list[str] = []  # the branch of each pair of curves; "" if it is free
         self._shown: dict[str, Any] = {}
@@ -285,7 +285,7 @@ def _say(value: float) -> str:
     return f"{value:.4g}" if np.isfinite(value) else str(value)
 
 
-def _fixed_traces(ranks: list[str]) -> list[Any]:
+def _fixed_traces(ranks: list[int]) -> list[Any]:
     heat = {"x": ranks, "y": [], "z": [], "xaxis": "x3", "yaxis": "y3", "xgap": 1}
     told = "rank %{x}, %{text}<extra></extra>"
     scale = {
@@ -312,10 +312,10 @@ def _fixed_traces(ranks: list[str]) -> list[Any]:
     ]  # fmt: skip
 
 
-def _layout(ranks: list[str]) -> dict[str, Any]:
+def _layout(ranks: list[int]) -> dict[str, Any]:
     rank_axis = {
-        **AXIS, "type": "category", "categoryorder": "array", "categoryarray": ranks,
-        "title": {"text": "rank", "standoff": 4},
+        **AXIS, "type": "linear", "tickmode": "array", "tickvals": ranks, "zeroline": False,
+        "range": [-0.5, len(ranks) - 0.5], "title": {"text": "rank", "standoff": 4},
     }  # fmt: skip
     wide, low = {**AXIS, "domain": [0, 1]}, {**AXIS, "domain": [0, 0.3]}
     heading = {"xref": "paper", "yref": "paper", "showarrow": False, "yanchor": "bottom"}

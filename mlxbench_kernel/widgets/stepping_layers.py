@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from mlxbench_kernel.widgets.stepping_source import ParameterHistory
 
 MEASURES = {
+    "own gradient norm": "grad_norm_rank",
     "gradient norm": "grad_norm",
     "update / weight": "update_ratio",
     "non-finite": "nonfinite",
@@ -51,7 +52,7 @@ class Layers:
         given = np.asarray(values, dtype=np.float64)
         if measure == "update_ratio":
             np.maximum.at(found, self._of, given)
-        elif measure == "grad_norm":
+        elif measure in ("grad_norm", "grad_norm_rank"):
             np.add.at(found, self._of, np.square(given))
             found = np.sqrt(found)
         else:

@@ -230,7 +230,7 @@ def test_layers_on_ranks_at_a_sampled_step(view: StepperView, stepping: FakeStep
     stepping.change()
     heat, bad = traces(view)[HEAT], traces(view)[HEAT_BAD]
     title = view.figure.widget.layout.annotations[0]
-    wait(lambda: title.text == "gradient norm, step 50")
+    wait(lambda: title.text == "own gradient norm, step 50")
     assert np.shape(heat.z) == (len(LAYERS), 2)
     # The parameter 7 is the bias of the fourth layer, and no number at step 50.
     assert list(bad.z[3]) == [1, 1] and sum(row[0] is not None for row in bad.z) == 1
@@ -243,7 +243,7 @@ def test_layers_on_ranks_at_a_sampled_step(view: StepperView, stepping: FakeStep
     view.time.latest.value = False
     wait(lambda: not view.time.slider.disabled)
     view.time.slider.value = 1
-    wait(lambda: title.text == "gradient norm, step 20")
+    wait(lambda: title.text == "own gradient norm, step 20")
     stepping.take(20)
     stepping.change()
     wait(lambda: view.time.slider.max == 6)
@@ -267,7 +267,7 @@ def test_a_rank_without_a_sample_is_left_empty(view: StepperView, stepping: Fake
     stepping.take(20)
     stepping.samples[1].truncate("main", 10)
     stepping.change()
-    wait(lambda: view.figure.widget.layout.annotations[0].text == "gradient norm, step 20")
+    wait(lambda: view.figure.widget.layout.annotations[0].text == "own gradient norm, step 20")
     assert all(row[0] is not None and row[1] is None for row in traces(view)[HEAT].z)
     assert not any(any(row) for row in traces(view)[HEAT_BAD].z)
 
