@@ -237,7 +237,7 @@ def said(stepping: Stepping) -> str:
     parts = [f"step {state.step}", f"branch {state.branch}", state.doing]
     if last and last["step"] == state.step:
         parts.append(f"loss {last['loss']:.6g}")
-    if state.said and state.said != f"step {state.step}":
+    if state.said and not state.playing and state.said != f"step {state.step}":
         parts.append(state.said)
     kept = len(state.kept)
     parts.append(f"{kept} states kept, {format_bytes(state.used)} of {format_bytes(state.budget)}")

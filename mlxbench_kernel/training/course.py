@@ -47,17 +47,21 @@ class Course(Place):
     def switch(self, name: str) -> None:
         """Go to the last step of another branch."""
         before = self.branches.current.name
-        self.branches.switch(str(name))
-        self.counters["tip"] = self.branches.current.tip
-        self._write_book()
+        self._go_to_tip(str(name))
+        self.note(f"switched from {before}")
+
+    def _go_to_tip(self, name: str) -> None:
+        before = self.branches.current.name
+        self._be_on(name)
         try:
             self.to(self.branches.current.tip)
         except UsageError:
-            self.branches.switch(before)
-            self.counters["tip"] = self.branches.current.tip
-            self._write_book()
+            self._be_on(before)
             raise
-        self.note(f"switched from {before}")
+
+    def _be_on(self, name: str) -> None:
+        self.counters["tip"] = self.branches.switch(name).tip
+        self._write_book()
 
     def delete(self, name: str) -> None:
         """Forget a branch, with its steps."""
@@ -83,12 +87,10 @@ class Course(Place):
             self.branches[name]
         try:
             for name in (one, other):
-                self.switch(name)
+                self._go_to_tip(name)
                 found.append({path: frozen.handle(each) for path, each in self._parameters()})
         finally:
-            self.branches.switch(here)
-            self.counters["tip"] = self.branches.current.tip
-            self._write_book()
+            self._be_on(here)
             self.to(step)
         first, second = found
         apart = {

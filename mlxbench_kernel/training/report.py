@@ -61,11 +61,11 @@ class Report:
         Returns
         -------
         dict
-            ``step``, ``branch``, ``tip`` (of that), ``doing``, ``said``, ``playing``, ``budget``, ``used``,
-            ``sampling``, ``next_rows`` and ``rows``, ``next_samples`` and ``samples`` (see
-            `encode`), ``version``; and unless that is known ``details``: ``branches``, ``kept``,
-            ``journal``, ``settings``, ``frozen``, ``layers``, ``parameters``, ``measured``,
-            ``breakpoints``, ``active``.
+            ``step``, ``branch``, ``tip`` (of that), ``doing``, ``said``, ``playing``, ``budget``,
+            ``used``, ``sampling``; ``next_rows`` and ``rows``, ``next_samples`` and ``samples``
+            (see `encode`); ``version``, and unless that is known ``details``: ``branches``,
+            ``kept``, ``journal``, ``settings``, ``frozen``, ``layers``, ``parameters``,
+            ``measured``, ``breakpoints``, ``active``.
         """
         stepper = self._stepper
         next_rows, found = stepper.history.since(rows, ROWS)

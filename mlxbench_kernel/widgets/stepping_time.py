@@ -22,7 +22,7 @@ class SampleSlider:
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self.measure = ui.Dropdown(
-            options=list(MEASURES), layout={"width": "10em"}, tooltip="measure of the layers"
+            options=list(MEASURES), layout={"width": "13em"}, tooltip="measure of the layers"
         )
         self.slider = ui.IntSlider(
             min=0, max=0, readout=False, tooltip="sampled step", layout={"flex": "1 1 12em"}

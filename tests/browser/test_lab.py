@@ -73,3 +73,17 @@ def test_lazy_graphs_runs_from_top_to_bottom(lab: Lab, browser: Browser) -> None
     assert views.count() == 7
     assert all(shades(view) > 40 for view in views.all())
     page.close()
+
+
+def test_stepping_a_training_runs_from_top_to_bottom(lab: Lab, browser: Browser) -> None:
+    page = browser.new_page(viewport={"width": 1300, "height": 7000})
+    outputs = run_tutorial(lab, page, "03_stepping_training")
+    text = outputs.inner_text()
+    assert "the losses of both ranks are the same, bit by bit" in text
+    assert "step 71: spike(loss, 2) or step == 110 holds" in text
+    assert "step 129 · branch clipped" in text and "stepper.set(**{'clip': 1.0})" in text
+    view = outputs.locator(".mlxbench-step")
+    assert view.count() == 1 and shades(view) > 40
+    options = view.locator("option").all_text_contents()
+    assert any("clipped: 69–129, from main" in each.replace("\xa0", " ") for each in options)
+    page.close()
