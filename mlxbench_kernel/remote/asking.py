@@ -27,6 +27,7 @@ def ask_ranks(
     *arguments: Any,
     of: Callable[..., Any] = on_kept,
     show: Tell = lambda text: None,
+    result: bool = True,
 ) -> dict[int, Any]:
     """Have ranks do something; the results, by rank.
 
@@ -49,6 +50,8 @@ def ask_ranks(
         Who does it there: a function of a module, of these; ``"take"`` gives the last result.
     show
         Is told who is late, "" for nobody, while the ranks are at it.
+    result
+        Whether the results are wanted.
 
     Raises
     ------
@@ -74,6 +77,11 @@ def ask_ranks(
         if error["ename"] == UsageError.__name__:
             raise UsageError(f"rank {rank}: {error['evalue']}")
         raise ClusterError(f"rank {rank}: {error['ename']}: {error['evalue']}")
+    return taken(cluster, ranks, of) if result else {}
+
+
+def taken(cluster: Cluster, ranks: Sequence[int], of: Callable[..., Any]) -> dict[int, Any]:
+    """What ranks have found, see `ask_ranks`."""
     calls = {rank: cluster.client.on(rank).apply_async(of, "take") for rank in ranks}
     found = {}
     for rank, sent in calls.items():

@@ -56,8 +56,8 @@ class State:
         Where it is.
     playing, doing
         Whether steps are being taken, and what is being done, in words.
-    said
-        Why it stopped last, or what went wrong.
+    said, stopped
+        Why it stopped last, or what went wrong; and the kind of it, see `Stop`.
     branches, kept, journal
         All of them.
     budget, used
@@ -79,6 +79,7 @@ class State:
     playing: bool = False
     doing: str = "paused"
     said: str = ""
+    stopped: str = ""
     branches: tuple[Branch, ...] = ()
     kept: tuple[KeptStep, ...] = ()
     budget: int = 0
@@ -169,7 +170,10 @@ class Mirror:
         if rank == self._teller:
             if answer["step"] != self.state.step:
                 self._moved = time.monotonic()
-            light = ("step", "branch", "playing", "doing", "said", "budget", "used", "sampling")
+            light = (
+                "step", "branch", "playing", "doing", "said", "stopped", "budget", "used",
+                "sampling",
+            )  # fmt: skip
             branches = tuple(
                 replace(each, tip=answer["tip"]) if each.name == answer["branch"] else each
                 for each in self.state.branches

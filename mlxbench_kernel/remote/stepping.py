@@ -199,8 +199,9 @@ class Stepping:
         try:
             steps = None if last is None else last - self._mirror.state.step
             if steps is None or steps > 0:
-                found = self._ask("run", steps, until)
-                if next(iter(found.values()))["kind"] != "paused":
+                self._ask("run", steps, until, result=False)
+                self._mirror.poll()
+                if self._mirror.state.stopped != "paused":
                     self._wanted = None
         except BenchError as error:
             self._broken = len(self._cluster.living()) < self._cluster.size
@@ -209,18 +210,19 @@ class Stepping:
             self._error = f"{type(error).__name__}: {error}"
         finally:
             self._late = ""
-            with suppress(Exception):
-                self._mirror.poll()
+            if self._error:
+                with suppress(Exception):
+                    self._mirror.poll()
             self._ended.set()
             self._wake.set()
 
-    def _ask(self, name: str, *arguments: Any) -> dict[int, Any]:
+    def _ask(self, name: str, *arguments: Any, result: bool = True) -> dict[int, Any]:
         said: list[str] = []
         ranks = range(self._cluster.size)
         try:
             return ask_ranks(
                 self._cluster, ranks, said.append, None, name, *arguments,
-                of=on_stepper, show=self._show,
+                of=on_stepper, show=self._show, result=result,
             )  # fmt: skip
         except BenchError as error:
             if said:

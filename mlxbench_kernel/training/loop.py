@@ -18,6 +18,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxbench_kernel import native
 from mlxbench_kernel.memory import host_pool
 from mlxbench_kernel.rank.collectives import GROUP
 from mlxbench_kernel.rank.protection import PROTECTION
@@ -122,6 +123,7 @@ class Loop:
         self._numbers = numbers
         self._written: Numbers = np.array(numbers, copy=False)[rank]
         self._written[POOL] = self._pool = float(host_pool()[0])
+        self._seen: tuple[int | None, float, mx.array | None] = (None, 0.0, None)
         self._amounts: dict[Any, tuple[int, int]] = {}
         self._began = time.perf_counter()
         self._logged = GROUP.spent(0)[0]
@@ -168,8 +170,11 @@ class Loop:
         data: float,
         measured: bool,
     ) -> Taken:
-        told, values = (_rows(array) for array in outcome.shared)
-        rank, size = self._group.rank(), len(told)
+        rank, size = self._group.rank(), self._group.size()
+        told = [[value * size for value in row] for row in _rows(outcome.shared)]
+        if size == 1:
+            told = [[*self._written.tolist(), *told[0]]]
+        values = [row[POOL + 1 :] for row in told]
         self._logged, spent = GROUP.spent(self._logged)
         collective = 0.0 if math.isnan(spent) else spent
         names = ("loss", *outcome.metrics)
@@ -179,8 +184,8 @@ class Loop:
         for name, array in outcome.measures.items():
             if array.ndim == 0:
                 common[name] = _item(array)
-        if (rate := self._rate()) is not None:
-            common["learning_rate"] = _item(rate)
+        if (rate := self._learning_rate()) is not None:
+            common["learning_rate"] = rate
         lone = common.pop("grad_norm_rank", None)
         samples, tokens = self._amount(batches)
         memory = float(mx.get_active_memory())
@@ -209,9 +214,20 @@ class Loop:
             for name, array in outcome.measures.items()
             if name.startswith("parameters.")
         }
-        lacking = [rank for rank, row in enumerate(told) if not row[NEXT]]
-        stop = most[STOP] > 0
+        lacking = [rank for rank, row in enumerate(told) if row[NEXT] < 0.5]
+        stop = most[STOP] > 0.5
         return Taken(record, shared, per_parameter, stop, lacking, shared["seconds"])
+
+    def _learning_rate(self) -> float | None:
+        """That of now, read only where it is another array: on a GPU reading moves memory."""
+        found = self._rate()
+        if found is None:
+            return None
+        module = native.load()
+        number = None if module is None else module.array_id(found)
+        if number is None or number != self._seen[0]:
+            self._seen = number, _item(found), found  # the array, so that its id is not used again
+        return self._seen[1]
 
     def _amount(self, batches: Sequence[Batch]) -> tuple[int, int]:
         """Samples and tokens: the first axis, and elements where they are whole numbers."""

@@ -23,7 +23,6 @@ from mlxbench_kernel.training.batches import Batch
 Loss = Callable[..., Any]
 # This rank's place, bool [size, 1]; its numbers in its row, float32 [size, n].
 Slots = tuple[mx.array, mx.array]
-Shared = tuple[mx.array, mx.array]
 
 
 @dataclass
@@ -32,22 +31,22 @@ class Outcome:
 
     Attributes
     ----------
-    shared : (float32 [size, n], float32 [size, 1 + metrics])
-        Each rank's numbers; its loss and metrics.
+    shared : float32 [size, n + 1 + metrics]
+        Each rank's numbers, loss and metrics, over the number of ranks.
     measures
         By measure: float32 [parameters] for each parameter, or of no dimension.
     metrics
         Names of the user's own, in the order of `shared`.
     """
 
-    shared: Shared
+    shared: mx.array
     measures: dict[str, mx.array] = field(default_factory=dict)
     metrics: tuple[str, ...] = ()
 
     @property
     def arrays(self) -> list[mx.array]:
         """All that is to be evaluated."""
-        return [*self.shared, *self.measures.values()]
+        return [self.shared, *self.measures.values()]
 
 
 def read_result(result: Any) -> tuple[mx.array, dict[str, mx.array]]:
@@ -92,18 +91,17 @@ def _number(array: mx.array) -> mx.array:
     return array if array.dtype == mx.float32 else array.astype(mx.float32)
 
 
-def shared(slots: Slots, loss: mx.array, metrics: Mapping[str, mx.array]) -> Shared:
-    """What this rank tells in its row, zeros in those of the others: their sum is all ranks'."""
+def shared(slots: Slots, loss: mx.array, metrics: Mapping[str, mx.array]) -> mx.array:
+    """What this rank tells in its row, zeros in those of the others: their sum is all ranks'.
+
+    Of one rank alone only loss and metrics, as it knows its numbers.
+    """
     place, numbers = slots
     own = mx.stack([loss, *metrics.values()]) if metrics else loss
-    return numbers, mx.where(place, own, 0.0) if place.size > 1 else own.reshape(1, -1)
-
-
-def summed(own: Shared, group: mx.distributed.Group) -> Shared:
-    """The sum over ranks, in one collective."""
-    width = own[0].shape[1]
-    total = mx.distributed.all_sum(mx.concatenate([*own], axis=1), group=group)
-    return total[:, :width], total[:, width:]
+    if place.size == 1:
+        return own.reshape(1, -1)
+    row = mx.where(place, own, 0.0)  # not times: NaN would reach the others
+    return mx.concatenate([numbers, row], axis=1)
 
 
 class Program:
@@ -137,7 +135,7 @@ class Program:
         self.model, self.optimizer = model, optimizer
         self._group = group
         self._compiled = compiled
-        self._steps: dict[Hashable, Callable[..., tuple[Shared, dict[str, mx.array]]]] = {}
+        self._steps: dict[Hashable, Callable[..., tuple[mx.array, dict[str, mx.array]]]] = {}
         self._metrics: tuple[str, ...] = ()
         self._key: Hashable = None
 
@@ -198,7 +196,7 @@ class Program:
 
     def _step(
         self, batches: Sequence[Batch], slots: Slots, clip: float | None, measured: bool
-    ) -> tuple[Shared, dict[str, mx.array]]:
+    ) -> tuple[mx.array, dict[str, mx.array]]:
         loss, metrics, gradients = self._accumulated(batches)
         self._metrics = tuple(metrics)
         own = gradients
@@ -229,16 +227,16 @@ class Program:
             gradients = tree_map(lambda gradient: gradient * share, gradients)
         return loss, metrics, gradients
 
-    def _averaged(self, own: Shared, gradients: Any) -> tuple[Shared, Any]:
-        """The sum of what the ranks tell, and the mean of their gradients."""
-        size = self._group.size()
-        if size == 1:
+    def _averaged(self, own: mx.array, gradients: Any) -> tuple[mx.array, Any]:
+        """The mean of what the ranks tell, and of their gradients."""
+        if self._group.size() == 1:
             return own, gradients
         if all(array.dtype == mx.float32 for _, array in _flat(gradients)):
             # One collective for both, where MLX puts arrays of one dtype together.
-            mean, *told = average_gradients([gradients, *own], group=self._group)
-            return (told[0] * size, told[1] * size), mean
-        return summed(own, self._group), average_gradients(gradients, group=self._group)
+            gradients, own = average_gradients([gradients, own], group=self._group)
+            return own, gradients
+        gradients = average_gradients(gradients, group=self._group)
+        return average_gradients(own, group=self._group), gradients
 
     def _measured(
         self, own: Any, averaged: Any, before: Mapping[str, mx.array]
@@ -312,7 +310,7 @@ class CustomProgram:
         loss, metrics = read_result(self._take(*batches[0]))
         total = shared(slots, loss, metrics)
         if self._group.size() > 1:
-            total = summed(total, self._group)
+            total = average_gradients(total, group=self._group)
         measures = self._measured(before) if before else {}
         return Outcome(total, measures, tuple(metrics))
 

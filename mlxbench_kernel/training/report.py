@@ -61,11 +61,11 @@ class Report:
         Returns
         -------
         dict
-            ``step``, ``branch``, ``tip`` (of that), ``doing``, ``said``, ``playing``, ``budget``,
-            ``used``, ``sampling``; ``next_rows`` and ``rows``, ``next_samples`` and ``samples``
-            (see `encode`); ``version``, and unless that is known ``details``: ``branches``,
-            ``kept``, ``journal``, ``settings``, ``frozen``, ``layers``, ``parameters``,
-            ``measured``, ``breakpoints``, ``active``.
+            ``step``, ``branch``, ``tip`` (of that), ``doing``, ``said``, ``stopped`` (the kind of
+            `Stop`), ``playing``, ``budget``, ``used``, ``sampling``; ``next_rows`` and ``rows``,
+            ``next_samples`` and ``samples`` (see `encode`); ``version``, and unless that is known
+            ``details``: ``branches``, ``kept``, ``journal``, ``settings``, ``frozen``,
+            ``layers``, ``parameters``, ``measured``, ``breakpoints``, ``active``.
         """
         stepper = self._stepper
         next_rows, found = stepper.history.since(rows, ROWS)
@@ -76,6 +76,7 @@ class Report:
             "tip": stepper.branches.current.tip,
             "doing": stepper.doing,
             "said": stepper.said,
+            "stopped": stepper.stopped,
             "playing": stepper.doing == "playing",
             "budget": stepper.snapshots.budget,
             "used": stepper.snapshots.used,

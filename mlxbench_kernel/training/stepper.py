@@ -143,7 +143,7 @@ class Stepper(Course):
         self.sampling = Sampling()
         self.replicas = ReplicaWatch(self.modules, self.group, replicas)
         self.breakpoints = Breakpoints()
-        self.doing = "paused"
+        self.doing, self.stopped = "paused", ""
         self._check, self._rehearsed = check, False
         self._metrics: set[str] = set()
         self._names = {
@@ -196,10 +196,10 @@ class Stepper(Course):
         """
         if steps is not None and (not isinstance(steps, int) or steps < 1):
             raise UsageError(f"run takes a number of steps, as run(100), not {steps!r}")
-        self.doing, self.said = "playing", ""
+        self.doing, self.said, self.stopped = "playing", "", ""
         try:
             stop = self._run(steps, until)
-            self.said = stop.text
+            self.said, self.stopped = stop.text, stop.kind
         finally:
             self.doing = "paused"
             self.report.look()

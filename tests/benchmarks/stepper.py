@@ -166,10 +166,11 @@ def back(report: Report, pairs: int) -> None:
 
 def main() -> None:
     parser = arguments(__doc__, 30)
+    parser.add_argument("--backend", default="", help="of the two ranks, as nccl; ring without")
     options = parser.parse_args()
     report = Report(options.check)
     back(report, max(options.pairs // 3, 3))
-    cluster = Cluster.up(2, seed=1)
+    cluster = Cluster.up(2, seed=1, backend=options.backend)
     try:
         steps(report, cluster, options.pairs)
         pause(report, cluster, max(options.pairs // 3, 3))
