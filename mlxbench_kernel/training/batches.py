@@ -12,6 +12,7 @@ import numpy as np
 from mlxbench_kernel.errors import UsageError
 
 KEPT = 256  # batches of an iterator
+MANY = 10**6
 
 Batch = tuple[Any, ...]
 
@@ -82,6 +83,14 @@ class Batches:
             self._draw(number)
             return number < self._next
         return True
+
+    def steps_left(self, number: int, accumulate: int) -> int:
+        """How many steps can be taken from a batch on, as far as that is known; at most `MANY`."""
+        if self.length is not None:
+            return max(self.length - number, 0) // accumulate
+        if self._iterator is not None:
+            return int(self.has(number + accumulate - 1))
+        return MANY
 
     def at(self, number: int, shuffled: int | None = None) -> Batch:
         """A batch.

@@ -1,9 +1,10 @@
 """Takes one step after another, measures it, and tells the other ranks what they must know.
 
-With its loss every rank sends a few numbers: whether it was asked to stop, whether it has another
-batch, how long its last step took. They travel with the gradients, so they cost nothing of their
-own, and all ranks have the same numbers after the same step: what is decided by them is decided
-alike, and no rank goes on to a collective that another one will not come to.
+Ranks run a *lease*: a few steps, as many as take some hundredths of a second, of which all know
+the number beforehand. At its end each tells the others what it measured, whether it was asked to
+stop, and for how many steps it has batches. So all have the same numbers after the same step:
+what is decided by them is decided alike, and no rank goes on to a collective that another one
+will not come to.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ from mlxbench_kernel.memory import host_pool
 from mlxbench_kernel.rank.collectives import GROUP
 from mlxbench_kernel.rank.protection import PROTECTION
 from mlxbench_kernel.training.batches import Batch, Batches
-from mlxbench_kernel.training.program import Outcome, Slots
+from mlxbench_kernel.training.program import Outcome
 
-# What ranks tell one another beside the loss, in this order.
-STOP, NEXT, ELAPSED, SECONDS, DATA, COLLECTIVE, MEMORY, POOL = range(8)
+# What ranks tell one another beside losses and metrics, in this order.
+STOP, LEFT, ELAPSED, SECONDS, DATA, COLLECTIVE, MEMORY, PLAIN, FULL, POOL = range(10)
+LEASE_SECONDS = 0.025
+MOST = 32  # steps of a lease
 Numbers = NDArray[np.float32]
 
-Step = Callable[[Sequence[Batch], Slots, float | None, bool], Outcome]
+Step = Callable[[Sequence[Batch], float | None, bool], Outcome]
 
 
 @dataclass
@@ -45,20 +48,51 @@ class Taken:
         rank, of the step before.
     samples
         For each parameter: float32 [parameters] by measure; empty unless it was a measured step.
-    stop
-        Whether a rank was asked to stop.
-    lacking
-        Ranks that have no further batch.
-    slowest
-        Seconds that the step before took on the slowest rank.
+    again
+        Whether it had been taken before.
     """
 
     record: dict[str, float]
     shared: dict[str, float]
     samples: dict[str, NDArray[np.float32]]
+    again: bool
+
+
+@dataclass
+class Agreed:
+    """What all ranks know at the end of a lease.
+
+    Attributes
+    ----------
+    taken
+        The steps of the lease.
+    stop
+        Whether a rank was asked to stop.
+    lacking
+        Ranks that have no further batch.
+    lease
+        How many steps the next one may have.
+    plain, full
+        Mean seconds of the plain and of the measured steps since the lease before, on the slowest
+        rank; 0 where there was none.
+    """
+
+    taken: list[Taken]
     stop: bool
     lacking: list[int]
-    slowest: float
+    lease: int
+    plain: float
+    full: float
+
+
+@dataclass
+class _Pending:
+    """A step that is complete, and of which nothing was read yet."""
+
+    outcome: Outcome
+    own: dict[str, float]
+    rate: mx.array | None
+    again: bool
 
 
 @dataclass(frozen=True)
@@ -115,118 +149,156 @@ class Loop:
         self._step, self._batches, self._accumulate = step, batches, accumulate
         self._counters, self._state, self._rate = counters, state, rate
         self._group = group
-        size, rank = group.size(), group.rank()
-        self._place = (mx.arange(size) == rank).reshape(-1, 1)
-        numbers = mx.zeros((size, POOL + 1))
-        mx.eval(self._place, numbers)
-        # Written while a step runs: a request to stop goes out with that step's gradients.
+        numbers = mx.zeros(POOL + 1)
+        mx.eval(numbers)
+        # Written while a step runs, and read at its end: a request to stop goes out with it.
         self._numbers = numbers
-        self._written: Numbers = np.array(numbers, copy=False)[rank]
+        self._written: Numbers = np.array(numbers, copy=False)
         self._written[POOL] = self._pool = float(host_pool()[0])
         self._seen: tuple[int | None, float, mx.array | None] = (None, 0.0, None)
         self._amounts: dict[Any, tuple[int, int]] = {}
+        self._pending: list[_Pending] = []
+        self._took: dict[bool, list[float]] = {False: [], True: []}  # since it was told last
         self._began = time.perf_counter()
         self._logged = GROUP.spent(0)[0]
 
-    def begin(self, stop: bool = False) -> None:
+    def begin(self) -> None:
         """A run begins: time counts from now."""
+        self._pending.clear()
         self._began = time.perf_counter()
-        self._written[STOP] = stop
+        self._written[STOP] = 0
         self._logged = GROUP.spent(self._logged)[0]
 
     def stop(self) -> None:
-        """Have all ranks stop after the step that is being taken; from any thread."""
+        """Have all ranks stop at the end of this lease; from any thread."""
         self._written[STOP] = 1
 
-    def take(self, measured: bool) -> Taken:
-        """Take a step; counters count it when it is complete."""
+    def take(self, measured: bool, again: bool = False, last: bool = True) -> Agreed | None:
+        """Take a step; counters count it when it is complete.
+
+        Parameters
+        ----------
+        measured
+            Whether every parameter is measured.
+        again
+            Whether it had been taken before.
+        last
+            Whether it ends a lease.
+
+        Returns
+        -------
+        Agreed or None
+            None within a lease.
+        """
         counters = self._counters
         started = time.perf_counter()
         first = counters["position"]
         batches = self.batches_of_now()
         data = time.perf_counter() - started
-        following = first + 2 * self._accumulate - 1
-        self._written[NEXT] = self._batches.has(following)
-        self._written[ELAPSED] = started - self._began
+        told = []
         with PROTECTION.held():
-            slots = self._place, self._numbers
-            outcome = self._step(batches, slots, counters["clip"], measured)
-            mx.eval(self._state, outcome.arrays, mx.random.state)
+            outcome = self._step(batches, counters["clip"], measured)
+            if last:
+                following = first + self._accumulate
+                self._written[LEFT] = self._batches.steps_left(following, self._accumulate)
+                self._written[ELAPSED] = started - self._began
+                self._written[PLAIN : FULL + 1] = [_mean(each) for each in self._took.values()]
+                rows = [each.outcome.values for each in self._pending]
+                told.append(self._told([*rows, outcome.values]))
+            mx.eval(self._state, outcome.arrays, told, mx.random.state)
         seconds = time.perf_counter() - started
         counters["step"] += 1
         counters["position"] = first + self._accumulate
-        return self._noted(outcome, batches, seconds, data, measured)
+        if last:
+            self._took = {False: [], True: []}
+        self._took[measured].append(seconds)
+        own = self._own(batches, seconds, data)
+        self._pending.append(_Pending(outcome, own, self._rate(), again))
+        return self._agreed(told[0]) if last else None
+
+    def _told(self, rows: list[mx.array]) -> mx.array:
+        """All ranks' numbers, losses and metrics: float32 [size, n], lazy."""
+        own = mx.concatenate([self._numbers, *rows])[None]
+        if self._group.size() == 1:
+            return own
+        return mx.distributed.all_gather(own, group=self._group)
+
+    def _own(self, batches: Sequence[Batch], seconds: float, data: float) -> dict[str, float]:
+        """What this rank knows of a step without reading an array."""
+        self._logged, spent = GROUP.spent(self._logged)
+        collective = 0.0 if math.isnan(spent) else spent
+        samples, tokens = self._amount(batches)
+        memory = float(mx.get_active_memory())
+        self._written[SECONDS : MEMORY + 1] = seconds, data, collective, memory
+        own = {
+            "step": float(self._counters["step"]), "seconds": seconds, "data_seconds": data,
+            "compute_seconds": seconds - data - collective, "memory": memory,
+            "samples_per_second": samples / seconds, "pool": self._pool,
+            "elapsed": time.perf_counter() - self._began,
+        }  # fmt: skip
+        if not math.isnan(spent):
+            own["collective_seconds"] = collective
+        if tokens:
+            own["tokens_per_second"] = tokens / seconds
+        return own
 
     def batches_of_now(self) -> list[Batch]:
         """What the next step is given."""
         first, shuffled = self._counters["position"], self._counters["shuffle"]
         return [self._batches.at(first + number, shuffled) for number in range(self._accumulate)]
 
-    def _noted(
-        self,
-        outcome: Outcome,
-        batches: Sequence[Batch],
-        seconds: float,
-        data: float,
-        measured: bool,
+    def _agreed(self, told: mx.array) -> Agreed:
+        """Read what all ranks told at the end of a lease."""
+        rows = _rows(told)
+        numbers = [row[: POOL + 1] for row in rows]
+        fullest = max(numbers, key=lambda row: row[MEMORY] / row[POOL])
+        most = [max(column) for column in zip(*numbers, strict=True)]
+        common = {
+            "elapsed": most[ELAPSED], "seconds": most[SECONDS], "data_seconds": most[DATA],
+            "collective_seconds": most[COLLECTIVE], "memory": fullest[MEMORY],
+            "pool": fullest[POOL],
+        }  # fmt: skip
+        taken, place = [], POOL + 1
+        for each in self._pending:
+            end = place + 1 + len(each.outcome.metrics)
+            taken.append(self._taken(each, [row[place:end] for row in rows], common))
+            place = end
+        self._pending.clear()
+        left = [int(row[LEFT]) for row in numbers]
+        return Agreed(
+            taken,
+            most[STOP] > 0,
+            [rank for rank, count in enumerate(left) if not count],
+            max(1, min(int(LEASE_SECONDS / (most[SECONDS] or 1.0)), MOST, *left)),
+            most[PLAIN],
+            most[FULL],
+        )
+
+    def _taken(
+        self, pending: _Pending, values: list[list[float]], common: dict[str, float]
     ) -> Taken:
-        rank, size = self._group.rank(), self._group.size()
-        told = [[value * size for value in row] for row in _rows(outcome.shared)]
-        if size == 1:
-            told = [[*self._written.tolist(), *told[0]]]
-        values = [row[POOL + 1 :] for row in told]
-        self._logged, spent = GROUP.spent(self._logged)
-        collective = 0.0 if math.isnan(spent) else spent
+        outcome, known = pending.outcome, {"step": pending.own["step"]}
         names = ("loss", *outcome.metrics)
-        common = {"step": float(self._counters["step"])}
         for name, column in zip(names, zip(*values, strict=True), strict=True):
-            common[name] = sum(column) / size
+            known[name] = sum(column) / len(values)
+        samples: dict[str, NDArray[np.float32]] = {}
         for name, array in outcome.measures.items():
             if array.ndim == 0:
-                common[name] = _item(array)
-        if (rate := self._learning_rate()) is not None:
-            common["learning_rate"] = rate
-        lone = common.pop("grad_norm_rank", None)
-        samples, tokens = self._amount(batches)
-        memory = float(mx.get_active_memory())
-        record = {
-            **common, "loss_rank": values[rank][0], "seconds": seconds,
-            "data_seconds": data, "compute_seconds": seconds - data - collective,
-            "samples_per_second": samples / seconds, "memory": memory,
-            "elapsed": time.perf_counter() - self._began, "pool": self._pool,
-        }  # fmt: skip
-        if lone is not None:
-            record["grad_norm_rank"] = lone
-        if not math.isnan(spent):
-            record["collective_seconds"] = collective
-        if tokens:
-            record["tokens_per_second"] = tokens / seconds
-        self._written[SECONDS : MEMORY + 1] = seconds, data, collective, memory
-        fullest = max(told, key=lambda row: row[MEMORY] / row[POOL])
-        most = [max(column) for column in zip(*told, strict=True)]
-        shared = {
-            **common, "elapsed": most[ELAPSED], "seconds": most[SECONDS],
-            "data_seconds": most[DATA], "collective_seconds": most[COLLECTIVE],
-            "memory": fullest[MEMORY], "pool": fullest[POOL],
-        }  # fmt: skip
-        per_parameter = {
-            name.removeprefix("parameters."): np.array(array)
-            for name, array in outcome.measures.items()
-            if name.startswith("parameters.")
-        }
-        lacking = [rank for rank, row in enumerate(told) if row[NEXT] < 0.5]
-        stop = most[STOP] > 0.5
-        return Taken(record, shared, per_parameter, stop, lacking, shared["seconds"])
+                known[name] = _item(array)
+            else:
+                samples[name.removeprefix("parameters.")] = np.array(array)
+        if pending.rate is not None:
+            known["learning_rate"] = self._learning_rate(pending.rate)
+        own = {**known, **pending.own, "loss_rank": values[self._group.rank()][0]}
+        known.pop("grad_norm_rank", None)
+        return Taken(own, {**common, **known}, samples, pending.again)
 
-    def _learning_rate(self) -> float | None:
-        """That of now, read only where it is another array: on a GPU reading moves memory."""
-        found = self._rate()
-        if found is None:
-            return None
+    def _learning_rate(self, rate: mx.array) -> float:
+        """Its value, read only where it is another array: on a GPU reading moves memory."""
         module = native.load()
-        number = None if module is None else module.array_id(found)
+        number = None if module is None else module.array_id(rate)
         if number is None or number != self._seen[0]:
-            self._seen = number, _item(found), found  # the array, so that its id is not used again
+            self._seen = number, _item(rate), rate  # the array, so that its id is not used again
         return self._seen[1]
 
     def _amount(self, batches: Sequence[Batch]) -> tuple[int, int]:
@@ -246,6 +318,10 @@ class Loop:
 def _rows(array: mx.array) -> list[list[float]]:
     rows: Any = array.tolist()
     return rows  # type: ignore[no-any-return]
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
 
 
 def _item(array: mx.array) -> float:

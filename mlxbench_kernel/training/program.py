@@ -21,8 +21,6 @@ from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.training.batches import Batch
 
 Loss = Callable[..., Any]
-# This rank's place, bool [size, 1]; its numbers in its row, float32 [size, n].
-Slots = tuple[mx.array, mx.array]
 
 
 @dataclass
@@ -31,22 +29,22 @@ class Outcome:
 
     Attributes
     ----------
-    shared : float32 [size, n + 1 + metrics]
-        Each rank's numbers, loss and metrics, over the number of ranks.
+    values : float32 [1 + metrics]
+        Loss and metrics of this rank.
     measures
         By measure: float32 [parameters] for each parameter, or of no dimension.
     metrics
-        Names of the user's own, in the order of `shared`.
+        Names of the user's own, in the order of `values`.
     """
 
-    shared: mx.array
+    values: mx.array
     measures: dict[str, mx.array] = field(default_factory=dict)
     metrics: tuple[str, ...] = ()
 
     @property
     def arrays(self) -> list[mx.array]:
         """All that is to be evaluated."""
-        return [self.shared, *self.measures.values()]
+        return [self.values, *self.measures.values()]
 
 
 def read_result(result: Any) -> tuple[mx.array, dict[str, mx.array]]:
@@ -91,17 +89,8 @@ def _number(array: mx.array) -> mx.array:
     return array if array.dtype == mx.float32 else array.astype(mx.float32)
 
 
-def shared(slots: Slots, loss: mx.array, metrics: Mapping[str, mx.array]) -> mx.array:
-    """What this rank tells in its row, zeros in those of the others: their sum is all ranks'.
-
-    Of one rank alone only loss and metrics, as it knows its numbers.
-    """
-    place, numbers = slots
-    own = mx.stack([loss, *metrics.values()]) if metrics else loss
-    if place.size == 1:
-        return own.reshape(1, -1)
-    row = mx.where(place, own, 0.0)  # not times: NaN would reach the others
-    return mx.concatenate([numbers, row], axis=1)
+def _row(loss: mx.array, metrics: Mapping[str, mx.array]) -> mx.array:
+    return mx.stack([loss, *metrics.values()]) if metrics else loss.reshape(1)
 
 
 class Program:
@@ -152,17 +141,13 @@ class Program:
         numbers = tuple(sorted(_numbers(self.optimizer).items()))
         self._key = numbers, tuple(self.names), self.model.training
 
-    def __call__(
-        self, batches: Sequence[Batch], slots: Slots, clip: float | None, measured: bool
-    ) -> Outcome:
+    def __call__(self, batches: Sequence[Batch], clip: float | None, measured: bool) -> Outcome:
         """One step, lazily; without `compiled`, batches but the last are evaluated.
 
         Parameters
         ----------
         batches
             Whose gradients are averaged.
-        slots
-            What goes to the other ranks beside the loss.
         clip
             Largest norm of the averaged gradients; None for any.
         measured
@@ -170,10 +155,10 @@ class Program:
         """
         if self._compiled:
             batches = [list(batch) for batch in batches]  # type: ignore[misc]
-            total, measures = self._compiled_step(clip, measured)(batches, slots)
+            values, measures = self._compiled_step(clip, measured)(batches)
         else:
-            total, measures = self._step(batches, slots, clip, measured)
-        return Outcome(total, measures, self._metrics)
+            values, measures = self._step(batches, clip, measured)
+        return Outcome(values, measures, self._metrics)
 
     def alone(self, batches: Sequence[Batch]) -> Any:
         """The step without other ranks and without `compiled`: loss, and the update."""
@@ -188,19 +173,19 @@ class Program:
             state = [self.model.state, self.optimizer.state, mx.random.state]
 
             @functools.partial(mx.compile, inputs=state, outputs=state)
-            def compiled(batches: Any, slots: Any) -> Any:
-                return self._step(batches, slots, clip, measured)
+            def compiled(batches: Any) -> Any:
+                return self._step(batches, clip, measured)
 
             found = self._steps[key] = compiled
         return found
 
     def _step(
-        self, batches: Sequence[Batch], slots: Slots, clip: float | None, measured: bool
+        self, batches: Sequence[Batch], clip: float | None, measured: bool
     ) -> tuple[mx.array, dict[str, mx.array]]:
         loss, metrics, gradients = self._accumulated(batches)
         self._metrics = tuple(metrics)
         own = gradients
-        total, gradients = self._averaged(shared(slots, loss, metrics), gradients)
+        gradients = average_gradients(gradients, group=self._group)
         norm = None
         averaged = gradients
         if clip is not None:
@@ -210,7 +195,7 @@ class Program:
         measures: dict[str, mx.array] = {} if norm is None else {"grad_norm": norm}
         if measured:
             measures |= self._measured(own, averaged, before)
-        return total, measures
+        return _row(loss, metrics), measures
 
     def _accumulated(self, batches: Sequence[Batch]) -> tuple[mx.array, dict[str, mx.array], Any]:
         (loss, metrics), gradients = self._value_and_grad(*batches[0])
@@ -226,17 +211,6 @@ class Program:
             loss, metrics = loss * share, {name: each * share for name, each in metrics.items()}
             gradients = tree_map(lambda gradient: gradient * share, gradients)
         return loss, metrics, gradients
-
-    def _averaged(self, own: mx.array, gradients: Any) -> tuple[mx.array, Any]:
-        """The mean of what the ranks tell, and of their gradients."""
-        if self._group.size() == 1:
-            return own, gradients
-        if all(array.dtype == mx.float32 for _, array in _flat(gradients)):
-            # One collective for both, where MLX puts arrays of one dtype together.
-            gradients, own = average_gradients([gradients, own], group=self._group)
-            return own, gradients
-        gradients = average_gradients(gradients, group=self._group)
-        return average_gradients(own, group=self._group), gradients
 
     def _measured(
         self, own: Any, averaged: Any, before: Mapping[str, mx.array]
@@ -302,17 +276,12 @@ class CustomProgram:
             for path, array in _flat(module.trainable_parameters())
         }
 
-    def __call__(
-        self, batches: Sequence[Batch], slots: Slots, clip: float | None, measured: bool
-    ) -> Outcome:
+    def __call__(self, batches: Sequence[Batch], clip: float | None, measured: bool) -> Outcome:
         """As `Program`; the step clips for itself."""
         before = self._parameters() if measured else {}
         loss, metrics = read_result(self._take(*batches[0]))
-        total = shared(slots, loss, metrics)
-        if self._group.size() > 1:
-            total = average_gradients(total, group=self._group)
         measures = self._measured(before) if before else {}
-        return Outcome(total, measures, tuple(metrics))
+        return Outcome(_row(loss, metrics), measures, tuple(metrics))
 
     def alone(self, batches: Sequence[Batch]) -> Any:
         """The step."""

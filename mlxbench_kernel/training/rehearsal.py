@@ -44,7 +44,9 @@ def rehearse(stepper: Stepper) -> list[str]:
     seen = []
     generators = repr(other_generators())
     for _ in range(2):
-        taken = stepper.loop.take(measured=False)
+        agreed = stepper.loop.take(measured=False)
+        assert agreed is not None
+        taken = agreed.taken[-1]
         stepper.learn(taken)
         parts = frozen.freeze(stepper._roots)
         if parts is None:

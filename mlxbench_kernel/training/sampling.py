@@ -36,13 +36,14 @@ class Sampling:
             return True
         return False
 
-    def note(self, measured: bool, seconds: float) -> None:
-        """A step of this kind took so long, on the slowest rank."""
-        if self._first[measured]:
-            self._first[measured] -= 1
-            return
-        self._seconds[measured].append(seconds)
-        plain, full = self._seconds[False], self._seconds[True]
-        if measured and len(plain) >= 5 and len(full) >= 3:
-            share = max(median(full) / median(plain) - 1, 0.0)
+    def note(self, plain: float, full: float) -> None:
+        """Steps of either kind took so many seconds on the slowest rank; 0 where none was."""
+        for measured, seconds in ((False, plain), (True, full)):
+            if seconds and self._first[measured]:
+                self._first[measured] -= 1
+            elif seconds:
+                self._seconds[measured].append(seconds)
+        others, own = self._seconds[False], self._seconds[True]
+        if len(others) >= 5 and len(own) >= 3:
+            share = max(median(own) / median(others) - 1, 0.0)
             self.interval = min(max(FIRST, round(share / SHARE)), MOST)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -20,7 +21,7 @@ from mlxbench_kernel.training.course import Course
 from mlxbench_kernel.training.exchange import gather_numbers
 from mlxbench_kernel.training.given import optimizers_of, trees_of
 from mlxbench_kernel.training.history import History, ParameterHistory
-from mlxbench_kernel.training.loop import SAMPLED, Loop, Stop, Taken
+from mlxbench_kernel.training.loop import SAMPLED, Agreed, Loop, Stop, Taken
 from mlxbench_kernel.training.program import CustomProgram, Loss, Program
 from mlxbench_kernel.training.rehearsal import rehearse
 from mlxbench_kernel.training.report import Report
@@ -217,58 +218,92 @@ class Stepper(Course):
         wanted = {name for each in breaks.values() for name in each.names} - {"nonfinite"}
         wanted |= condition.names if condition is not None else set()
         always = bool(wanted.intersection(SAMPLED))
-        before: bool | None = None
+        lease = 1
         while True:
-            due = self.sampling.due() or always
-            taken = self.advance(due)
-            if before is not None:
-                self.sampling.note(before, taken.slowest)  # it is that of the step before
-            before = due
-            stop = self._decided(taken, last, condition, breaks)
-            if stop is not None:
-                return stop
+            lease = lease if last is None else min(lease, last - self.step)
+            agreed = self._run_lease(1 if condition is not None else lease, always)
+            lease = agreed.lease
+            for taken in agreed.taken:
+                stop = self._decided(taken, agreed, last, condition, breaks)
+                if not taken.again:
+                    self._record(taken)
+                if stop is not None:
+                    self._rewind(stop.step)
+                    return self._explained(stop, taken)
+
+    def _run_lease(self, steps: int, measured: bool) -> Agreed:
+        """Take so many steps; fewer where all ranks have to compare something after one."""
+        while True:
+            steps -= 1
+            compares = self.replicas.due(self.step + 1)
+            due = self.sampling.due() or measured
+            agreed = self._take(due, not steps or compares)
+            if agreed is not None:
+                self.sampling.note(agreed.plain, agreed.full)
+                if compares:
+                    differ = float(self.replicas.differ())
+                    agreed.taken[-1].shared["replicas_differ"] = differ
+                    agreed.taken[-1].record["replicas_differ"] = differ
+                return agreed
 
     def _decided(
         self,
         taken: Taken,
+        agreed: Agreed,
         last: int | None,
         condition: Condition | None,
         breaks: Mapping[str, Condition],
     ) -> Stop | None:
-        """Whether to stop here: by what all ranks know alike."""
-        step = self.step
+        """Whether to stop after a step: by what all ranks know alike."""
+        step = int(taken.shared["step"])
         held = [name for name, each in breaks.items() if each.holds(taken.shared)]
         if held:
-            return Stop("breakpoint", self._explained(held[0], taken), step)
+            return Stop("breakpoint", held[0], step)
         if condition is not None and condition.holds(taken.shared):
             return Stop("condition", f"step {step}: {condition.text} holds", step)
+        if taken is not agreed.taken[-1]:
+            return None
         if step == last:
             return Stop("done", f"step {step}", step)
-        if taken.lacking:
-            return Stop("batches", self._out_of_batches(taken.lacking), step)
-        if taken.stop:
+        if agreed.lacking:
+            return Stop("batches", self._out_of_batches(agreed.lacking), step)
+        if agreed.stop:
             return Stop("paused", f"paused after step {step}", step)
         return None
 
+    def _rewind(self, step: int) -> None:
+        """Undo the steps of a lease after one that a run stops at."""
+        if step < self.step:
+            tip = self.counters["tip"]
+            self.to(step)
+            if tip > step and not self.history.last(self.branches.current.name)["step"] > step:
+                self.settle_tip(step)
+
     def advance(self, measured: bool = False) -> Taken:
         """Take one step of the current branch, keep its state, and note what was measured."""
-        again = self.step < self.counters["tip"]
-        self.apply_edits()
-        taken = self.loop.take(measured)
+        agreed = self._take(measured, last=True)
+        assert agreed is not None
+        taken = agreed.taken[-1]
+        if not taken.again:
+            self._record(taken)
+        return taken
+
+    def _take(self, measured: bool, last: bool) -> Agreed | None:
         counters = self.counters
+        again = self.step < counters["tip"]
+        self.apply_edits()
+        agreed = self.loop.take(measured, again, last)
         counters["tip"] = max(counters["tip"], counters["step"])
         self.branches.current.tip = counters["tip"]
-        if self.replicas.due(counters["step"]):
-            taken.shared["replicas_differ"] = float(self.replicas.differ())
-            taken.record["replicas_differ"] = taken.shared["replicas_differ"]
         self.keep()
-        if not again:
-            branch = self.branches.current.name
-            self.history.append(branch, taken.record)
-            self.learn(taken)
-            if taken.samples:
-                self.samples.append(branch, self.step, taken.samples)
-        return taken
+        return agreed
+
+    def _record(self, taken: Taken) -> None:
+        branch = self.branches.current.name
+        self.history.append(branch, taken.record)
+        self.learn(taken)
+        if taken.samples:
+            self.samples.append(branch, int(taken.shared["step"]), taken.samples)
 
     def learn(self, taken: Taken) -> None:
         """Take note of the names of the user's own metrics."""
@@ -280,7 +315,7 @@ class Stepper(Course):
         self.rejoin()
         self.refresh()
         position, length = self.counters["position"], self.batches.length
-        has = self.batches.has(position + self.accumulate - 1)
+        has = self.batches.steps_left(position, self.accumulate) > 0
         own = [self.step, self.counters["tip"], steps or 0, has, length or -1]
         rows = gather_numbers(own, self.group)
         for column, what in ((0, "are at steps"), (2, "were asked for steps")):
@@ -324,16 +359,19 @@ class Stepper(Course):
                 )
                 self._names = {**self._names, name: now}
 
-    def _explained(self, name: str, taken: Taken) -> str:
-        step = self.step
-        if name == "replicas":
-            return f"step {step}: {self.replicas.said}"
+    def _explained(self, stop: Stop, taken: Taken) -> Stop:
+        """The stop with more to say of it, where it is a breakpoint."""
+        step, name = stop.step, stop.text
+        if stop.kind != "breakpoint":
+            return stop
         text = f"step {step}: breakpoint {name}: {self.breakpoints.known[name]} holds"
-        if name == "nonfinite":
+        if name == "replicas":
+            text = f"step {step}: {self.replicas.said}"
+        elif name == "nonfinite":
             from mlxbench_kernel.training.origin import origin
 
-            return f"step {step}: loss is {taken.shared['loss']:g}; {origin(self)}"
-        return text
+            text = f"step {step}: loss is {taken.shared['loss']:g}; {origin(self)}"
+        return replace(stop, text=text)
 
     # -- checkpoints -------------------------------------------------------------
 
