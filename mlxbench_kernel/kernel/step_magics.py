@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.magic import Magics, line_magic, magics_class
 from IPython.display import display
 
-from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.errors import StorageError, UsageError
 from mlxbench_kernel.kernel.arguments import nearest
 from mlxbench_kernel.units import format_bytes
 
@@ -218,15 +219,14 @@ class StepMagics(Magics):
         display(Table(("parameter", "relative difference"), rows, f"{names[0]} → {names[1]}"))
 
     def _script(self, stepping: Stepping, file: str) -> None:
-        from mlxbench_kernel.rank.files import write_text
-
         text = stepping.script()
         if not file:
             print(text)
             return
-        from pathlib import Path
-
-        write_text(Path(file).expanduser(), text)
+        try:
+            Path(file).expanduser().write_text(text)
+        except OSError as error:
+            raise StorageError(f"{file} could not be written: {error.strerror}") from None
         print(f"written to {file}")
 
 

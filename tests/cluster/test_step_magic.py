@@ -79,6 +79,8 @@ def test_branches_and_settings(shell: InteractiveShell, tmp_path: Path) -> None:
     script = said(shell, "script")
     assert "stepper.run(6)" in script and "'learning_rate': 0.1" in script
     assert "stepper.freeze('layers.0')" in script
+    assert said(shell, f"script {tmp_path / 'replay.py'}").startswith("written to")
+    assert (tmp_path / "replay.py").read_text().strip() == script
     said(shell, f"save {tmp_path / 'run'}")
     assert (tmp_path / "run" / "model.safetensors").exists()
     said(shell, "switch main")
