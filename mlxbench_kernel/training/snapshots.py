@@ -25,6 +25,7 @@ from mlxbench_kernel.rank.frozen import Parts
 
 Flags = list[tuple[Module, frozenset[str], bool]]  # modules, what they do not train, training
 
+RECENT = 8  # steps that all stay
 DENSE = 0.25  # gap over age, below which a snapshot can go without being missed
 MOST = 256  # then what is let go of is used again, and no step waits for fresh memory
 
@@ -109,12 +110,16 @@ class Snapshots:
         Bytes of memory that they take beside the state of now.
     generators : bool
         Whether the states of ``random`` and ``numpy.random`` are kept.
+    stride : int
+        Of steps that are short, every so many stay once they are `RECENT` old: those between are
+        taken again in no time, and memory that is used in turn stays in the processor's caches.
     """
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self.used = 0
         self.generators = True
+        self.stride = 1
         self._kept: list[Snapshot] = []  # in the order in which they were taken
         self._places: dict[tuple[str, int], Snapshot] = {}
         self._changes = 0  # bytes that a step replaces, as last looked at
@@ -136,6 +141,10 @@ class Snapshots:
                 self._changes = changed_bytes(last, taken)
             self.used += self._changes - last.bytes
             last.bytes = self._changes
+        if self.stride > 1 and step % self.stride != RECENT % self.stride:
+            passing = self._places.get((branch, step - RECENT))
+            if passing is not None and not passing.pinned:
+                self._drop([passing])
         if self.used > self.budget or len(self._kept) > MOST:
             self._thin()
         return taken

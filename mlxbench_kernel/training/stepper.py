@@ -145,6 +145,7 @@ class Stepper(Course):
         self.replicas = ReplicaWatch(self.modules, self.group, replicas)
         self.breakpoints = Breakpoints()
         self.doing, self.stopped = "paused", ""
+        self.warnings: list[str] = []
         self._check, self._rehearsed = check, False
         self._metrics: set[str] = set()
         self._names = {
@@ -199,7 +200,9 @@ class Stepper(Course):
             raise UsageError(f"run takes a number of steps, as run(100), not {steps!r}")
         self.doing, self.said, self.stopped = "playing", "", ""
         try:
+            noted = len(self.warnings)
             stop = self._run(steps, until)
+            stop = replace(stop, text=". ".join([stop.text, *self.warnings[noted:]]))
             self.said, self.stopped = stop.text, stop.kind
         finally:
             self.doing = "paused"
@@ -223,6 +226,7 @@ class Stepper(Course):
             lease = lease if last is None else min(lease, last - self.step)
             agreed = self._run_lease(1 if condition is not None else lease, always)
             lease = agreed.lease
+            self.snapshots.stride = max(lease // 2, 1)
             for taken in agreed.taken:
                 stop = self._decided(taken, agreed, last, condition, breaks)
                 if not taken.again:
@@ -305,6 +309,11 @@ class Stepper(Course):
         if taken.samples:
             self.samples.append(branch, int(taken.shared["step"]), taken.samples)
 
+    def warn(self, text: str) -> None:
+        """Say something with the end of a run, and in the journal."""
+        self.warnings.append(text)
+        self.note(text)
+
     def learn(self, taken: Taken) -> None:
         """Take note of the names of the user's own metrics."""
         self._metrics.update(taken.shared)
@@ -332,7 +341,7 @@ class Stepper(Course):
         self.loop.begin()
         if not self._rehearsed and self.step == 0 and (self._check or named):
             for line in rehearse(self):
-                self.note(line)
+                self.warn(line)
         self._rehearsed = True
 
     def _out_of_batches(self, ranks: Sequence[int]) -> str:
@@ -353,7 +362,7 @@ class Stepper(Course):
         for name, old in self._names.items():
             now = PROTECTION.namespace.get(name)
             if isinstance(now, Module) and now is not old:
-                self.note(
+                self.warn(
                     f"{name} was assigned again since the stepper was made, which still trains "
                     "the old one: make a new Stepper for the new one"
                 )
