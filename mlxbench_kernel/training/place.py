@@ -12,7 +12,6 @@ import mlx.core as mx
 from mlx.nn.layers.base import Module
 
 from mlxbench_kernel.errors import UsageError
-from mlxbench_kernel.memory import host_pool
 from mlxbench_kernel.rank import frozen
 from mlxbench_kernel.rank.protection import PROTECTION
 from mlxbench_kernel.training.batches import Batches
@@ -21,7 +20,7 @@ from mlxbench_kernel.training.exchange import gather_numbers
 from mlxbench_kernel.training.history import History, ParameterHistory
 from mlxbench_kernel.training.loop import Taken
 from mlxbench_kernel.training.settings import Settings
-from mlxbench_kernel.training.snapshots import Flags, Snapshot, Snapshots
+from mlxbench_kernel.training.snapshots import Flags, Snapshot, Snapshots, default_budget
 
 STAY = ("tip", "book")  # of the counters: what does not go back with the rest
 ENTRIES = 2000  # of the journal
@@ -86,7 +85,7 @@ class Place:
         self.branches = Branches()
         self.said = ""  # why it stopped last
         self.journal: list[Entry] = []
-        self.snapshots = Snapshots(host_pool()[1] // 8 if budget is None else budget)
+        self.snapshots = Snapshots(default_budget() if budget is None else budget)
         self._flags: Flags = []
         self._write_book()
 

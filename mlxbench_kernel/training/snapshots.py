@@ -20,6 +20,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.nn.layers.base import Module
 
+from mlxbench_kernel.memory import host_pool
 from mlxbench_kernel.rank import frozen
 from mlxbench_kernel.rank.frozen import Parts
 
@@ -247,6 +248,15 @@ class Snapshots:
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="mlxbench-snapshots-"))
         return self._folder
+
+
+def default_budget() -> int:
+    """Bytes: an eighth of what is free of the host's memory, or of the GPU's own if that is less."""
+    free = [host_pool()[1]]
+    if mx.default_device() == mx.gpu:
+        device: dict[str, Any] = mx.device_info()
+        free += [device["free_memory"]] if "free_memory" in device else []  # CUDA, MLX 0.32.4
+    return min(free) // 8
 
 
 def other_generators() -> tuple[Any, Any]:
