@@ -19,6 +19,7 @@ from IPython.core.completer import provisionalcompleter, rectify_completions
 from mlxbench_kernel.rank.activity import Activity
 from mlxbench_kernel.rank.answers import ANSWERS
 from mlxbench_kernel.rank.collectives import GROUP
+from mlxbench_kernel.rank.files import keep_private
 from mlxbench_kernel.rank.protection import PROTECTION
 from mlxbench_kernel.rank.recorder import Recorder
 from mlxbench_kernel.rank.requests import REQUEST
@@ -47,6 +48,7 @@ class ControlHandlers:
     def __init__(self, kernel: RankKernel) -> None:
         self._kernel = kernel
         self._activity = Activity(kernel.shell)
+        keep_private(kernel.parent.folder)
         self._recorder = Recorder(kernel.shell, kernel.parent.folder)
 
     def install(self) -> None:

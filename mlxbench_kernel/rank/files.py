@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -139,3 +141,26 @@ def _remove(part: Path) -> None:
 def _is_mlx_write(error: BaseException) -> bool:
     """Whether MLX could not write all of a file; it does not say why (``mlx/io/load.h``)."""
     return isinstance(error, RuntimeError) and str(error).startswith("[write] Unable to write")
+
+
+_private: list[Path] = []  # one at most
+
+
+def keep_private(folder: Path | None) -> None:
+    """Say which folder of this process is removed when it ends, however that happens."""
+    _private[:] = [] if folder is None else [folder]
+
+
+def private_folder(name: str) -> Path:
+    """A new folder that does not outlive this process: of a rank in its own, else a temporary one.
+
+    Parameters
+    ----------
+    name
+        How it begins.
+    """
+    if _private and _private[0].exists():
+        return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=_private[0]))
+    folder = tempfile.mkdtemp(prefix=f"mlxbench-{name}-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)

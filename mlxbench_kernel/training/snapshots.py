@@ -3,14 +3,13 @@
 A snapshot is no copy: what a step has not replaced is shared with the state of now. So k of them
 take at most k times what a step changes. When they take more than the budget, those that lie
 closest to their neighbours, for their age, go; the gaps so grow with age. Those that would leave
-too large a gap are written to a file instead.
+too large a gap are written to files instead, as far as an eighth of the free disk goes.
 """
 
 from __future__ import annotations
 
 import random
 import shutil
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from mlx.nn.layers.base import Module
 
 from mlxbench_kernel.memory import host_pool
 from mlxbench_kernel.rank import frozen
+from mlxbench_kernel.rank.files import private_folder
 from mlxbench_kernel.rank.frozen import Parts
 
 Flags = list[tuple[Module, frozenset[str], bool]]  # modules, what they do not train, training
@@ -88,7 +88,11 @@ class Snapshot:
         found: dict[int, mx.array] = {}
         self.skeleton = [(original, _named(copy, found)) for original, copy in self.parts]
         file = folder / f"{id(self):x}.safetensors"
-        mx.save_safetensors(str(file), {str(number): each for number, each in found.items()})
+        try:
+            mx.save_safetensors(str(file), {str(number): each for number, each in found.items()})
+        except BaseException:
+            file.unlink(missing_ok=True)
+            raise
         self.file, self.parts = file, None
 
     def _read(self) -> Parts:
@@ -126,6 +130,7 @@ class Snapshots:
         self._changes = 0  # bytes that a step replaces, as last looked at
         self._looked = 0
         self._folder: Path | None = None
+        self._room = 0  # bytes that may still be put there
 
     def take(self, branch: str, step: int, parts: Parts, flags: Flags, pinned: bool) -> Snapshot:
         """Keep a state, all of which is evaluated, the random key too."""
@@ -206,6 +211,7 @@ class Snapshots:
             del self._places[each.branch, each.step]
             self.used -= each.bytes if each.parts is not None else 0
             if each.file is not None:
+                self._room += each.file.stat().st_size if each.file.exists() else 0
                 each.file.unlink(missing_ok=True)
 
     def _thin(self) -> None:
@@ -226,10 +232,25 @@ class Snapshots:
                         gone.append(each)
                         touched.add(place)
                 self._drop(gone)
-            else:
-                oldest = min(scores, key=lambda scored: scored[1])[2]
-                oldest.write(self._disk())
-                self.used -= oldest.bytes
+            elif not self._spill(min(scores, key=lambda scored: scored[1])[2]):
+                self._drop([scores[0][2]])
+
+    def _spill(self, snapshot: Snapshot) -> bool:
+        """Put one on disk; whether there was room for it."""
+        if self._folder is None:
+            self._folder = private_folder("snapshots")
+            self._room = shutil.disk_usage(self._folder).free // 8
+        size = sum(array.nbytes for array in snapshot.arrays())
+        if size > self._room:
+            return False
+        try:
+            snapshot.write(self._folder)
+        except (OSError, RuntimeError):  # MLX's: the disk is full, or is gone
+            self._room = 0
+            return False
+        self._room -= size
+        self.used -= snapshot.bytes
+        return True
 
     def _gaps(self) -> list[tuple[float, int, Snapshot]]:
         """For those that may go: how large a gap each leaves, over its age; and its place."""
@@ -244,14 +265,9 @@ class Snapshots:
             found.append((gap / (abs(now - each.step) + 1), place, each))
         return found
 
-    def _disk(self) -> Path:
-        if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="mlxbench-snapshots-"))
-        return self._folder
-
 
 def default_budget() -> int:
-    """Bytes: an eighth of what is free of the host's memory, or of the GPU's own if that is less."""
+    """An eighth of the memory that is free, on the host, or on a GPU with less of its own."""
     free = [host_pool()[1]]
     if mx.default_device() == mx.gpu:
         device: dict[str, Any] = mx.device_info()

@@ -174,6 +174,15 @@ def test_a_rank_that_runs_out_of_batches_is_named(ranks: Cluster) -> None:
         made.close()
 
 
+def test_states_on_disk_go_with_the_rank(ranks: Cluster) -> None:
+    run(ranks, SETUP)
+    run(ranks, STEPPER.format(", budget=20_000, check=False"))
+    run(ranks, "stepper.run(40)")
+    folders = value(ranks, "str(stepper.snapshots._folder)")
+    for rank, folder in folders.items():
+        assert f"rank-{rank}" in str(folder) and [*Path(str(folder)).iterdir()]
+
+
 def test_an_interrupt_pauses_and_loses_nothing(stepping: Stepping) -> None:
     stepping.step(3)
     stepping.play()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -114,6 +115,21 @@ def test_states_are_written_to_disk_when_memory_is_short() -> None:
     files = [each.file for each in on_disk if each.file is not None]
     run.snapshots.close()
     assert not any(file.exists() for file in files)
+
+
+def test_a_full_disk_costs_kept_states_and_not_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: str, arrays: Any) -> None:
+        Path(file).write_bytes(b"half")
+        raise RuntimeError("[write] Unable to write 47221556 bytes to file.")
+
+    monkeypatch.setattr(mx, "save_safetensors", full)
+    run = stepper(budget=10_000)
+    run.run(40)
+    assert run.step == 40 and run.snapshots.used <= 10_000
+    assert not any(each.file for each in run.snapshots.all())
+    assert run.snapshots._folder is not None and not [*run.snapshots._folder.iterdir()]
+    assert run.to(20) >= 0
+    run.snapshots.close()
 
 
 def test_kept_states_share_what_no_step_changes() -> None:
