@@ -118,6 +118,7 @@ class Mirror:
         self.histories: list[History] = []
         self.samples: list[ParameterHistory] = []
         self._cursors: list[list[int]] = []
+        self._steppers: list[str] = []  # whose cursors these are
         self._version = -1
         self._teller = -1
         self._moved = time.monotonic()
@@ -138,7 +139,8 @@ class Mirror:
             self.histories.append(History())
             self.samples.append(ParameterHistory(()))
             self._cursors.append([0, 0])
-        del self.histories[size:], self.samples[size:], self._cursors[size:]
+            self._steppers.append("")
+        del self.histories[size:], self.samples[size:], self._cursors[size:], self._steppers[size:]
         ranks = self._cluster.living()
         while True:
             wanted = {
@@ -146,6 +148,7 @@ class Mirror:
                     "rows": self._cursors[rank][0],
                     "samples": self._cursors[rank][1],
                     "version": self._version if rank == self._teller else -1,
+                    "stepper": self._steppers[rank],
                 }
                 for rank in ranks
             }
@@ -160,9 +163,7 @@ class Mirror:
     def _take(self, rank: int, answer: dict[str, Any]) -> bool:
         """Keep what a rank has told; whether there is more."""
         cursors = self._cursors[rank]
-        if answer["next_rows"] < cursors[0] or answer["next_samples"] < cursors[1]:
-            cursors[:] = [0, 0]  # it was started anew
-            return True
+        self._steppers[rank] = answer["stepper"]
         details = answer.get("details")
         if details is not None:
             self._take_details(details)
@@ -184,9 +185,6 @@ class Mirror:
         for branch, record in rows:
             self.histories[rank].append(branch, record)
         for branch, step, values in taken:
-            width = len(next(iter(values.values())))
-            if len(self.samples[rank].names) != width:
-                self.samples[rank] = ParameterHistory(self.state.parameters)
             self.samples[rank].append(branch, step, values)
         before = list(cursors)
         cursors[:] = [answer["next_rows"], answer["next_samples"]]
@@ -199,7 +197,9 @@ class Mirror:
             for history, samples in zip(self.histories, self.samples, strict=True):
                 history.drop(gone)
                 samples.drop(gone)
-        for each in branches:  # after a reset, or a fault
+        if tuple(details["parameters"]) != self.state.parameters:  # another model
+            self.samples[:] = [ParameterHistory(details["parameters"]) for _ in self.samples]
+        for each in branches:  # after a reset, or a fault, or of another stepper
             for history, samples in zip(self.histories, self.samples, strict=True):
                 if history.last(each.name).get("step", 0) > each.tip:
                     history.truncate(each.name, each.tip)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import TYPE_CHECKING, Any
 
 from mlxbench_kernel.rank.answers import ANSWERS
@@ -29,6 +30,7 @@ class Report:
     def __init__(self, stepper: Stepper) -> None:
         self._stepper = stepper
         self._seen: dict[str, Any] = {}
+        self._identity = secrets.token_hex(8)
         self.version = 0
         self.look()
         ANSWERS["stepper"] = self.tell
@@ -48,7 +50,9 @@ class Report:
         }
         self.version += 1
 
-    def tell(self, rows: int = 0, samples: int = 0, version: int = -1) -> dict[str, Any]:
+    def tell(
+        self, rows: int = 0, samples: int = 0, version: int = -1, stepper: str = ""
+    ) -> dict[str, Any]:
         """How it stands.
 
         Parameters
@@ -57,20 +61,31 @@ class Report:
             From which number on rows of the history and samples are wanted.
         version
             Which details are known already; `NO_DETAILS` where none are wanted.
+        stepper
+            The stepper that these numbers are of, as told before; of another one they do not
+            count, and all is told.
 
         Returns
         -------
         dict
-            ``step``, ``branch``, ``tip`` (of that), ``doing``, ``said``, ``stopped`` (the kind of
-            `Stop`), ``playing``, ``budget``, ``used``, ``sampling``; ``next_rows`` and ``rows``,
-            ``next_samples`` and ``samples`` (see `encode`); ``version``, and unless that is known
-            ``details``: ``branches``, ``kept``, ``journal``, ``settings``, ``frozen``,
-            ``layers``, ``parameters``, ``measured``, ``breakpoints``, ``active``.
+            ``stepper``, which is no other's; ``step``, ``branch``, ``tip`` (of that), ``doing``,
+            ``said``, ``stopped`` (the kind of `Stop`), ``playing``, ``budget``, ``used``,
+            ``sampling``; ``next_rows`` and ``rows``, ``next_samples`` and ``samples`` (see
+            `encode`); ``version``, and unless that is known ``details``: ``branches``, ``kept``,
+            ``journal``, ``settings``, ``frozen``, ``layers``, ``parameters``, ``measured``,
+            ``breakpoints``, ``active``.
         """
+        if stepper != self._identity:
+            rows = samples = 0
+            version = version if version == NO_DETAILS else -1
+        return self._told(rows, samples, version)
+
+    def _told(self, rows: int, samples: int, version: int) -> dict[str, Any]:
         stepper = self._stepper
         next_rows, found = stepper.history.since(rows, ROWS)
         next_samples, taken = stepper.samples.since(samples)
         said: dict[str, Any] = {
+            "stepper": self._identity,
             "step": stepper.step,
             "branch": stepper.branches.current.name,
             "tip": stepper.branches.current.tip,

@@ -208,6 +208,23 @@ def test_without_a_stepper_it_says_how_to_make_one() -> None:
     assert processes() <= before
 
 
+def test_a_second_stepper_takes_the_place_of_the_first(ranks: Cluster) -> None:
+    run(ranks, SETUP + STEPPER.format(""))
+    made = Stepping(ranks)
+    try:
+        made.step(20)
+        run(ranks, "model, optimizer = network(), optim.Adam(1e-3)" + STEPPER.format(""))
+        for step in (12, 24):
+            made.step(12)
+            own = value(ranks, "stepper.history.series('main', 'loss')[1].tolist()")
+            assert [losses(made), losses(made, 1)] == [own[0], own[1]]
+            assert made.state.step == step and len(own[0]) == step
+        taken = value(ranks, "stepper.samples.samples('main')")
+        assert made.samples[1].samples("main") == taken[1]
+    finally:
+        made.close()
+
+
 def test_a_rank_killed_while_it_plays_comes_back_and_training_goes_on() -> None:
     before = processes()
     cluster = Cluster.up(2, seed=7)
@@ -234,6 +251,7 @@ def test_a_rank_killed_while_it_plays_comes_back_and_training_goes_on() -> None:
         assert len(set(steps.values())) == 1
         assert value(cluster, "stepper.replicas.differ()") == {0: False, 1: False}
         assert losses(made)[: len(first)] == first
+        assert losses(made, 1) == losses(made)  # also of what it did before it was killed
         made.back(3)
         made.close()
     finally:
