@@ -307,7 +307,7 @@ class Stepping:
         found: list[tuple[str, float]] = self._command("compare", a, b)
         return found
 
-    def set(self, **values: Any) -> None:
+    def set(self, /, **values: Any) -> None:
         """Change settings; see `Stepper.set`."""
         self._command("set_all", values)
 

@@ -51,7 +51,7 @@ class Settings:
                 for name, each in self.fields.items()
             ]
         for name, value in state.settings.items():
-            self.fields[name].placeholder = f"{value:.6g}"
+            self.fields[name].placeholder = "off" if value is None else f"{value:.6g}"
         if self.layer.options != tuple(state.layers):
             self.layer.options = tuple(state.layers)
         names = ", ".join(state.frozen)
@@ -63,7 +63,7 @@ class Settings:
         def command() -> None:
             if not typed:
                 raise UsageError("nothing is changed: type a new value into a field first")
-            self._stepping.set(**{name: number(name, text) for name, text in typed.items()})
+            self._stepping.set(**{name: _value(name, text) for name, text in typed.items()})
             for name in typed:
                 self.fields[name].value = ""
 
@@ -144,3 +144,7 @@ class Breakpoints:
             self.own.value = ""
 
         self._ask(f"adding the breakpoint {text}", command)
+
+
+def _value(name: str, text: str) -> float | str:
+    return "off" if text.strip().lower() == "off" else number(name, text)

@@ -346,6 +346,7 @@ def _layout(ranks: list[int]) -> dict[str, Any]:
         "xaxis2": {**wide, "anchor": "y2", "title": {"text": "step", "standoff": 2}},
         "yaxis2": {
             **AXIS, "domain": [0.46, 0.63], "anchor": "x2", "title": {"text": "learning rate"},
+            "rangemode": "tozero",  # else one that never changes stands between -1 and 1, as if 0
             "nticks": 4, "exponentformat": "e",
         },
         "xaxis3": {**rank_axis, "domain": [0, 0.5], "anchor": "y3"},

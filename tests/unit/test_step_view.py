@@ -320,6 +320,10 @@ def test_settings_are_edited_and_layers_frozen(view: StepperView, stepping: Fake
     enter(settings.fields["learning_rate"], "1e-2")
     wait(lambda: settings.fields["learning_rate"].placeholder == "0.01")
     assert stepping.state.settings["clip"] == 0.5 and settings.fields["clip"].value == ""
+    enter(settings.fields["clip"], "off")
+    wait(lambda: stepping.state.settings["clip"] == "off")
+    stepping.change(settings={**stepping.state.settings, "clip": None})
+    wait(lambda: settings.fields["clip"].placeholder == "off")
     assert settings.layer.options == LAYERS
     settings.layer.value = "layers.0.mlp"
     press(view, "Freeze")
