@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from IPython.display import display
 
 from mlxbench_kernel.errors import StorageError, UsageError
 from mlxbench_kernel.kernel.arguments import nearest
+from mlxbench_kernel.kernel.frames import only_frames_of_the_user
 from mlxbench_kernel.units import format_bytes
 
 if TYPE_CHECKING:
@@ -117,12 +119,14 @@ class StepMagics(Magics):
             print(help_text())
             return None
         if name.isdigit():
+            if rest:
+                raise UsageError(f"%mlx_step {name} takes nothing after it: type %mlx_step {name}")
             name, rest = "N", name
         if name and name not in WORDS:
             near = nearest(name, list(WORDS))
             raise UsageError(
                 f"%mlx_step: there is no {name!r}"
-                + (f"; did you mean {near}?" if near else "")
+                + (f"; did you mean {near}?" if near else ".")
                 + f" Type %mlx_step {WORDS[near].example if near else '100'}, or %mlx_step --help"
             )
         stepping = self._of_ranks()
@@ -131,7 +135,11 @@ class StepMagics(Magics):
 
             display(StepperView(stepping))
             return None
-        return self._do(stepping, name, rest)
+        try:
+            return self._do(stepping, name, rest)
+        except KeyboardInterrupt:
+            with only_frames_of_the_user(self._ranks.shell):
+                raise KeyboardInterrupt from None
 
     def _of_ranks(self) -> Stepping:
         from mlxbench_kernel.remote.stepping import Stepping
@@ -141,6 +149,7 @@ class StepMagics(Magics):
             raise UsageError("no ranks are running: type %mlx_dist up -n 2 first")
         if self._stepping is None or self._stepping.cluster is not cluster:
             self._stepping = Stepping(cluster)
+            self._stepping.tell = lambda text: print(text, file=sys.stderr)
         return self._stepping
 
     def names(self, word: str) -> list[str]:
@@ -205,8 +214,12 @@ class StepMagics(Magics):
             late = f" · {state.doing}" if state.doing not in ("playing", "paused") else ""
             progress(min(max(share, 0.01), 1.0), text + late)
 
-        with ProgressBar() as progress:
-            stepping.wait(show)
+        try:
+            with ProgressBar() as progress:
+                stepping.wait(show)
+        except KeyboardInterrupt:
+            print(said(stepping))
+            raise
         print(said(stepping))
 
     def _compare(self, stepping: Stepping, names: list[str]) -> None:

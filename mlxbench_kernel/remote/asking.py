@@ -70,6 +70,8 @@ def ask_ranks(
         ename, evalue = said.pop()
         if ename == UsageError.__name__:
             raise UsageError(evalue)
+        if ename == KeyboardInterrupt.__name__:
+            raise ClusterError("interrupted")
         raise ClusterError(f"all ranks: {ename}: {evalue}")
     for rank, error in sorted(errors.items(), key=lambda item: (item[0] not in gone, item[0])):
         if rank in gone:

@@ -16,15 +16,18 @@ from typing import Any
 
 from mlxbench_kernel.cluster import Cluster
 from mlxbench_kernel.errors import BenchError, UsageError
+from mlxbench_kernel.interrupts import held
 from mlxbench_kernel.remote.asking import ask_ranks
 from mlxbench_kernel.remote.mirror import Mirror, State
 from mlxbench_kernel.remote.on_stepper import NONE, on_stepper
+from mlxbench_kernel.remote.waiting import LATE_SECONDS, SaidOnce
 
 POLL_SECONDS = 0.05  # while something changes
 IDLE_SECONDS = 0.5
 STOP_SECONDS = 0.05  # from one request to stop to the next
 ANSWER_SECONDS = 1.0
 
+AGAIN = "pausing after this step: Ctrl-C again breaks it off"
 Changed = Callable[[], None]
 
 
@@ -42,6 +45,8 @@ class Stepping:
         How it stands, as last heard.
     histories, samples
         What each rank has measured, by rank: `History`, `ParameterHistory`.
+    tell
+        Is told in words what the main thread waits for.
 
     Raises
     ------
@@ -62,6 +67,7 @@ class Stepping:
         self._late = ""
         self._error = ""
         self._watchers: list[Changed] = []
+        self.tell: Callable[[str], None] = lambda text: None
         self._wake, self._closed = threading.Event(), threading.Event()
         missing = self._mirror.poll()
         if missing:
@@ -89,6 +95,8 @@ class Stepping:
         doing = found.doing
         if playing:
             doing = self._late or ("playing" if doing == "paused" else doing)
+        elif self._thread is not None and doing == "playing":
+            playing, doing = False, "paused"  # it was playing when the last of its ranks died
         return replace(found, playing=playing, said=said, doing=doing)
 
     @property
@@ -145,11 +153,17 @@ class Stepping:
         Condition(text, self._fresh().measured or ("loss",))
         self._begin(None, text)
 
-    def pause(self) -> None:
-        """Stop after the step that is being taken, on all ranks; returns when they have."""
+    def pause(self, waiting: Changed | None = None) -> None:
+        """Stop after the step that is being taken, on all ranks; returns when they have.
+
+        Parameters
+        ----------
+        waiting
+            Is called meanwhile, some times a second.
+        """
         with self._lock:
             self._wanted = None
-            self._hold()
+            self._hold(waiting)
 
     def wait(self, show: Callable[[State], None] = lambda state: None) -> State:
         """Wait until a run has stopped.
@@ -162,14 +176,19 @@ class Stepping:
         Raises
         ------
         KeyboardInterrupt
-            After it was paused.
+            After it was paused; where that was interrupted too, after the step was broken off.
         """
         try:
             while self._is_playing():
                 show(self.state)
                 self._ended.wait(0.1)
         except KeyboardInterrupt:
-            self.pause()
+            try:
+                self.pause(lambda: show(replace(self.state, doing=f"{AGAIN} {self._late}".strip())))
+            except KeyboardInterrupt:
+                with held():
+                    self._cluster.interrupt()
+                    self._ended.wait(LATE_SECONDS)
             raise
         self._mirror.poll()
         if self._error:
@@ -232,10 +251,11 @@ class Stepping:
     def _show(self, status: str) -> None:
         self._late = status if self._mirror.stands_still else ""
 
-    def _hold(self) -> bool:
+    def _hold(self, waiting: Changed | None = None) -> bool:
         """Have the ranks stop; whether they were playing."""
-        was = False
+        was, waiting = False, waiting or SaidOnce(self.tell, lambda: self._late)
         while True:
+            waiting()
             if self._is_playing():
                 self._request_stop()
                 self._ended.wait(STOP_SECONDS)

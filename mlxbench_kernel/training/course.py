@@ -136,7 +136,7 @@ class Course(Place):
 
     # -- edits -------------------------------------------------------------------
 
-    def set(self, **values: Any) -> None:
+    def set(self, /, **values: Any) -> None:
         """Change settings from the next step on: ``set(learning_rate=1e-3, clip=1)``.
 
         Raises
@@ -163,6 +163,7 @@ class Course(Place):
         if not self.batches.again:
             raise UsageError("batches of an iterator cannot be begun again: give a sequence")
         self._edit(Edit(self.step, "restart", "batches"))
+        self.said = ""  # that they have run out
 
     def _edit(self, edit: Edit) -> None:
         branch = self.branches.current

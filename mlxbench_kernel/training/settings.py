@@ -86,6 +86,8 @@ class Settings:
         except (TypeError, ValueError):
             raise UsageError(f"{name} is a number, not {value!r}: type {name}=0.001") from None
         low, high = _LIMITS.get(name.rpartition(".")[2], (-math.inf, math.inf))
+        if math.isinf(number):
+            raise UsageError(f"{name} cannot be {number:g}: type a finite number")
         if not low <= number <= high or math.isnan(number):
             what = f"{low:g} or more" if high == math.inf else f"between {low:g} and {high:g}"
             raise UsageError(f"{name} cannot be {number:g}: it is {what}")

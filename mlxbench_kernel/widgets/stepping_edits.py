@@ -146,5 +146,5 @@ class Breakpoints:
         self._ask(f"adding the breakpoint {text}", command)
 
 
-def _value(name: str, text: str) -> float | str:
+def _value(name: str, text: str) -> Any:
     return "off" if text.strip().lower() == "off" else number(name, text)

@@ -16,7 +16,8 @@ from running import processes
 
 from mlxbench_kernel.cluster import Cluster
 from mlxbench_kernel.errors import BenchError, UsageError
-from mlxbench_kernel.remote.stepping import Stepping
+from mlxbench_kernel.remote.mirror import State
+from mlxbench_kernel.remote.stepping import AGAIN, Stepping
 
 SETUP = """
 from mlxbench_kernel import Stepper
@@ -168,6 +169,7 @@ def test_a_rank_that_runs_out_of_batches_is_named(ranks: Cluster) -> None:
         made.play()
         assert "step 6: out of batches on rank 1 (the others have more)" in made.wait().said
         made.restart_batches()
+        assert made.state.said == ""
         made.run(4)
         assert made.wait().step == 10
     finally:
@@ -206,6 +208,39 @@ def test_without_a_stepper_it_says_how_to_make_one() -> None:
     finally:
         cluster.down()
     assert processes() <= before
+
+
+def test_a_second_interrupt_breaks_off_a_step_that_hangs(ranks: Cluster) -> None:
+    run(ranks, SETUP + "import time\nhangs = [True]")
+    run(
+        ranks,
+        """
+def batch(n):
+    if n == 5 and rank == 1 and hangs[0]:
+        time.sleep(1000)
+    return mx.ones((8, 8)), mx.zeros(8, mx.int32)
+stepper = Stepper(model, optimizer, loss_fn, batch)
+""",
+    )
+    made = Stepping(ranks)
+    shown: list[str] = []
+
+    def interrupted(state: State) -> None:
+        if state.step == 5:
+            shown.append(state.doing)
+            raise KeyboardInterrupt
+
+    try:
+        made.run(20)
+        with pytest.raises(KeyboardInterrupt):
+            made.wait(interrupted)
+        assert AGAIN in shown[1]
+        assert not made.state.playing and made.state.said == "interrupted"
+        run(ranks, "hangs[0] = False")
+        made.run(15)
+        assert made.wait().step == 20
+    finally:
+        made.close()
 
 
 def test_a_second_stepper_takes_the_place_of_the_first(ranks: Cluster) -> None:
