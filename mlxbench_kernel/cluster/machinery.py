@@ -112,6 +112,8 @@ class Machinery(ipyparallel.Cluster):  # type: ignore[misc]
         kept: Machinery = cls.from_dict(state, load_profile=False, parent=None, log=_log())
         if not controller_lives(home):  # another process may have its number
             kept.controller = None
+        if isinstance(kept.engine_set, launchers.RankSetLauncher):
+            kept.engine_set.ranks = kept.plans  # which it does not keep: to start them again
         return kept
 
     def bring_controller_back(self) -> None:

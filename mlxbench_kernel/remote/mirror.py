@@ -155,7 +155,7 @@ class Mirror:
             for rank in ranks[1:]:
                 wanted[rank]["version"] = NO_DETAILS  # those of one are enough
             told = self._cluster.client.call_each("stepper", wanted, ANSWER_SECONDS)
-            more = [rank for rank, answer in told.items() if self._take(rank, answer)]
+            more = [rank for rank, answer in sorted(told.items()) if self._take(rank, answer)]
             if not more:
                 return [rank for rank in ranks if rank not in told]
             ranks = more
@@ -193,7 +193,10 @@ class Mirror:
     def _take_details(self, details: dict[str, Any]) -> None:
         branches = tuple(Branch(*each) for each in details["branches"])
         names = {each.name for each in branches}
-        for gone in {each.name for each in self.state.branches} - names:
+        before = {each.name: each.start for each in self.state.branches}
+        # One that begins elsewhere now is another one: a checkpoint was loaded.
+        moved = {each.name for each in branches if before.get(each.name, each.start) != each.start}
+        for gone in (before.keys() - names) | moved:
             for history, samples in zip(self.histories, self.samples, strict=True):
                 history.drop(gone)
                 samples.drop(gone)

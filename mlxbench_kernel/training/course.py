@@ -212,6 +212,7 @@ class Course(Place):
         mx.eval(self._roots, mx.random.state)
         self.refresh()
         self.keep()
+        self.said = ""  # that they differ
         self.note(f"the state of rank {rank} on all ranks")
         return count
 

@@ -37,6 +37,7 @@ def load(stepper: Stepper, path: str) -> None:
     for each in about["frozen"]:
         part(stepper.modules, each).freeze()
     stepper.forget_all()
+    stepper.said = ""
     branches = Branches()
     branches.current.tip = branches.current.start = stepper.step
     branches.current.edits = [Edit(stepper.step, "load", str(path))]

@@ -243,6 +243,18 @@ stepper = Stepper(model, optimizer, loss_fn, batch)
         made.close()
 
 
+def test_a_checkpoint_is_loaded_with_none_of_the_curve_before(
+    stepping: Stepping, tmp_path: Path
+) -> None:
+    stepping.step(10)
+    stepping.save(str(tmp_path / "run"))
+    stepping.step(5)
+    stepping.load(str(tmp_path / "run"))
+    assert losses(stepping) == losses(stepping, 1) == [] and stepping.state.said == ""
+    stepping.step(3)
+    assert len(losses(stepping)) == len(losses(stepping, 1)) == 3
+
+
 def test_a_second_stepper_takes_the_place_of_the_first(ranks: Cluster) -> None:
     run(ranks, SETUP + STEPPER.format(""))
     made = Stepping(ranks)
@@ -298,8 +310,7 @@ def test_another_notebook_finds_the_run_with_its_history() -> None:
     before = processes()
     cluster = Cluster.up(2, seed=7, keep=True)
     try:
-        run(cluster, SETUP)
-        run(cluster, STEPPER.format(""))
+        assert not cluster.execute(SETUP + STEPPER.format(""), setup=True).errors
         made = Stepping(cluster)
         made.step(30)
         first = losses(made)
@@ -316,6 +327,11 @@ def test_another_notebook_finds_the_run_with_its_history() -> None:
         assert not state.playing and len(set(value(again, "stepper.step").values())) == 1
         found.back(5)
         assert found.state.step == state.step - 5
+        os.kill(again.info.ranks[0].pid, signal.SIGKILL)
+        wait_until(lambda: len(again.living()) == 1)
+        again.heal()
+        found.run(10)
+        assert found.wait().step == state.step + 5
         found.close()
     finally:
         Cluster.attach(cluster.id).down()
