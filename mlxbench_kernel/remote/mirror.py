@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -56,6 +56,8 @@ class State:
         Where it is.
     playing, doing
         Whether steps are being taken, and what is being done, in words.
+    wanted
+        What the last run was to do: until after which step, and until what holds.
     said, stopped
         Why it stopped last, or what went wrong; and the kind of it, see `Stop`.
     branches, kept, journal
@@ -78,6 +80,7 @@ class State:
     branch: str = ""
     playing: bool = False
     doing: str = "paused"
+    wanted: Sequence[Any] = (None, None)
     said: str = ""
     stopped: str = ""
     branches: tuple[Branch, ...] = ()
@@ -173,7 +176,7 @@ class Mirror:
                 self._moved = time.monotonic()
             light = (
                 "step", "branch", "playing", "doing", "said", "stopped", "budget", "used",
-                "sampling",
+                "sampling", "wanted",
             )  # fmt: skip
             branches = tuple(
                 replace(each, tip=answer["tip"]) if each.name == answer["branch"] else each

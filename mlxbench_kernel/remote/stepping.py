@@ -277,6 +277,11 @@ class Stepping:
             yield
             return
         with self._lock:
+            if self._thread is None:
+                self._mirror.poll()
+                if self._mirror.state.playing:  # for a notebook that is gone: it goes on for this
+                    last, until = self._mirror.state.wanted
+                    self._wanted = last, until
             wanted = self._wanted
             playing = self._hold()
             broken = self._broken

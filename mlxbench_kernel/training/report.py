@@ -69,7 +69,7 @@ class Report:
         -------
         dict
             ``stepper``, which is no other's; ``step``, ``branch``, ``tip`` (of that), ``doing``,
-            ``said``, ``stopped`` (the kind of `Stop`), ``playing``, ``budget``, ``used``,
+            ``said``, ``stopped`` (the kind of `Stop`), ``playing``, ``wanted``, ``budget``, ``used``,
             ``sampling``; ``next_rows`` and ``rows``, ``next_samples`` and ``samples`` (see
             `encode`); ``version``, and unless that is known ``details``: ``branches``, ``kept``,
             ``journal``, ``settings``, ``frozen``, ``layers``, ``parameters``, ``measured``,
@@ -93,6 +93,7 @@ class Report:
             "said": stepper.said,
             "stopped": stepper.stopped,
             "playing": stepper.doing == "playing",
+            "wanted": list(stepper.wanted),
             "budget": stepper.snapshots.budget,
             "used": stepper.snapshots.used,
             "sampling": stepper.sampling.interval,

@@ -145,6 +145,7 @@ class Stepper(Course):
         self.replicas = ReplicaWatch(self.modules, self.group, replicas)
         self.breakpoints = Breakpoints()
         self.doing, self.stopped = "paused", ""
+        self.wanted: tuple[int | None, str | None] = None, None  # the run: to, until
         self.warnings: list[str] = []
         self._check, self._rehearsed = check, False
         self._metrics: set[str] = set()
@@ -198,6 +199,7 @@ class Stepper(Course):
         """
         if steps is not None and (not isinstance(steps, int) or steps < 1):
             raise UsageError(f"run takes a number of steps, as run(100), not {steps!r}")
+        self.wanted = (None if steps is None else self.step + steps), until
         self.doing, self.said, self.stopped = "playing", "", ""
         try:
             noted = len(self.warnings)

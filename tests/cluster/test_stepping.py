@@ -321,6 +321,9 @@ def test_another_notebook_finds_the_run_with_its_history() -> None:
         again = Cluster.attach(cluster.id)
         found = Stepping(again)
         wait_until(lambda: found.state.step > 60)
+        value(again, "1")  # it goes on after a cell
+        gone_on = found.state.step
+        wait_until(lambda: found.state.step > gone_on + 10)
         assert found.state.playing and losses(found)[:30] == losses(found, 1)[:30] == first
         found.pause()
         state = found.state
