@@ -69,11 +69,11 @@ class Report:
         -------
         dict
             ``stepper``, which is no other's; ``step``, ``branch``, ``tip`` (of that), ``doing``,
-            ``said``, ``stopped`` (the kind of `Stop`), ``playing``, ``wanted``, ``budget``, ``used``,
-            ``sampling``; ``next_rows`` and ``rows``, ``next_samples`` and ``samples`` (see
-            `encode`); ``version``, and unless that is known ``details``: ``branches``, ``kept``,
-            ``journal``, ``settings``, ``frozen``, ``layers``, ``parameters``, ``measured``,
-            ``breakpoints``, ``active``.
+            ``said``, ``stopped`` (the kind of `Stop`), ``playing``, ``wanted`` (see `State`),
+            ``budget``, ``used``, ``sampling``; ``next_rows`` and ``rows``, ``next_samples`` and
+            ``samples`` (see `encode`); ``version``, and unless that is known ``details``:
+            ``branches``, ``kept``, ``journal``, ``settings``, ``frozen``, ``layers``,
+            ``parameters``, ``measured``, ``breakpoints``, ``active``.
         """
         if stepper != self._identity:
             rows = samples = 0
