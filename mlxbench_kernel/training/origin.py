@@ -9,10 +9,10 @@ from mlxbench_kernel.rank.protection import PROTECTION
 from mlxbench_kernel.training.exchange import gather_texts
 
 if TYPE_CHECKING:
-    from mlxbench_kernel.training.stepper import Stepper
+    from mlxbench_kernel.training.running import Running
 
 
-def origin(stepper: Stepper) -> str:
+def origin(stepper: Running) -> str:
     """Evaluate the last step again, and name its first bad operation; on all ranks alike.
 
     Nothing is changed: state and batches are put back and forth.

@@ -66,6 +66,7 @@ class Place:
 
     group: mx.distributed.Group
     modules: dict[str, Module]
+    trees: dict[str, Any]
     program: Any
     history: History
     samples: ParameterHistory

@@ -16,10 +16,10 @@ from mlxbench_kernel.training.replicas import fingerprints
 from mlxbench_kernel.training.snapshots import other_generators
 
 if TYPE_CHECKING:
-    from mlxbench_kernel.training.stepper import Stepper
+    from mlxbench_kernel.training.running import Running
 
 
-def rehearse(stepper: Stepper) -> list[str]:
+def rehearse(stepper: Running) -> list[str]:
     """Take the next step twice, and go back to before it; on all ranks alike.
 
     Parameters
