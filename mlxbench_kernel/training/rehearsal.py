@@ -12,6 +12,7 @@ from mlxbench_kernel.rank import frozen
 from mlxbench_kernel.rank.frozen import Parts
 from mlxbench_kernel.rank.protection import PROTECTION
 from mlxbench_kernel.training.exchange import gather_numbers
+from mlxbench_kernel.training.place import STAY
 from mlxbench_kernel.training.replicas import fingerprints
 from mlxbench_kernel.training.snapshots import other_generators
 
@@ -41,6 +42,7 @@ def rehearse(stepper: Running) -> list[str]:
     assert here is not None and here.parts is not None
     before = fingerprints(_arrays(here.parts))
     mx.eval(before)
+    stay = {name: stepper.counters[name] for name in STAY}
     seen = []
     generators = repr(other_generators())
     for _ in range(2):
@@ -58,7 +60,9 @@ def rehearse(stepper: Running) -> list[str]:
         used = generators != repr(other_generators())
         seen.append((taken.record["loss_rank"], np.array(fingerprints(arrays)), parts))
         here.put_back()
+        stepper.counters.update(stay)
         stepper.refresh()
+        stepper.apply_edits()  # that were made before the first step
     PROTECTION.commit()
     stepper.snapshots.generators = used  # the states of those cost more than a small step
     (loss, first, parts), (again, second, _) = seen

@@ -403,3 +403,16 @@ def test_a_model_that_is_assigned_again_is_said() -> None:
         assert run.run(2).text == "step 6"
     finally:
         PROTECTION.namespace = {}
+
+
+@pytest.mark.parametrize("edit", [{"shuffle": 3}, {"learning_rate": 0.1}])
+def test_settings_from_before_the_first_step_hold_after_going_back(edit: dict[str, float]) -> None:
+    run = stepper()
+    run.set(**edit)
+    assert "gave different results" not in run.run(14).text
+    first = losses(run)
+    run.back(9)
+    run.run(9)
+    run.back(14)
+    assert [run.advance().record["loss"] for _ in range(14)] == first
+    assert f"'{next(iter(edit))}'" in run.script()
