@@ -20,10 +20,11 @@ from mlxbench_kernel.interrupts import held
 from mlxbench_kernel.remote.asking import ask_ranks
 from mlxbench_kernel.remote.mirror import Mirror, State
 from mlxbench_kernel.remote.on_stepper import NONE, on_stepper
-from mlxbench_kernel.remote.waiting import LATE_SECONDS, SaidOnce
+from mlxbench_kernel.remote.waiting import SaidOnce
 
 POLL_SECONDS = 0.05  # while something changes
 IDLE_SECONDS = 0.5
+BROKEN_SECONDS = 10.0  # until a step that was broken off is undone
 STOP_SECONDS = 0.05  # from one request to stop to the next
 ANSWER_SECONDS = 1.0
 
@@ -187,8 +188,9 @@ class Stepping:
                 self.pause(lambda: show(replace(self.state, doing=f"{AGAIN} {self._late}".strip())))
             except KeyboardInterrupt:
                 with held():
-                    self._cluster.interrupt()
-                    self._ended.wait(LATE_SECONDS)
+                    # No more than that: the thread that waits for the run frees and mends.
+                    self._cluster.client.call("interrupt", self._cluster.living(), ANSWER_SECONDS)
+                    self._ended.wait(BROKEN_SECONDS)
             raise
         self._mirror.poll()
         if self._error:
