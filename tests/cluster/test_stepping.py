@@ -236,7 +236,6 @@ stepper = Stepper(model, optimizer, loss_fn, batch)
             made.wait(interrupted)
         assert AGAIN in shown[1]
         assert not made.state.playing and made.state.step == 5
-        run(ranks, "stepper.step, model, optimizer")  # none of them is refused
         run(ranks, "hangs[0] = False")
         made.run(15)
         assert made.wait().step == 20
