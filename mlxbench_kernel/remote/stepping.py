@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from mlxbench_kernel.cluster import Cluster
-from mlxbench_kernel.errors import BenchError, UsageError
+from mlxbench_kernel.errors import BenchError, ClusterError, UsageError
 from mlxbench_kernel.interrupts import held
 from mlxbench_kernel.remote.asking import ask_ranks
 from mlxbench_kernel.remote.mirror import Mirror, State
@@ -201,6 +201,9 @@ class Stepping:
         return not self._ended.is_set()
 
     def _begin(self, last: int | None, until: str | None) -> None:
+        gone = set(range(self._cluster.size)) - set(self._cluster.living())
+        if gone:  # else `heal` would take it for a run that was broken off
+            raise ClusterError(self._cluster.why_gone(min(gone)))
         with self._lock:
             self._hold()
             self._error, self._broken = "", False

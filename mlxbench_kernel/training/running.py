@@ -241,7 +241,9 @@ class Running(Course):
         step, name = stop.step, stop.text
         if stop.kind != "breakpoint":
             return stop
-        text = f"step {step}: breakpoint {name}: {self.breakpoints.known[name]} holds"
+        condition = self.breakpoints.known[name]
+        called = "" if name == condition else f" {name}"  # one of the user's own is its name
+        text = f"step {step}: breakpoint{called}: {condition} holds"
         if name == "replicas":
             text = f"step {step}: {self.replicas.said}"
         elif name == "nonfinite":

@@ -7,7 +7,7 @@ from statistics import median
 
 SHARE = 0.005  # of the time of training that measuring may take
 FIRST = 4  # steps from one measured step to the next, before it is known what that costs
-MOST = 1000
+MOST = 200
 
 
 class Sampling:
@@ -24,7 +24,7 @@ class Sampling:
         self._since = 0
         self._seconds: dict[bool, deque[float]] = {
             False: deque(maxlen=21),
-            True: deque(maxlen=7),
+            True: deque(maxlen=15),
         }
         self._first = {False: 1, True: 2}  # those that may have been compiled
 
@@ -46,4 +46,5 @@ class Sampling:
         others, own = self._seconds[False], self._seconds[True]
         if len(others) >= 5 and len(own) >= 3:
             share = max(median(own) / median(others) - 1, 0.0)
-            self.interval = min(max(FIRST, round(share / SHARE)), MOST)
+            wanted = min(max(FIRST, round(share / SHARE)), MOST)
+            self.interval = min(wanted, 2 * self.interval)  # one slow step is no reason
