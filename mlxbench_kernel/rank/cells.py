@@ -34,6 +34,7 @@ class Cells:
         self._named: dict[str, tuple[str, int]] = {}  # by what their code is compiled from
         name_cells(self._name_line)
         PROTECTION.namespace = shell.user_ns
+        PROTECTION.settle = self._settle_within
         shell.ast_transformers.append(self.stale)
 
     def begin(self, code: str, about: Mapping[str, Any]) -> None:
@@ -64,6 +65,11 @@ class Cells:
         if not self._settled and GROUP.intact and self._shell.user_ns.get("size", 1) > 1:
             self.stale.settle(self._shell.user_ns_hidden)
             self._settled = True
+
+    def _settle_within(self) -> None:
+        """In the middle of a long cell, between two evaluations."""
+        if GROUP.intact and self._shell.user_ns.get("size", 1) > 1:
+            self.stale.settle(self._shell.user_ns_hidden)
 
     def end(self, good: bool) -> dict[str, Any] | None:
         """A cell has ended; how far the group has come, see `Collectives.progress`."""

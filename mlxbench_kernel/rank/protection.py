@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -63,6 +63,8 @@ class Protection:
         self._evaluate = mx.eval
         self._watching = False
         self._held = 0
+        # Takes note that what the user's variables hold is complete; of the shell, where one is.
+        self.settle: Callable[[], None] = lambda: None
 
     def protect(self, trees: Mapping[str, Any]) -> None:
         """Begin with these trees; see `protect`."""

@@ -15,6 +15,7 @@ from mlxbench_kernel.training.conditions import Condition
 from mlxbench_kernel.training.course import Course
 from mlxbench_kernel.training.exchange import gather_numbers
 from mlxbench_kernel.training.loop import SAMPLED, Agreed, Loop, Stop, Taken
+from mlxbench_kernel.training.program import Program
 from mlxbench_kernel.training.rehearsal import rehearse
 from mlxbench_kernel.training.sampling import Sampling
 from mlxbench_kernel.training.watching import ReplicaWatch
@@ -89,12 +90,15 @@ class Running(Course):
         wanted = {name for each in breaks.values() for name in each.names} - {"nonfinite"}
         wanted |= condition.names if condition is not None else set()
         always = bool(wanted.intersection(SAMPLED))
-        lease = 1
+        lease, first = 1, self.step + 1
         while True:
             lease = lease if last is None else min(lease, last - self.step)
             agreed = self._run_lease(1 if condition is not None else lease, always)
-            lease = agreed.lease
-            self.snapshots.stride = max(lease // 2, 1)
+            if self.step == first:
+                PROTECTION.settle()  # data that the first step has evaluated, for one
+            # Without gradients to average nothing else keeps the ranks together.
+            lease = agreed.lease if isinstance(self.program, Program) else 1
+            self.snapshots.stride = max(agreed.lease // 2, 1)
             for taken in agreed.taken:
                 stop = self._decided(taken, agreed, last, condition, breaks)
                 if not taken.again:

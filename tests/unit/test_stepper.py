@@ -25,6 +25,7 @@ def nothing_protected() -> Iterator[None]:
     yield
     PROTECTION.trees.clear()
     PROTECTION.kept.clear()
+    mx.eval, PROTECTION._watching = PROTECTION._evaluate, False
 
 
 def batches(count: int = 60, size: int = 8) -> list[Pair]:
