@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -374,23 +373,14 @@ class Cluster(Looking):
             Is told in words what was done.
         """
         if ranks is not None:
-            return self._restart_some(self.choose(ranks), progress, tell)
+            chosen = self.choose(ranks)
+            self._require_controller()
+            return Healing(self, progress, tell).restart(chosen)
         options, cells = self.info.options, self.setup.cells
         self.down()
         if cells:
             tell("not repeated on fresh ranks: set-up cells and imports; run those cells again")
         self.replace(*BringUp(options, progress).run())
-
-    def _restart_some(self, ranks: Sequence[int], progress: Progress | None, tell: Tell) -> None:
-        self._require_controller()
-        if len(ranks) == self.size:
-            return self.rebuild("restarted", tell)
-        self.client.call("leave", ranks, ANSWER_SECONDS)
-        deadline = time.monotonic() + ANSWER_SECONDS
-        while self.client.living() & set(ranks) and time.monotonic() < deadline:
-            time.sleep(0.02)  # the end of another process is no event of this one
-        self.faults.reason = self.faults.reason or f"rank {ranks[0]} was restarted"
-        self.heal(progress=progress, tell=tell)
 
     def replace(self, info: ClusterInfo, machinery: Machinery, client: BenchClient) -> None:
         """Go on with ranks that were started anew."""

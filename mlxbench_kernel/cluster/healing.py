@@ -247,6 +247,18 @@ class Healing:
             "and rank say so too"
         )
 
+    def restart(self, ranks: Sequence[int]) -> None:
+        """End ranks and start them anew; what is protected is copied from the others."""
+        cluster = self._cluster
+        if len(ranks) == cluster.size:
+            return self.rebuild("restarted", cluster.living())
+        cluster.client.call("leave", ranks, ANSWER_SECONDS)
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while cluster.client.living() & set(ranks) and time.monotonic() < deadline:
+            time.sleep(0.02)  # the end of another process is no event of this one
+        cluster.faults.reason = cluster.faults.reason or f"rank {ranks[0]} was restarted"
+        return cluster.heal(progress=self._progress, tell=self._tell)
+
     # -- all ranks anew ----------------------------------------------------------
 
     def rebuild(self, reason: str, living: Collection[int]) -> None:
