@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.remote.mirror import Branch, State
 from mlxbench_kernel.training.history import History, ParameterHistory
+from mlxbench_kernel.training.place import Entry
 
 LAYERS = ("embedding", *(f"layers.{n}.{part}" for n in range(6) for part in ("attention", "mlp")))
 PARAMETERS = tuple(f"{layer}.{name}" for layer in LAYERS for name in ("weight", "bias"))
@@ -23,60 +25,23 @@ BREAKPOINTS = {
 }
 
 
-@dataclass(frozen=True)
-class Branch:
-    name: str
-    parent: str
-    start: int
-    tip: int
-
-
-@dataclass(frozen=True)
-class KeptStep:
-    branch: str
-    step: int
-    bytes: int
-    on_disk: bool
-
-
-@dataclass(frozen=True)
-class Entry:
-    step: int
-    branch: str
-    text: str
-    time: float
-
-
-@dataclass(frozen=True)
-class State:
-    step: int = 0
-    branch: str = "main"
-    playing: bool = False
-    doing: str = "paused"
-    said: str = ""
-    branches: tuple[Branch, ...] = (Branch("main", "", 0, 0),)
-    kept: tuple[KeptStep, ...] = ()
-    budget: int = 4_000_000_000
-    used: int = 0
-    settings: Mapping[str, float] = field(
-        default_factory=lambda: {"learning_rate": 0.001, "weight_decay": 0.01, "clip": 1.0}
-    )
-    frozen: tuple[str, ...] = ()
-    layers: tuple[str, ...] = LAYERS
-    journal: tuple[Entry, ...] = ()
-    breakpoints: Mapping[str, str] = field(default_factory=lambda: dict(BREAKPOINTS))
-    active: tuple[str, ...] = ("nonfinite",)
-    parameters: tuple[str, ...] = PARAMETERS
-    sampling: int = 10
-    measured: tuple[str, ...] = ("step", "loss", "learning_rate", "grad_norm", "seconds")
-
-
 class FakeStepping:
     """Steps at once, and plays so many steps a second."""
 
     def __init__(self, size: int = 2, rate: float = 20, sampling: int = 10) -> None:
         self.size, self.rate = size, rate
-        self.state = State(sampling=sampling)
+        self.state = State(
+            branch="main",
+            branches=(Branch("main", "", 0, 0),),
+            budget=4_000_000_000,
+            settings={"learning_rate": 0.001, "weight_decay": 0.01, "clip": 1.0},
+            layers=LAYERS,
+            breakpoints=dict(BREAKPOINTS),
+            active=("nonfinite",),
+            parameters=PARAMETERS,
+            sampling=sampling,
+            measured=("step", "loss", "learning_rate", "grad_norm", "seconds"),
+        )
         self.histories = [History() for _ in range(size)]
         self.samples = [ParameterHistory(PARAMETERS) for _ in range(size)]
         self.asked: list[str] = []

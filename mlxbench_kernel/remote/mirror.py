@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mlxbench_kernel.cluster import Cluster
 from mlxbench_kernel.training.history import History, ParameterHistory, decode, decode_samples
+from mlxbench_kernel.training.place import Entry
 from mlxbench_kernel.training.report import NO_DETAILS
 
 ANSWER_SECONDS = 1.0
@@ -34,16 +35,6 @@ class KeptStep:
     step: int
     bytes: int
     on_disk: bool
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A line of the journal; `time` is Unix time."""
-
-    step: int
-    branch: str
-    text: str
-    time: float
 
 
 @dataclass(frozen=True)
@@ -80,7 +71,7 @@ class State:
     branch: str = ""
     playing: bool = False
     doing: str = "paused"
-    wanted: Sequence[Any] = (None, None)
+    wanted: tuple[int | None, str | None] = (None, None)
     said: str = ""
     stopped: str = ""
     branches: tuple[Branch, ...] = ()
@@ -176,13 +167,14 @@ class Mirror:
                 self._moved = time.monotonic()
             light = (
                 "step", "branch", "playing", "doing", "said", "stopped", "budget", "used",
-                "sampling", "wanted",
+                "sampling",
             )  # fmt: skip
             branches = tuple(
                 replace(each, tip=answer["tip"]) if each.name == answer["branch"] else each
                 for each in self.state.branches
             )
             told = {name: answer[name] for name in light}
+            told["wanted"] = tuple(answer["wanted"])
             self.state = replace(self.state, branches=branches, **told)
         rows, taken = decode(answer["rows"]), decode_samples(answer["samples"])
         for branch, record in rows:

@@ -9,6 +9,7 @@ from typing import Any
 import ipywidgets as ui
 import numpy as np
 
+from mlxbench_kernel.remote.mirror import State
 from mlxbench_kernel.widgets.stepping_controls import Movement, row
 from mlxbench_kernel.widgets.stepping_edits import Breakpoints, Settings
 from mlxbench_kernel.widgets.stepping_figure import StepperFigure
@@ -16,7 +17,7 @@ from mlxbench_kernel.widgets.stepping_layers import Layers
 from mlxbench_kernel.widgets.stepping_page import Page, busy_line, error_line, rate, status_line
 from mlxbench_kernel.widgets.stepping_panels import Branches, Journal, Kept, Repair
 from mlxbench_kernel.widgets.stepping_recent import Recent
-from mlxbench_kernel.widgets.stepping_source import State, Stepping
+from mlxbench_kernel.widgets.stepping_source import Stepping
 from mlxbench_kernel.widgets.stepping_threads import Commands, Redraws, one_line
 from mlxbench_kernel.widgets.stepping_time import SampleSlider
 

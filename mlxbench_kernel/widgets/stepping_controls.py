@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import ipywidgets as ui
 
 from mlxbench_kernel.errors import UsageError
-from mlxbench_kernel.widgets.stepping_source import State, Stepping
+from mlxbench_kernel.remote.mirror import State
+from mlxbench_kernel.widgets.stepping_source import Stepping
 
 FIT = "max-content"
 

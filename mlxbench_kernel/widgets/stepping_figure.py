@@ -15,8 +15,8 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from mlxbench_kernel.training import History
 from mlxbench_kernel.widgets.stepping_recent import PARTS
-from mlxbench_kernel.widgets.stepping_source import History
 
 POINTS = 2000  # of a curve, at most
 MOST_NAMED = 16  # layers; what the mouse points at is named in full

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxbench_kernel.widgets.stepping_source import ParameterHistory
+from mlxbench_kernel.training import ParameterHistory
 
 MEASURES = {
     "own gradient norm": "grad_norm_rank",

@@ -9,8 +9,8 @@ from html import escape
 
 import anywidget
 
+from mlxbench_kernel.training.place import Entry
 from mlxbench_kernel.units import quantity
-from mlxbench_kernel.widgets.stepping_source import Entry
 
 MOST_LINES = 200  # of the journal, the last ones
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxbench_kernel.widgets.stepping_source import History
+from mlxbench_kernel.training import History
 
 LAST = 50
 PARTS = ("data", "compute", "collective")

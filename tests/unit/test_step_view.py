@@ -12,9 +12,11 @@ from typing import Any
 import ipywidgets
 import numpy as np
 import pytest
-from fake_stepping import BREAKPOINTS, LAYERS, Entry, FakeStepping, KeptStep
+from fake_stepping import BREAKPOINTS, LAYERS, FakeStepping
 from ipywidgets.widgets.widget import Widget, _instances
 
+from mlxbench_kernel.remote.mirror import KeptStep
+from mlxbench_kernel.training.place import Entry
 from mlxbench_kernel.widgets.stepping import StepperView
 from mlxbench_kernel.widgets.stepping_figure import BARS, CURVES, HEAT, HEAT_BAD, POINTS
 from mlxbench_kernel.widgets.stepping_layers import Layers
