@@ -21,12 +21,7 @@ def on_stepper(name: str, *arguments: Any) -> Any:
     if stepper is None:
         raise UsageError(NONE)
     try:
-        if name == "set_all":
-            result = stepper.set(**arguments[0])  # type: ignore[func-returns-value]
-        elif name == "set_budget":
-            result = stepper.snapshots.set_budget(*arguments)  # type: ignore[func-returns-value]
-        else:
-            result = getattr(stepper, name)(*arguments)
+        result = getattr(stepper, name)(*arguments)
         _result[0] = vars(result) if isinstance(result, Stop) else result
     finally:
         stepper.report.look()

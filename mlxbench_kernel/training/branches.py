@@ -106,10 +106,9 @@ class Branches:
             name = f"branch-{number}"
         if name in self._all:
             raise UsageError(f"there is a branch {name!r} already: take another name")
-        parent = self.current
-        while parent.parent and step <= parent.start:  # it is on the one before
-            parent = self[parent.parent]
-        self.current = Branch(name, parent.name, step, step, list(self.current.edits[:edits]))
+        self.current = Branch(
+            name, self.of_step(step), step, step, list(self.current.edits[:edits])
+        )
         self._all[name] = self.current
         return self.current
 
@@ -140,9 +139,9 @@ class Branches:
             branch = self[branch.parent]
         return found
 
-    def of_step(self, name: str, step: int) -> str:
-        """The branch in which a step on the way to `name` was taken."""
-        branch = self[name]
+    def of_step(self, step: int) -> str:
+        """The branch in which a step on the way to the current one was taken."""
+        branch = self.current
         while branch.parent and step <= branch.start:
             branch = self[branch.parent]
         return branch.name

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import mlx.core as mx
+from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten
 
 from mlxbench_kernel.errors import UsageError
@@ -15,7 +16,7 @@ from mlxbench_kernel.training.branches import Branches, Edit
 from mlxbench_kernel.training.place import Place
 from mlxbench_kernel.training.replicas import copy_from
 from mlxbench_kernel.training.script import script
-from mlxbench_kernel.training.settings import frozen_parts, part
+from mlxbench_kernel.training.settings import frozen_parts, over, part, value_of
 
 
 class Course(Place):
@@ -100,15 +101,14 @@ class Course(Place):
             if name in second and second[name].shape == array.shape
         }
         mx.eval(apart)
-        pairs = [(name, float(str(value.item()))) for name, value in apart.items()]
+        pairs = [(name, value_of(value)) for name, value in apart.items()]
         return sorted(pairs, key=lambda pair: -pair[1])
 
     def _parameters(self) -> Iterable[tuple[str, mx.array]]:
-        alone = len(self.modules) == 1
-        for name, module in self.modules.items():
-            flat: Any = tree_flatten(module.parameters())
-            for path, array in flat:
-                yield (path if alone else f"{name}.{path}"), array
+        def inside(module: Module) -> Any:
+            return tree_flatten(module.parameters())
+
+        return over(self.modules, inside)
 
     def reset(self) -> None:
         """Go to the beginning, and forget all steps, branches and edits."""
@@ -144,9 +144,17 @@ class Course(Place):
         UsageError
             One does not exist or cannot have that value; then none is changed.
         """
+        self.set_all(values)
+
+    def set_all(self, values: Mapping[str, Any]) -> None:
+        """As `set`, of settings whatever their names are."""
         checked = {name: self.settings.check(name, value) for name, value in values.items()}
         for name, value in checked.items():
             self._edit(Edit(self.step, "set", name, value))
+
+    def set_budget(self, budget: int) -> None:
+        """Take so many bytes of memory at most for the states that are kept."""
+        self.snapshots.set_budget(budget)
 
     def freeze(self, path: str) -> None:
         """Train a layer no more."""

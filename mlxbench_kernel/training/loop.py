@@ -25,6 +25,7 @@ from mlxbench_kernel.rank.collectives import GROUP
 from mlxbench_kernel.rank.protection import PROTECTION
 from mlxbench_kernel.training.batches import Batch, Batches
 from mlxbench_kernel.training.program import Outcome
+from mlxbench_kernel.training.settings import value_of
 
 # What ranks tell one another beside losses and metrics, in this order.
 STOP, LEFT, ELAPSED, SECONDS, DATA, COLLECTIVE, MEMORY, PLAIN, FULL, POOL = range(10)
@@ -284,7 +285,7 @@ class Loop:
         samples: dict[str, NDArray[np.float32]] = {}
         for name, array in outcome.measures.items():
             if array.ndim == 0:
-                known[name] = _item(array)
+                known[name] = value_of(array)
             else:
                 samples[name.removeprefix("parameters.")] = np.array(array)
         if pending.rate is not None:
@@ -298,7 +299,7 @@ class Loop:
         module = native.load()
         number = None if module is None else module.array_id(rate)
         if number is None or number != self._seen[0]:
-            self._seen = number, _item(rate), rate  # the array, so that its id is not used again
+            self._seen = number, value_of(rate), rate  # the array, so that its id is not used again
         return self._seen[1]
 
     def _amount(self, batches: Sequence[Batch]) -> tuple[int, int]:
@@ -322,11 +323,6 @@ def _rows(array: mx.array) -> list[list[float]]:
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else 0.0
-
-
-def _item(array: mx.array) -> float:
-    value: Any = array.item()
-    return float(value)
 
 
 SAMPLED = ("grad_norm", "update_ratio", "nonfinite")  # not measured at each step

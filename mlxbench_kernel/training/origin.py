@@ -26,11 +26,7 @@ def origin(stepper: Running) -> str:
     from mlxbench_kernel.graph.nonfinite import first_nonfinite
 
     step = stepper.step
-    name = stepper.branches.of_step(stepper.branches.current.name, step - 1)
-    before, after = (
-        stepper.snapshots.find(name, step - 1),
-        stepper.snapshots.find(stepper.branches.of_step(stepper.branches.current.name, step), step),
-    )
+    before, after = stepper.kept_at(step - 1), stepper.kept_at(step)
     said = ""
     if before is None or after is None:
         said = f"the state before step {step} is not kept"

@@ -13,6 +13,7 @@ from mlx.nn.layers.base import Module
 
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.rank import frozen
+from mlxbench_kernel.rank.frozen import Parts
 from mlxbench_kernel.rank.protection import PROTECTION
 from mlxbench_kernel.training.batches import Batches
 from mlxbench_kernel.training.branches import Branches
@@ -24,7 +25,7 @@ from mlxbench_kernel.training.snapshots import Flags, Snapshot, Snapshots, defau
 
 STAY = ("tip", "book")  # of the counters: what does not go back with the rest
 ENTRIES = 2000  # of the journal
-_NOTED = "stepper"
+PROTECTED = "stepper"  # what the state is called among what is protected
 
 
 @dataclass(frozen=True)
@@ -118,10 +119,13 @@ class Place:
             for each in module.modules()
         ]
 
-    def keep(self, pinned: bool = False) -> Snapshot:
-        """Keep the state of now, as one to go back to and as what a fault goes back to.
+    def frozen_state(self) -> Parts:
+        """The state of now, see `frozen.freeze`.
 
-        All of it is evaluated, the random key too.
+        Raises
+        ------
+        UsageError
+            A part of it is not evaluated.
         """
         parts = frozen.freeze(self._roots)
         if parts is None:
@@ -129,9 +133,21 @@ class Place:
                 "Stepper: a part of the state is not evaluated after the step: name everything "
                 "that it changes in state=…"
             )
-        PROTECTION.commit({_NOTED: parts})
-        branch = self.branches.of_step(self.branches.current.name, self.step)
+        return parts
+
+    def keep(self, pinned: bool = False) -> Snapshot:
+        """Keep the state of now, as one to go back to and as what a fault goes back to.
+
+        All of it is evaluated, the random key too.
+        """
+        parts = self.frozen_state()
+        PROTECTION.commit({PROTECTED: parts})
+        branch = self.branches.of_step(self.step)
         return self.snapshots.take(branch, self.step, parts, self._flags, pinned)
+
+    def kept_at(self, step: int) -> Snapshot | None:
+        """The state after a step of the current branch, if it is kept."""
+        return self.snapshots.find(self.branches.of_step(step), step)
 
     # -- back and forth ----------------------------------------------------------
 
@@ -216,7 +232,7 @@ class Place:
         self.counters.update(stay)
         self.refresh()
         parts = frozen.freeze(self._roots)
-        PROTECTION.commit({} if parts is None else {_NOTED: parts})
+        PROTECTION.commit({} if parts is None else {PROTECTED: parts})
 
     def kept_in_words(self) -> str:
         """The steps that are kept, as ``0, 40, 60-100``."""
@@ -246,12 +262,7 @@ class Place:
         if plain != here:
             self.branches = Branches.restored(json.loads(self.counters["book"]))
         self.branches.current.tip = self.counters["tip"] = max(self.counters["tip"], self.step)
-        if (
-            self.snapshots.find(
-                self.branches.of_step(self.branches.current.name, self.step), self.step
-            )
-            is None
-        ):
+        if self.kept_at(self.step) is None:
             self.keep()
 
     def settle_tip(self, tip: int) -> None:

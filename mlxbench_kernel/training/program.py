@@ -19,6 +19,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.training.batches import Batch
+from mlxbench_kernel.training.settings import over
 
 Loss = Callable[..., Any]
 
@@ -269,12 +270,7 @@ class CustomProgram:
         self.names = list(self._parameters())
 
     def _parameters(self) -> dict[str, mx.array]:
-        alone = len(self._modules) == 1
-        return {
-            path if alone else f"{name}.{path}": array
-            for name, module in self._modules.items()
-            for path, array in _flat(module.trainable_parameters())
-        }
+        return dict(over(self._modules, lambda module: _flat(module.trainable_parameters())))
 
     def __call__(self, batches: Sequence[Batch], clip: float | None, measured: bool) -> Outcome:
         """As `Program`; the step clips for itself."""

@@ -8,7 +8,6 @@ import mlx.core as mx
 import numpy as np
 
 from mlxbench_kernel.errors import UsageError
-from mlxbench_kernel.rank import frozen
 from mlxbench_kernel.rank.frozen import Parts
 from mlxbench_kernel.rank.protection import PROTECTION
 from mlxbench_kernel.training.exchange import gather_numbers
@@ -50,12 +49,7 @@ def rehearse(stepper: Running) -> list[str]:
         assert agreed is not None
         taken = agreed.taken[-1]
         stepper.learn(taken)
-        parts = frozen.freeze(stepper._roots)
-        if parts is None:
-            raise UsageError(
-                "Stepper: a part of the state is not evaluated after the step: name everything "
-                "that it changes in state=…"
-            )
+        parts = stepper.frozen_state()
         arrays = _arrays(parts)
         used = generators != repr(other_generators())
         seen.append((taken.record["loss_rank"], np.array(fingerprints(arrays)), parts))

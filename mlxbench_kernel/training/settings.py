@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -24,6 +24,7 @@ _LIMITS = {
     "clip": (0.0, math.inf),
 }
 NONE = ("none", "off", "")
+Part = TypeVar("Part")
 
 
 class Settings:
@@ -53,7 +54,7 @@ class Settings:
         for prefix, optimizer in self._optimizers.items():
             for name, value in optimizer.state.items():
                 if isinstance(value, mx.array) and value.size == 1 and name != "step":
-                    found[prefix + name] = float(str(value.item()))
+                    found[prefix + name] = value_of(value)
             for name, value in vars(optimizer).items():
                 if isinstance(value, (int, float)) and not name.startswith("_"):
                     found[prefix + name] = float(value)
@@ -111,6 +112,12 @@ class Settings:
             setattr(optimizer, own, kind(value))
 
 
+def value_of(array: mx.array) -> float:
+    """The number in an array of one."""
+    value: Any = array.item()
+    return float(value)
+
+
 def part(modules: Mapping[str, Module], path: str) -> Module:
     """A module by its path.
 
@@ -136,13 +143,26 @@ def part(modules: Mapping[str, Module], path: str) -> Module:
 
 def parts(modules: Mapping[str, Module]) -> dict[str, Module]:
     """All modules by their paths."""
+    found = over(modules, lambda module: module.named_modules())
+    return {path: module for path, module in found if path}
+
+
+def over(
+    modules: Mapping[str, Module], inside: Callable[[Module], Iterable[tuple[str, Part]]]
+) -> Iterator[tuple[str, Part]]:
+    """What is in modules by path; below its name, where there are several.
+
+    Parameters
+    ----------
+    modules
+        By name.
+    inside
+        Gives the parts of one by their paths in it.
+    """
     alone = len(modules) == 1
-    return {
-        inner if alone else ".".join(each for each in (name, inner) if each): module
-        for name, outer in modules.items()
-        for inner, module in outer.named_modules()
-        if inner or not alone
-    }
+    for name, module in modules.items():
+        for path, each in inside(module):
+            yield (path if alone else ".".join(filter(None, (name, path)))), each
 
 
 def frozen_parts(modules: Mapping[str, Module]) -> list[str]:

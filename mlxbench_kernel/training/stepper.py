@@ -18,14 +18,13 @@ from mlxbench_kernel.training.breakpoints import Breakpoints
 from mlxbench_kernel.training.given import optimizers_of, trees_of
 from mlxbench_kernel.training.history import History, ParameterHistory
 from mlxbench_kernel.training.loop import Loop
+from mlxbench_kernel.training.place import PROTECTED
 from mlxbench_kernel.training.program import CustomProgram, Loss, Program
 from mlxbench_kernel.training.report import Report
 from mlxbench_kernel.training.running import Running
 from mlxbench_kernel.training.sampling import Sampling
 from mlxbench_kernel.training.settings import Settings
 from mlxbench_kernel.training.watching import ReplicaWatch
-
-PROTECTED = "stepper"  # what its state is called among what is protected
 
 
 class Stepper(Running):

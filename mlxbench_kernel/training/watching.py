@@ -9,6 +9,7 @@ import numpy as np
 from mlx.nn.layers.base import Module
 
 from mlxbench_kernel.training.replicas import compare, fingerprints, replicated_parameters
+from mlxbench_kernel.training.settings import over
 
 
 class ReplicaWatch:
@@ -41,11 +42,7 @@ class ReplicaWatch:
 
     def differ(self) -> bool:
         """Compare them, on all ranks alike."""
-        named = [
-            (path if len(self._modules) == 1 else f"{name}.{path}", array)
-            for name, module in self._modules.items()
-            for path, array in replicated_parameters(module)
-        ]
+        named = list(over(self._modules, replicated_parameters))
         own = fingerprints([array for _, array in named])
         gathered = mx.distributed.all_gather(own[None], group=self._group)
         found = compare([name for name, _ in named], np.array(gathered))
