@@ -290,8 +290,11 @@ def _contents(cells: Iterable[Any]) -> Iterator[Any]:
 
 def _is_the_users(kind: type) -> bool:
     """Whether instances of a class may hold arrays: MLX's, and those made in cells or files of
-    the user; not a figure's or a logger's, which hold thousands of other things."""
+    the user; not a figure's or a logger's, which hold thousands of other things, and not our own:
+    a stepper keeps hundreds of states, and sees to them itself."""
     root = kind.__module__.split(".")[0]
+    if root == __name__.split(".")[0]:
+        return False
     if root in ("mlx", "mlx_lm", "__main__"):
         return True
     file = getattr(sys.modules.get(root), "__file__", None) or ""

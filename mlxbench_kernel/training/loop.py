@@ -29,7 +29,7 @@ from mlxbench_kernel.training.settings import value_of
 
 # What ranks tell one another beside losses and metrics, in this order.
 STOP, LEFT, ELAPSED, SECONDS, DATA, COLLECTIVE, MEMORY, PLAIN, FULL, POOL = range(10)
-LEASE_SECONDS = 0.025
+LEASE_SECONDS = 0.03  # of a lease, beyond its first step
 MOST = 32  # steps of a lease
 Numbers = NDArray[np.float32]
 
@@ -73,6 +73,8 @@ class Agreed:
         Ranks that have no further batch.
     lease
         How many steps the next one may have.
+    seconds
+        What the last step took on the slowest rank.
     plain, full
         Mean seconds of the plain and of the measured steps since the lease before, on the slowest
         rank; 0 where there was none.
@@ -82,6 +84,7 @@ class Agreed:
     stop: bool
     lacking: list[int]
     lease: int
+    seconds: float
     plain: float
     full: float
 
@@ -266,11 +269,13 @@ class Loop:
             place = end
         self._pending.clear()
         left = [int(row[LEFT]) for row in numbers]
+        seconds = most[SECONDS] or 1.0
         return Agreed(
             taken,
             most[STOP] > 0,
             [rank for rank, count in enumerate(left) if not count],
-            max(1, min(int(LEASE_SECONDS / (most[SECONDS] or 1.0)), MOST, *left)),
+            max(1, min(1 + int(LEASE_SECONDS / seconds), MOST, *left)),
+            seconds,
             most[PLAIN],
             most[FULL],
         )

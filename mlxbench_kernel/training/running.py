@@ -20,6 +20,10 @@ from mlxbench_kernel.training.rehearsal import rehearse
 from mlxbench_kernel.training.sampling import Sampling
 from mlxbench_kernel.training.watching import ReplicaWatch
 
+# Going back takes so long at most for steps that are taken again: what is shorter is not kept
+# after each one, as keeping costs a step more time than it takes from a later one.
+AGAIN_SECONDS = 0.003
+
 
 class Running(Course):
     """A run that takes steps, on all ranks alike."""
@@ -35,6 +39,8 @@ class Running(Course):
     _rehearsed: bool
     _metrics: set[str]
     _names: dict[str, Module]
+    _every = 1  # steps of which one is kept, within a lease
+    _passed = 0  # since one was kept
 
     @property
     def measured(self) -> list[str]:
@@ -99,6 +105,7 @@ class Running(Course):
             # Without gradients to average nothing else keeps the ranks together.
             lease = agreed.lease if isinstance(self.program, Program) else 1
             self.snapshots.stride = max(agreed.lease // 2, 1)
+            self._every = 1 + int(AGAIN_SECONDS / agreed.seconds)
             for taken in agreed.taken:
                 stop = self._decided(taken, agreed, last, condition, breaks)
                 if not taken.again:
@@ -171,7 +178,10 @@ class Running(Course):
         agreed = self.loop.take(measured, again, last)
         counters["tip"] = max(counters["tip"], counters["step"])
         self.branches.current.tip = counters["tip"]
-        self.keep()
+        self._passed += 1
+        if last or self._passed >= self._every:
+            self._passed = 0
+            self.keep()
         return agreed
 
     def _record(self, taken: Taken) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import deque
 from statistics import median
 
-SHARE = 0.005  # of the time of training that measuring may take
+SHARE = 0.0025  # of the time of training that measuring may take
 FIRST = 4  # steps from one measured step to the next, before it is known what that costs
-MOST = 200
+MOST = 400
 
 
 class Sampling:

@@ -13,6 +13,7 @@ import mlx.core as mx
 import pytest
 
 from mlxbench_kernel import native
+from mlxbench_kernel.rank.protection import Protection
 from mlxbench_kernel.rank.stale import StaleError, StaleNames
 
 DEFINITIONS = """
@@ -182,3 +183,13 @@ def test_arrays_are_found_wherever_the_user_keeps_them() -> None:
     assert stale.find({}) == expected
     stale.settle({})
     assert stale.find({}) == []
+
+
+def test_what_is_ours_is_not_walked_through() -> None:
+    if native.load() is None:
+        pytest.skip("needs the native module")
+    stepper = Protection()  # as a class of ours; it holds hundreds of states
+    stepper.trees["kept"] = lost = mx.ones(2) + 1
+    mx.eval(lost)  # never looked at since
+    assert StaleNames({"stepper": stepper}).find({}) == []
+    assert StaleNames({"mine": [lost]}).find({}) == ["mine"]
