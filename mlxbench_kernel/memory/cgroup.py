@@ -6,11 +6,16 @@ Formats: cgroups(7), proc_pid_mountinfo(5), and the kernel's ``admin-guide/cgrou
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+
+from mlxbench_kernel.memory.host import read
 
 # Names of limit, use, and (in memory.stat) file pages that the kernel drops first.
 V2 = ("memory.max", "memory.current", "inactive_file")
 V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+V1_BOTH = ("memory.memsw.limit_in_bytes", "memory.memsw.usage_in_bytes")
 
 
 def folders(groups: str, mountinfo: str) -> list[Path]:
@@ -49,8 +54,25 @@ def folders(groups: str, mountinfo: str) -> list[Path]:
     return []
 
 
-def confine(total: int, available: int, groups: list[Path]) -> tuple[int, int]:
-    """Total and available bytes of a host, as far as the control groups let a process have them.
+@dataclass(frozen=True)
+class Confined:
+    """A host's memory as far as control groups let a process have it.
+
+    Attributes
+    ----------
+    total, available
+        In bytes.
+    group
+        The group whose limit is the total; None where no limit is below the host's memory.
+    """
+
+    total: int
+    available: int
+    group: Path | None
+
+
+def confine(total: int, available: int, groups: Sequence[Path]) -> Confined:
+    """What a process can have of its host's memory.
 
     Parameters
     ----------
@@ -59,20 +81,62 @@ def confine(total: int, available: int, groups: list[Path]) -> tuple[int, int]:
     groups
         As from `folders`; every one of them has to hold.
     """
-    host = total
+    host, tightest = total, None
     for group in groups:
         for limit_name, used_name, droppable_name in (V2, V1):
-            limit = _number(group / limit_name)
-            used = _number(group / used_name)
-            if limit is None or used is None or limit >= host:
+            limit = number(group / limit_name)
+            if limit is None or limit >= host:
                 continue
-            total = min(total, limit)
-            free = limit - used + _droppable(group, droppable_name)
+            used = number(group / used_name)
+            if used is None:
+                continue
+            if limit < total:
+                total, tightest = limit, group
+            free = limit - used + (stat(group).get(droppable_name) or 0)
             available = min(available, max(0, free))
-    return total, available
+    return Confined(total, available, tightest)
 
 
-def oom_kills(groups: list[Path]) -> dict[str, int]:
+def kernel(group: Path) -> int | None:
+    """Bytes that the kernel holds for a group and cannot give up; None in version 1.
+
+    ``kernel`` of ``memory.stat`` (since Linux 5.18) is stacks, page tables, per-cpu, vmalloc
+    and slab; ``slab_reclaimable`` of it is dropped when memory runs short. Version 1 counts
+    what is reclaimable in.
+    """
+    of_group = stat(group)
+    if "kernel" not in of_group:
+        return None
+    return max(0, of_group["kernel"] - of_group.get("slab_reclaimable", 0))
+
+
+def compressed(group: Path) -> int | None:
+    """Bytes of the group's pages in zswap, compressed (``zswap`` of ``memory.stat``, 5.19)."""
+    return stat(group).get("zswap")
+
+
+def swap(group: Path, total: int | None) -> tuple[int | None, int | None]:
+    """Used and total bytes of swap for a group, on a host with `total` bytes of it.
+
+    Version 2 has files of swap alone; version 1 counts memory and swap together (``memsw``),
+    and only where the kernel was told to.
+    """
+    used = number(group / "memory.swap.current")
+    if used is not None:
+        limit = number(group / "memory.swap.max")  # None: "max"
+    else:
+        both, memory = number(group / V1_BOTH[1]), number(group / V1[1])
+        if both is None or memory is None:
+            return None, None
+        used = max(0, both - memory)
+        most, memory_limit = number(group / V1_BOTH[0]), number(group / V1[0])
+        limit = None if most is None or memory_limit is None else max(0, most - memory_limit)
+    if total is None or limit is None:
+        return used, total
+    return used, min(limit, total)
+
+
+def oom_kills(groups: Sequence[Path]) -> dict[str, int]:
     """How many processes the system has ended for memory, as far as it counts that.
 
     Parameters
@@ -88,9 +152,8 @@ def oom_kills(groups: list[Path]) -> dict[str, int]:
     """
     for group in groups[:1]:
         for name in ("memory.events", "memory.oom_control"):
-            try:
-                text = (group / name).read_text()
-            except OSError:  # the other version, or the top group of version 2, which has none
+            text = read(group / name)
+            if text is None:  # the other version, or the top group of version 2, which has none
                 continue
             counts = dict(line.split() for line in text.splitlines())
             if "oom_kill" in counts:  # version 1 has it since Linux 4.13
@@ -98,17 +161,13 @@ def oom_kills(groups: list[Path]) -> dict[str, int]:
     return {}
 
 
-def _number(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):  # the top group has no such file, or it says "max"
-        return None
+def number(path: Path) -> int | None:
+    """The number in a file; None where there is no such file or it says ``max``."""
+    text = read(path)  # the top group has no such file
+    return int(text) if text and text.strip().isdecimal() else None
 
 
-def _droppable(group: Path, name: str) -> int:
-    """File pages of the group that are given up before anything is refused, in bytes."""
-    for line in (group / "memory.stat").read_text().splitlines():
-        key, _, value = line.partition(" ")
-        if key == name:
-            return int(value)
-    return 0
+def stat(group: Path) -> dict[str, int]:
+    """``memory.stat`` of a group: bytes and counts by name; empty where there is none."""
+    lines = (read(group / "memory.stat") or "").splitlines()
+    return {key: int(value) for key, _, value in (line.partition(" ") for line in lines)}

@@ -1,11 +1,25 @@
-"""Linux: footprint and pool from ``/proc`` (proc_pid_status(5), proc_meminfo(5))."""
+"""Linux: footprint and pool from ``/proc`` (proc_pid_status(5), proc_meminfo(5)).
+
+What the kernel holds and how it feels the lack of memory follows ``Documentation/filesystems/
+proc.rst``, ``accounting/psi.rst`` and ``admin-guide/blockdev/zram.rst`` of Linux.
+"""
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 
 from mlxbench_kernel.memory import cgroup
+from mlxbench_kernel.memory.host import HostMemory, read
+
+# Kernel memory that is neither a user's nor given up when memory runs short. VmallocUsed is not
+# among it: kernel stacks and per-cpu memory can be in it, and device memory that is only mapped.
+# Huge pages are set aside by the administrator: MemAvailable never has them.
+WIRED = ("SUnreclaim", "KernelStack", "PageTables", "SecPageTables", "Percpu", "Hugetlb")
+STALLED = 5.0  # percent of ten seconds; see `pressure`
+_FIELD = re.compile(r"^(\w+):\s+(\d+) kB$", re.MULTILINE)
+_STALL = re.compile(r"^(some|full) avg10=([\d.]+)", re.MULTILINE)
 
 
 def footprint() -> int:
@@ -17,7 +31,7 @@ def footprint() -> int:
     would split it, but walks every page: 18 ms at 2 GB, against 0.02 ms at any size
     (measured 2026-11-23 on Linux 6.18).
     """
-    return parse_status(Path("/proc/self/status").read_text())
+    return parse_status(_required("/proc/self/status"))
 
 
 def parse_status(text: str) -> int:
@@ -28,8 +42,91 @@ def parse_status(text: str) -> int:
 
 def pool() -> tuple[int, int]:
     """Total and available bytes, within the control groups' limits where there are some."""
-    total, available = parse_meminfo(Path("/proc/meminfo").read_text())
-    return cgroup.confine(total, available, _groups())
+    total, available = parse_meminfo(_required("/proc/meminfo"))
+    held = cgroup.confine(total, available, _groups())
+    return held.total, held.available
+
+
+def host() -> HostMemory:
+    """All that Linux tells of the memory that this process draws from.
+
+    Within a control group with a limit everything is the group's: the group is the pool.
+    """
+    fields = meminfo(_required("/proc/meminfo"))
+    held = cgroup.confine(fields["MemTotal"], fields["MemAvailable"], _groups())
+    swap_total = fields.get("SwapTotal")
+    if held.group is not None:
+        swap_used, swap_total = cgroup.swap(held.group, swap_total)
+        return HostMemory(
+            total=held.total,
+            available=held.available,
+            wired=cgroup.kernel(held.group),
+            compressed=cgroup.compressed(held.group),
+            swap_used=swap_used,
+            swap_total=swap_total,
+            pressure=pressure(read(held.group / "memory.pressure")),
+            limited_by=held.group,
+        )
+    return HostMemory(
+        total=held.total,
+        available=held.available,
+        wired=sum(fields.get(name, 0) for name in WIRED),
+        compressed=compressed(fields.get("Zswap"), zram() if swap_total else 0),
+        swap_used=None if swap_total is None else swap_total - fields["SwapFree"],
+        swap_total=swap_total,
+        pressure=pressure(read("/proc/pressure/memory")),
+    )
+
+
+def meminfo(text: str) -> dict[str, int]:
+    """Bytes by name from the text of ``/proc/meminfo``."""
+    return {name: 1024 * int(number) for name, number in _FIELD.findall(text)}
+
+
+def parse_meminfo(text: str) -> tuple[int, int]:
+    """Total and available bytes from the text of ``/proc/meminfo``."""
+    fields = meminfo(text)
+    return fields["MemTotal"], fields["MemAvailable"]
+
+
+def pressure(text: str | None) -> str | None:
+    """How short memory is, from the text of ``/proc/pressure/memory``; None without one.
+
+    ``"warn"`` where for 5 % of the last ten seconds some task waited for memory, ``"critical"``
+    where all did. These are the shares at which GLib's `GMemoryMonitor` warns (``MEDIUM``:
+    100 ms in 2 s of ``some``; ``CRITICAL``: 100 ms in 2 s of ``full``; gio/gmemorymonitorpsi.c).
+    """
+    stalled = {kind: float(share) for kind, share in _STALL.findall(text or "")}
+    if not stalled:
+        return None
+    if stalled.get("full", 0.0) >= STALLED:
+        return "critical"
+    return "warn" if stalled.get("some", 0.0) >= STALLED else "normal"
+
+
+def compressed(zswap: int | None, zram: int | None) -> int | None:
+    """Bytes of both stores of compressed pages; None where neither can be told.
+
+    ``Zswap`` is in ``/proc/meminfo`` since Linux 5.19, where zswap is built in.
+    """
+    known = [size for size in (zswap, zram) if size is not None]
+    return sum(known) if known else None
+
+
+def zram(swaps: str = "/proc/swaps", devices: str = "/sys/block") -> int | None:
+    """Bytes that zram takes for the swap it holds; 0 without it, None where it does not say.
+
+    ``mem_used_total``, the third number of ``mm_stat``: with fragmentation and metadata.
+    """
+    used = 0
+    for line in (read(swaps) or "").splitlines():
+        name = line.split(maxsplit=1)[0].rpartition("/")[2] if line else ""
+        if name.startswith("zram"):
+            numbers = (read(f"{devices}/{name}/mm_stat") or "").split()
+            if len(numbers) < 3:
+                return None
+            used += int(numbers[2])
+    return used
 
 
 def oom_kills() -> dict[str, int]:
@@ -37,20 +134,16 @@ def oom_kills() -> dict[str, int]:
     return cgroup.oom_kills(_groups())
 
 
-def parse_meminfo(text: str) -> tuple[int, int]:
-    """Total and available bytes from the text of ``/proc/meminfo``."""
-    fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
-    total, available = (
-        1024 * int(fields[name].split()[0]) for name in ("MemTotal", "MemAvailable")
-    )
-    return total, available
+def _required(path: str) -> str:
+    text = read(path)
+    if text is None:
+        raise OSError(f"Linux did not let {path} be read")
+    return text
 
 
 @cache
-def _groups() -> list[Path]:
-    try:
-        groups = Path("/proc/self/cgroup").read_text()
-        mounts = Path("/proc/self/mountinfo").read_text()
-    except OSError:  # a kernel without control groups
-        return []
-    return cgroup.folders(groups, mounts)
+def _groups() -> tuple[Path, ...]:
+    groups, mounts = read("/proc/self/cgroup"), read("/proc/self/mountinfo")
+    if groups is None or mounts is None:  # a kernel without control groups
+        return ()
+    return tuple(cgroup.folders(groups, mounts))

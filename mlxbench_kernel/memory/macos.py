@@ -10,8 +10,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import struct
+import subprocess
+import sys
 from functools import cache
+
+from mlxbench_kernel.memory.host import HostMemory
 
 SYSTEM = "/usr/lib/libSystem.B.dylib"
 RUSAGE_INFO_V4 = 4
@@ -22,6 +27,12 @@ RUSAGE = struct.Struct("<16s35Q")
 # free, active, inactive, wire | 9 counters | purgeable, speculative | 4 counters |
 # compressor, throttled, external, internal | uncompressed in compressor
 VM_STATISTICS = struct.Struct("<4I9Q2I4Q4IQ")
+# struct xsw_usage: total, avail, used, page size, encrypted.
+SWAP_USAGE = struct.Struct("<3QIi")
+# NOTE_MEMORYSTATUS_PRESSURE_NORMAL, _WARN and _CRITICAL, which the kernel makes of its own levels.
+PRESSURE: dict[int | None, str] = {1: "normal", 2: "warn", 4: "critical"}
+IOREG = ["ioreg", "-r", "-d", "1", "-w", "0", "-c", "IOAccelerator"]
+IN_USE = re.compile(r'"In use system memory"\s*=\s*(\d+)')
 
 
 def footprint() -> int:
@@ -39,13 +50,7 @@ def parse_rusage(raw: bytes) -> int:
 
 def pool() -> tuple[int, int]:
     """Total and available bytes of this Mac."""
-    system = _system()
-    buffer = ctypes.create_string_buffer(VM_STATISTICS.size)
-    words = ctypes.c_uint32(VM_STATISTICS.size // 4)
-    status = system.host_statistics64(_host(), HOST_VM_INFO64, buffer, ctypes.byref(words))
-    if status != 0:
-        raise OSError(f"macOS answered host_statistics64 with status {status}")
-    return _total(), _page_size() * parse_vm_statistics(buffer.raw)
+    return _total(), _page_size() * parse_vm_statistics(_vm_statistics())
 
 
 def parse_vm_statistics(raw: bytes) -> int:
@@ -57,6 +62,62 @@ def parse_vm_statistics(raw: bytes) -> int:
     fields = VM_STATISTICS.unpack(raw)
     free, purgeable, speculative, external = (fields[index] for index in (0, 13, 14, 21))
     return int(free - speculative + external + purgeable)
+
+
+def host() -> HostMemory:
+    """All that macOS tells of the memory of this Mac."""
+    raw, page = _vm_statistics(), _page_size()
+    fields = VM_STATISTICS.unpack(raw)
+    swap_total, swap_used = swap_usage()
+    return HostMemory(
+        total=_total(),
+        available=page * parse_vm_statistics(raw),
+        wired=page * int(fields[3]),
+        compressed=page * int(fields[19]),
+        swap_used=swap_used,
+        swap_total=swap_total,
+        pressure=PRESSURE.get(_sysctl_number("kern.memorystatus_vm_pressure_level")),
+    )
+
+
+def swap_usage() -> tuple[int | None, int | None]:
+    """Total and used bytes of swap (``vm.swapusage``); None where macOS does not say."""
+    raw = _sysctl("vm.swapusage", SWAP_USAGE.size)
+    if raw is None or len(raw) != SWAP_USAGE.size:
+        return None, None
+    total, _, used, _, _ = SWAP_USAGE.unpack(raw)
+    return int(total), int(used)
+
+
+def wired_limit() -> int | None:
+    """Bytes that ``iogpu.wired_limit_mb`` lets the GPU have; None for the system's default.
+
+    In MiB (``sudo sysctl iogpu.wired_limit_mb=…``, as `mx.set_wired_limit` documents);
+    0 stands for the default, and Intel Macs have no such name.
+    """
+    number = _sysctl_number("iogpu.wired_limit_mb")
+    return number * 1024**2 if number else None
+
+
+def gpu_in_use() -> int | None:
+    """Bytes of the pool that the GPU uses for all programs; None where macOS does not say.
+
+    Starts ``ioreg``, which needs no rights: some tens of milliseconds.
+    """
+    try:
+        done = subprocess.run(IOREG, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return parse_ioreg(done.stdout)
+
+
+def parse_ioreg(text: str) -> int | None:
+    """``In use system memory`` in bytes of the accelerators of ``ioreg -r -c IOAccelerator``.
+
+    Not ``In use system memory (driver)``, which stands beside it. None without it.
+    """
+    found = [int(number) for number in IN_USE.findall(text)]
+    return sum(found) if found else None
 
 
 @cache
@@ -91,9 +152,31 @@ def _page_size() -> int:
 
 @cache
 def _total() -> int:
-    total = ctypes.c_uint64()
-    size = ctypes.c_size_t(ctypes.sizeof(total))
-    answer = _system().sysctlbyname(b"hw.memsize", ctypes.byref(total), ctypes.byref(size), None, 0)
-    if answer != 0:
+    total = _sysctl_number("hw.memsize")
+    if total is None:
         raise OSError(ctypes.get_errno(), "macOS did not answer sysctl hw.memsize")
-    return total.value
+    return total
+
+
+def _vm_statistics() -> bytes:
+    """A ``struct vm_statistics64``."""
+    buffer = ctypes.create_string_buffer(VM_STATISTICS.size)
+    words = ctypes.c_uint32(VM_STATISTICS.size // 4)
+    status = _system().host_statistics64(_host(), HOST_VM_INFO64, buffer, ctypes.byref(words))
+    if status != 0:
+        raise OSError(f"macOS answered host_statistics64 with status {status}")
+    return buffer.raw
+
+
+def _sysctl(name: str, size: int) -> bytes | None:
+    """Up to `size` bytes of what a name stands for; None where macOS does not know it."""
+    buffer = ctypes.create_string_buffer(size)
+    length = ctypes.c_size_t(size)
+    answer = _system().sysctlbyname(name.encode(), buffer, ctypes.byref(length), None, 0)
+    return buffer.raw[: length.value] if answer == 0 else None
+
+
+def _sysctl_number(name: str) -> int | None:
+    """A number of four or eight bytes, as the name has it."""
+    raw = _sysctl(name, 8)
+    return int.from_bytes(raw, sys.byteorder) if raw else None

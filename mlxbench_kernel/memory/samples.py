@@ -8,6 +8,8 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
+from mlxbench_kernel.memory.host import HostMemory
+
 
 @dataclass(frozen=True)
 class MemorySample:
@@ -51,7 +53,7 @@ def sample() -> MemorySample:
     import mlx.core as mx
 
     system = _system()
-    gpu = _gpu()
+    gpu = gpu_info()
     # CUDA's GPU has a pool of its own, Metal's shares the host's (`mx.device_info`).
     own_pool = "free_memory" in gpu
     total, available = (gpu["total_memory"], gpu["free_memory"]) if own_pool else system.pool()
@@ -78,6 +80,12 @@ def host_pool() -> tuple[int, int]:
     return int(total), int(available)
 
 
+def host_memory() -> HostMemory:
+    """All that the system tells of the host's memory; see `host_pool`."""
+    memory: HostMemory = _system().host()
+    return memory
+
+
 def oom_kills() -> dict[str, int]:
     """How many processes the system has ended for memory (`cgroup.oom_kills`); {} on macOS."""
     if sys.platform == "darwin":
@@ -95,14 +103,23 @@ def _system() -> ModuleType:
     return system
 
 
-def _gpu() -> dict[str, Any]:
+def gpu_info() -> dict[str, Any]:
     """`mx.device_info` of the GPU that is used by default, now; empty where there is none."""
     import mlx.core as mx
 
     if not _has_gpu():
         return {}
+    return dict(mx.device_info(mx.Device(mx.gpu, gpu_index())))
+
+
+def gpu_index() -> int:
+    """Number of the GPU that is used by default, or would be."""
+    import mlx.core as mx
+
     default = mx.default_device()  # a user may have made it the CPU: arrays stay in one pool
-    return dict(mx.device_info(default if default.type == mx.gpu else mx.Device(mx.gpu, 0)))
+    # MLX 0.32.4 has no name for a device's number, but compares it.
+    gpus = range(mx.device_count(mx.gpu) if default.type == mx.gpu else 0)
+    return next((number for number in gpus if mx.Device(mx.gpu, number) == default), 0)
 
 
 @cache

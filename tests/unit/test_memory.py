@@ -75,6 +75,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What `mx.device_info` answers for a GPU that this machine need not have."""
     info: dict[str, Any] = {}
     monkeypatch.setattr(samples, "_has_gpu", lambda: True)
+    monkeypatch.setattr(mx, "device_count", lambda kind: 1)
     monkeypatch.setattr(mx, "device_info", lambda device: info if device.type == mx.gpu else {})
     return info
 

@@ -56,6 +56,11 @@ DOCKER_MOUNTS = """\
 """
 
 
+def confined(total: int, available: int, groups: list[Path]) -> tuple[int, int]:
+    held = cgroup.confine(total, available, groups)
+    return held.total, held.available
+
+
 def group(folder: Path, **files: object) -> Path:
     folder.mkdir(parents=True)
     for name, content in files.items():
@@ -97,9 +102,9 @@ def test_a_container_has_only_its_own_limit(tmp_path: Path) -> None:
         memory_current=5 * GB,
         memory_stat=f"anon {3 * GB}\nfile {2 * GB}\ninactive_file {GB}\nactive_file {GB}",
     )
-    assert cgroup.confine(24 * GB, 20 * GB, [own]) == (8 * GB, 4 * GB)
-    assert cgroup.confine(24 * GB, 2 * GB, [own]) == (8 * GB, 2 * GB), "the host is fuller"
-    assert cgroup.confine(8 * GB, 7 * GB, [own]) == (8 * GB, 7 * GB), "no limit below the host's"
+    assert confined(24 * GB, 20 * GB, [own]) == (8 * GB, 4 * GB)
+    assert confined(24 * GB, 2 * GB, [own]) == (8 * GB, 2 * GB), "the host is fuller"
+    assert confined(8 * GB, 7 * GB, [own]) == (8 * GB, 7 * GB), "no limit below the host's"
 
 
 def test_the_groups_above_hold_too(tmp_path: Path) -> None:
@@ -108,7 +113,7 @@ def test_the_groups_above_hold_too(tmp_path: Path) -> None:
     )
     own = group(tmp_path / "pod" / "a", memory_max="max", memory_current=GB, memory_stat="anon 1")
     top = group(tmp_path / "top")
-    assert cgroup.confine(24 * GB, 20 * GB, [own, above, top]) == (10 * GB, 0)
+    assert confined(24 * GB, 20 * GB, [own, above, top]) == (10 * GB, 0)
 
 
 def test_version_1_says_no_limit_with_a_number(tmp_path: Path) -> None:
@@ -126,5 +131,5 @@ def test_version_1_says_no_limit_with_a_number(tmp_path: Path) -> None:
         memory_usage_in_bytes=2 * GB,
         memory_stat=stat,
     )
-    assert cgroup.confine(24 * GB, 20 * GB, [free]) == (24 * GB, 20 * GB)
-    assert cgroup.confine(24 * GB, 20 * GB, [job, free]) == (4 * GB, 3 * GB)
+    assert confined(24 * GB, 20 * GB, [free]) == (24 * GB, 20 * GB)
+    assert confined(24 * GB, 20 * GB, [job, free]) == (4 * GB, 3 * GB)
