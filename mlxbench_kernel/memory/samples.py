@@ -68,6 +68,11 @@ def sample() -> MemorySample:
     )
 
 
+def footprint() -> int:
+    """Bytes that the system charges this process, see `MemorySample.footprint`."""
+    return int(_system().footprint())
+
+
 def host_pool() -> tuple[int, int]:
     """Total and available bytes of the host, also where the GPU has a pool of its own.
 

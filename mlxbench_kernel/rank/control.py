@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.completer import provisionalcompleter, rectify_completions
 
+from mlxbench_kernel.memory.answers import answers
 from mlxbench_kernel.rank.activity import Activity
 from mlxbench_kernel.rank.answers import ANSWERS
 from mlxbench_kernel.rank.collectives import GROUP
@@ -54,6 +55,8 @@ class ControlHandlers:
     def install(self) -> None:
         """Put the handler into the kernel."""
         self._kernel.control_handlers[REQUEST] = self._answer
+        shell = self._kernel.shell
+        ANSWERS.update(answers(shell.user_ns, shell.user_ns_hidden))
 
     def _answer(self, stream: Any, identity: Any, parent: dict[str, Any]) -> None:
         request = parent["content"]

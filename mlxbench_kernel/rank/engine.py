@@ -28,11 +28,12 @@ from ipyparallel.engine.app import IPEngine
 from ipyparallel.engine.kernel import IPythonParallelKernel
 from traitlets import Float, Integer, Unicode, default
 
+from mlxbench_kernel.memory.record import RECORD
 from mlxbench_kernel.rank.cells import Cells
 from mlxbench_kernel.rank.control import ControlHandlers
 from mlxbench_kernel.rank.history import History
 from mlxbench_kernel.rank.lifetime import Lifetime
-from mlxbench_kernel.rank.requests import META
+from mlxbench_kernel.rank.requests import META, OWN_CELL
 
 MPI_RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
 
@@ -76,14 +77,19 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
 
     async def do_execute(self, code: str, *args: Any, **keywords: Any) -> dict[str, Any]:
         about = (keywords.get("cell_meta") or {}).get(META)
+        users = about is not None and not code.startswith(OWN_CELL)
         if about is not None:
             self.cells.begin(code, about)
+        if users:
+            RECORD.begin_cell(about.get("name") or code.strip().partition("\n")[0][:40])
         good = False
         try:
             reply: dict[str, Any] = await super().do_execute(code, *args, **keywords)
             good = reply["status"] == "ok"
         finally:
             progress = self.cells.end(good) if about is not None else None
+            if users:
+                RECORD.end_cell()
         reply[META] = progress
         if good:
             asyncio.get_running_loop().call_soon(self.cells.settle)  # when the reply is sent

@@ -10,6 +10,7 @@ import mlx.optimizers as optim
 from mlx.nn.layers.base import Module
 
 from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.memory.record import RECORD
 from mlxbench_kernel.rank.frozen import containers
 from mlxbench_kernel.rank.protection import PROTECTION
 from mlxbench_kernel.training import saving
@@ -153,6 +154,7 @@ class Stepper(Running):
         self.refresh()
         self.keep(pinned=True)
         self.report = Report(self)
+        RECORD.step = lambda: self.step
         _made[:] = [self]
 
     def __repr__(self) -> str:

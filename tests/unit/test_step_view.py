@@ -20,7 +20,7 @@ from mlxbench_kernel.training.place import Entry
 from mlxbench_kernel.widgets.stepping import StepperView
 from mlxbench_kernel.widgets.stepping_figure import BARS, CURVES, HEAT, HEAT_BAD, POINTS
 from mlxbench_kernel.widgets.stepping_layers import Layers
-from mlxbench_kernel.widgets.stepping_threads import MOST_A_SECOND, Redraws
+from mlxbench_kernel.widgets.threads import MOST_A_SECOND, Redraws
 
 
 @pytest.fixture

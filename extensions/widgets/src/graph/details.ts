@@ -1,6 +1,6 @@
 /** What is known of the selected box, at the right. */
 
-import { make } from "./dom";
+import { make } from "../dom";
 import type { Answer, Link } from "./messages";
 
 export class Details {

@@ -1,6 +1,6 @@
 /** The predicted memory while the graph is evaluated, under the graph; a click says what is alive. */
 
-import { make } from "./dom";
+import { make } from "../dom";
 import { clamp } from "./grid";
 import type { Timeline } from "./messages";
 import { css, readTheme } from "./palette";

@@ -1,7 +1,7 @@
 /** All that is open as a picture, with title and legend, drawn tile by tile. */
 
 import { Camera } from "./camera";
-import { make } from "./dom";
+import { make } from "../dom";
 import type { Grid } from "./grid";
 import type { Labels } from "./labels";
 import type { Painter } from "./painter";

@@ -2,7 +2,7 @@
 
 import { Camera } from "./camera";
 import { CanvasPainter } from "./canvas_painter";
-import { make } from "./dom";
+import { make } from "../dom";
 import { GlPainter } from "./gl_painter";
 import { Grid } from "./grid";
 import { Labels } from "./labels";

@@ -1,6 +1,6 @@
 /** The picture that stands in for a view where no widget can run: an output of its own, under that of the view. */
 
-import { make } from "./dom";
+import { make } from "../dom";
 
 /**
  * Hide it; returns how to show it again.

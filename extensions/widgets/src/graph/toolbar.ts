@@ -1,6 +1,6 @@
 /** The row of search, colouring and buttons above the graph. */
 
-import { button, make } from "./dom";
+import { button, make } from "../dom";
 
 export interface Actions {
   search(text: string): void;

@@ -1,7 +1,7 @@
 /** One view: what is selected, found and lit up, and who is asked for what. */
 
 import { Details } from "./details";
-import { button, make } from "./dom";
+import { button, make } from "../dom";
 import { copy, download, fileName } from "./files";
 import { among, beside, first, next } from "./follow";
 import { type Gestures, keepKeys, listen } from "./input";

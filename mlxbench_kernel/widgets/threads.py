@@ -1,4 +1,4 @@
-"""The two threads of a dashboard: one runs commands, the other redraws.
+"""The two threads of a view: one runs commands, the other redraws.
 
 What a handler of a widget raises goes to a log that nobody sees, and what it waits for holds up
 the kernel. Therefore handlers only hand over.
@@ -45,7 +45,7 @@ class Commands:
         self.doing, self.since, self.error = "", 0.0, ""
         self._changed = changed
         self._queue: SimpleQueue[tuple[str, Callable[[], object]] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="stepper commands", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="view commands", daemon=True)
         self._thread.start()
 
     def do(self, doing: str, command: Callable[[], object]) -> None:
@@ -91,7 +91,7 @@ class Redraws:
     def __init__(self, draw: Callable[[], bool], ready: Callable[[], bool]) -> None:
         self._draw, self._ready = draw, ready
         self._asked, self._closed = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._run, name="stepper redraws", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="view redraws", daemon=True)
         self._thread.start()
 
     def ask(self) -> None:

@@ -1,0 +1,185 @@
+/** The timeline of one rank: MLX's active memory and cache as areas, the footprint as a line. */
+
+import uPlot from "uplot";
+import { make } from "../dom";
+import type { Mark } from "./messages";
+import { type Columns, Ring } from "./samples";
+import { bytes, clock, colour } from "./units";
+
+const HEIGHT = 120;
+const MARK = "#8a6fd1";
+
+export interface Span {
+  from: number;
+  to: number;
+}
+
+/** What is laid over one another: two spans, by their beginnings. */
+export interface Overlay {
+  first: Span;
+  second: Span;
+}
+
+export class Chart {
+  readonly element = make("section", { class: "mlxmem-chart" });
+  readonly ring = new Ring();
+  marks: Mark[] = [];
+  private readonly title = make("div", { class: "mlxmem-chart-title" });
+  private readonly holder = make("div");
+  private plot: uPlot | null = null;
+  private overlaid = false;
+  private shown: Span = { from: 0, to: 1 };
+
+  constructor(
+    private readonly rank: number,
+    private readonly chosen: (span: Span | null) => void,
+  ) {
+    this.element.append(this.title, this.holder);
+  }
+
+  say(text: string): void {
+    if (this.title.textContent !== text) this.title.textContent = text;
+  }
+
+  draw(span: Span, overlay: Overlay | null): void {
+    const width = this.holder.clientWidth;
+    if (!width) return; // not in the page, or hidden
+    if (!this.plot || this.overlaid !== (overlay !== null)) {
+      this.plot?.destroy();
+      this.overlaid = overlay !== null;
+      this.plot = this.make(width);
+    }
+    if (this.plot.width !== width) this.plot.setSize({ width, height: HEIGHT });
+    this.shown = overlay ? { from: 0, to: Math.max(length(overlay.first), length(overlay.second)) } : span;
+    const data = overlay ? this.over(overlay, width) : this.ring.between(span.from, span.to, width);
+    this.plot.batch(() => {
+      this.plot!.setData(data as uPlot.AlignedData, false);
+      this.plot!.setScale("x", { min: this.shown.from, max: this.shown.to });
+    });
+  }
+
+  /** The selection was left, or is in another chart. */
+  unselect(): void {
+    this.plot?.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
+  }
+
+  dispose(): void {
+    this.plot?.destroy();
+    this.plot = null;
+  }
+
+  /** Of each span the time since it began, and what was active. */
+  private over(overlay: Overlay, width: number): unknown {
+    const tables = [overlay.first, overlay.second].map((span) => {
+      const [time, active] = this.ring.between(span.from, Math.min(span.to, this.ring.last), width);
+      return [time.map((each) => each - span.from), active] as uPlot.AlignedData;
+    });
+    return uPlot.join(tables);
+  }
+
+  private make(width: number): uPlot {
+    const size = (_: uPlot, values: number[]) => values.map(bytes);
+    const axis = { stroke: () => this.ink(), grid: { stroke: "rgba(128, 128, 128, 0.25)", width: 1 }, ticks: { show: false } };
+    const told = (_: uPlot, value: number | null) => (value === null || value === undefined ? "–" : bytes(value));
+    const series: uPlot.Series[] = this.overlaid
+      ? [
+          { label: "after its beginning", value: (_, value) => (value === null ? "–" : `${value.toFixed(1)} s`) },
+          { label: "first", stroke: colour("active", this.rank), width: 1.5, spanGaps: true, points: { show: false }, value: told },
+          { label: "second", stroke: "#d14b4b", width: 1.5, dash: [6, 4], spanGaps: true, points: { show: false }, value: told },
+        ]
+      : [
+          { label: "time", value: (_, value) => (value === null ? "–" : clock(value)) },
+          { label: "active", stroke: colour("active", this.rank), fill: colour("active", this.rank), width: 1, points: { show: false }, value: told },
+          {
+            label: "with cache",
+            stroke: colour("cache", this.rank),
+            fill: colour("cache", this.rank),
+            width: 1,
+            points: { show: false },
+            value: told,
+          },
+          { label: "footprint", stroke: () => this.ink(), width: 1.5, dash: [5, 3], points: { show: false }, value: told },
+        ];
+    return new uPlot(
+      {
+        width,
+        height: HEIGHT,
+        series,
+        padding: [6, 8, 0, 0],
+        scales: {
+          x: { time: !this.overlaid, auto: false, range: () => [this.shown.from, this.shown.to] },
+          y: { range: (_, __, most) => [0, Math.max(most ?? 0, 1) * 1.08] },
+        },
+        axes: [axis, { ...axis, size: 66, values: size }],
+        bands: this.overlaid ? [] : [{ series: [2, 1], fill: colour("cache", this.rank) }],
+        legend: { live: true },
+        cursor: {
+          drag: { x: true, y: false, setScale: false, dist: 4 },
+          sync: { key: "mlxmem", setSeries: false },
+          points: { show: false },
+        },
+        hooks: {
+          drawClear: [(plot) => this.bands(plot)],
+          setSelect: [(plot) => this.selected(plot)],
+        },
+      },
+      [[], [], [], []].slice(0, series.length) as unknown as Columns,
+      this.holder,
+    );
+  }
+
+  private selected(plot: uPlot): void {
+    if (this.overlaid || plot.select.width < 2) return;
+    const from = plot.posToVal(plot.select.left, "x");
+    const to = plot.posToVal(plot.select.left + plot.select.width, "x");
+    this.chosen({ from, to });
+  }
+
+  /** Cells and marks behind the curves, numbers of steps at the bottom. */
+  private bands(plot: uPlot): void {
+    if (this.overlaid) return;
+    const { ctx, bbox } = plot;
+    const ratio = devicePixelRatio;
+    const { from, to } = this.shown;
+    ctx.save();
+    ctx.beginPath();
+    ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
+    ctx.clip();
+    ctx.font = `${10 * ratio}px sans-serif`;
+    ctx.textBaseline = "top";
+    const rows: Record<string, number> = { cell: -1, mark: -1 }; // where the last label of a kind ends
+    this.marks.forEach((mark, place) => {
+      const end = mark.end ?? to;
+      if (end < from || mark.begin > to) return;
+      const left = Math.max(plot.valToPos(mark.begin, "x", true), bbox.left);
+      const right = plot.valToPos(Math.min(end, to), "x", true);
+      const isCell = mark.kind === "cell";
+      ctx.fillStyle = isCell ? `rgba(128, 128, 128, ${place % 2 ? 0.2 : 0.12})` : `${MARK}30`;
+      ctx.fillRect(left, bbox.top, Math.max(right - left, ratio), bbox.height);
+      const room = ctx.measureText(mark.name).width;
+      if (left > rows[mark.kind] && (right - left > room * 0.6 || !isCell)) {
+        ctx.fillStyle = isCell ? this.ink() : MARK;
+        ctx.fillText(mark.name, left + 3 * ratio, bbox.top + (isCell ? 1 : 13) * ratio);
+        rows[mark.kind] = left + room + 6 * ratio;
+      }
+    });
+    ctx.fillStyle = this.ink();
+    ctx.textBaseline = "bottom";
+    let last = Number.NEGATIVE_INFINITY;
+    for (const [time, step] of this.ring.steps(from, to, bbox.width / ratio)) {
+      const left = plot.valToPos(time, "x", true);
+      if (left < last + 64 * ratio) continue;
+      ctx.fillText(`step ${step}`, left, bbox.top + bbox.height - ratio);
+      last = left;
+    }
+    ctx.restore();
+  }
+
+  private ink(): string {
+    return getComputedStyle(this.element).color;
+  }
+}
+
+function length(span: Span): number {
+  return span.to - span.from;
+}

@@ -1,0 +1,56 @@
+/** The ES module that anywidget loads: bars of the pools, and the timelines of ranks. */
+
+import uPlotStyle from "uplot/dist/uPlot.min.css";
+import { make } from "../dom";
+import { Bars } from "./bars";
+import type { Message, Model } from "./messages";
+import style from "./style.css";
+import { Timeline } from "./timeline";
+
+const STYLE_ID = "mlxmem-style";
+
+export default {
+  render({ model, el }: { model: Model; el: HTMLElement }): () => void {
+    if (!document.getElementById(STYLE_ID)) {
+      const sheet = make("style", { id: STYLE_ID });
+      sheet.textContent = uPlotStyle + style;
+      document.head.append(sheet);
+    }
+    const bars = new Bars(model);
+    const timeline = new Timeline(model);
+    el.classList.add("mlxmem");
+    el.append(bars.element, timeline.element);
+
+    let asked = 0;
+    const draw = () => {
+      asked = 0;
+      bars.show();
+      timeline.draw();
+    };
+    const later = () => {
+      if (!asked) asked = requestAnimationFrame(draw);
+    };
+    const take = (message: Message, buffers: DataView[]) => {
+      timeline.take(message, buffers);
+      later();
+    };
+    model.on("change:bars", later);
+    model.on("change:ranks", later);
+    model.on("msg:custom", take);
+    const sizes = new ResizeObserver(() => {
+      bars.show();
+      timeline.draw(true);
+    });
+    sizes.observe(el);
+    model.send({ kind: "ready" });
+    later();
+    return () => {
+      cancelAnimationFrame(asked);
+      sizes.disconnect();
+      model.off("change:bars", later);
+      model.off("change:ranks", later);
+      model.off("msg:custom", take);
+      timeline.dispose();
+    };
+  },
+};

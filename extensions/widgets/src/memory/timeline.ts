@@ -1,0 +1,211 @@
+/** The timelines of all ranks: one window of time, one selection, pause, zoom, pan, overlay. */
+
+import { button, make } from "../dom";
+import { Chart, type Overlay, type Span } from "./chart";
+import { ACTIVE, CACHE, FOOTPRINT, type Mark, type Message, type Model } from "./messages";
+import { clock, duration, signed } from "./units";
+
+const WINDOWS: [string, number][] = [
+  ["1 min", 60],
+  ["5 min", 300],
+  ["20 min", 1200],
+  ["1 h", 3600],
+];
+const SHORTEST = 1; // second on the whole width
+const NONE = "–";
+
+export class Timeline {
+  readonly element = make("div", { class: "mlxmem-timeline" });
+  private readonly charts = new Map<number, Chart>();
+  private readonly holder = make("div");
+  private readonly said = make("div", { class: "mlxmem-selection", "aria-live": "polite" });
+  private readonly pauseButton: HTMLButtonElement;
+  private readonly choices: [HTMLSelectElement, HTMLSelectElement];
+  private span: Span | null = null; // where it stands still; else it follows
+  private seconds = 60;
+  private selection: Span | null = null;
+  private stale = true;
+
+  constructor(private readonly model: Model) {
+    this.pauseButton = button("Pause", "stand still, or follow", () => this.pause(this.span === null));
+    const windows = WINDOWS.map(([name, seconds]) =>
+      button(name, `show the last ${name}`, () => {
+        this.seconds = seconds;
+        this.pause(false);
+      }),
+    );
+    this.choices = [this.choice("overlay"), this.choice("on")];
+    const compare = make("label", { class: "mlxmem-overlay" }, "overlay ", this.choices[0], " on ", this.choices[1]);
+    const tools = make("div", { class: "mlxmem-tools" }, this.pauseButton, ...windows, compare);
+    const hint = "drag: select a span · wheel: zoom · shift and drag: move · double click: follow";
+    this.element.append(tools, this.said, this.holder, make("div", { class: "mlxmem-note" }, hint));
+    this.holder.addEventListener("wheel", (event) => this.zoom(event), { passive: false });
+    this.holder.addEventListener("mousedown", (event) => this.move(event), { capture: true });
+    this.holder.addEventListener("dblclick", () => this.pause(false));
+  }
+
+  take(message: Message, buffers: DataView[]): void {
+    if (message.kind === "samples") {
+      message.parts.forEach(({ rank, first }, place) => {
+        const { buffer, byteOffset, byteLength } = buffers[place];
+        const rows = new Float64Array(buffer.slice(byteOffset, byteOffset + byteLength) as ArrayBuffer);
+        this.chart(rank).ring.put(first, rows);
+      });
+    } else {
+      this.chart(message.rank).marks = message.marks;
+      this.offer();
+    }
+    this.stale = true;
+  }
+
+  /** Draw what is new; called before the browser paints. */
+  draw(force = false): void {
+    if (!force && !this.stale) return;
+    this.stale = false;
+    const ranks = this.model.get("ranks");
+    for (const { rank, host, said } of ranks) {
+      this.chart(rank).say(`rank ${rank} · ${host}${said ? ` · ${said}` : ""}`);
+      this.chart(rank).element.classList.toggle("mlxmem-gone", said !== "");
+    }
+    for (const [rank, chart] of this.charts)
+      if (!ranks.some((each) => each.rank === rank)) {
+        chart.dispose();
+        chart.element.remove();
+        this.charts.delete(rank);
+      }
+    const span = this.window();
+    for (const [rank, chart] of this.charts) chart.draw(span, this.overlay(rank));
+    this.tell();
+  }
+
+  dispose(): void {
+    for (const chart of this.charts.values()) chart.dispose();
+  }
+
+  private chart(rank: number): Chart {
+    let chart = this.charts.get(rank);
+    if (!chart) {
+      const made = new Chart(rank, (span) => this.select(made, span));
+      chart = made;
+      this.charts.set(rank, made);
+      this.holder.append(made.element);
+    }
+    return chart;
+  }
+
+  private window(): Span {
+    if (this.span) return this.span;
+    const last = Math.max(...[...this.charts.values()].map((chart) => chart.ring.last).filter((time) => !Number.isNaN(time)));
+    const to = Number.isFinite(last) ? last : Date.now() / 1000;
+    return { from: to - this.seconds, to };
+  }
+
+  private pause(pause: boolean): void {
+    this.span = pause ? this.window() : null;
+    this.pauseButton.textContent = pause ? "Follow" : "Pause";
+    this.selection = null;
+    for (const chart of this.charts.values()) chart.unselect();
+    this.draw(true);
+  }
+
+  private stand(span: Span): void {
+    this.span = span;
+    this.pauseButton.textContent = "Follow";
+    for (const chart of this.charts.values()) chart.unselect();
+    this.draw(true);
+  }
+
+  private zoom(event: WheelEvent): void {
+    const area = (event.target as HTMLElement).closest(".u-over");
+    if (!area || event.ctrlKey) return;
+    event.preventDefault();
+    const box = area.getBoundingClientRect();
+    const share = (event.clientX - box.left) / box.width;
+    const { from, to } = this.window();
+    const at = from + share * (to - from);
+    const length = Math.max((to - from) * Math.exp(0.0015 * event.deltaY), SHORTEST);
+    this.stand({ from: at - share * length, to: at + (1 - share) * length });
+  }
+
+  private move(event: MouseEvent): void {
+    const area = (event.target as HTMLElement).closest(".u-over");
+    if (!area || !event.shiftKey) return;
+    event.preventDefault();
+    event.stopPropagation();
+    const begun = this.window();
+    const moved = (now: MouseEvent) => {
+      const by = ((event.clientX - now.clientX) / area.clientWidth) * (begun.to - begun.from);
+      this.stand({ from: begun.from + by, to: begun.to + by });
+    };
+    const done = () => {
+      removeEventListener("mousemove", moved);
+      removeEventListener("mouseup", done);
+    };
+    addEventListener("mousemove", moved);
+    addEventListener("mouseup", done);
+  }
+
+  private select(from: Chart, span: Span | null): void {
+    for (const chart of this.charts.values()) if (chart !== from) chart.unselect();
+    this.selection = span;
+    if (!this.span) {
+      this.span = this.window(); // a selection that runs away cannot be read
+      this.pauseButton.textContent = "Follow";
+    }
+    this.tell();
+  }
+
+  /** What changed from one end of the selection to the other, rank by rank. */
+  private tell(): void {
+    const span = this.selection;
+    if (!span) {
+      if (this.said.childNodes.length) this.said.replaceChildren();
+      return;
+    }
+    const lines = [...this.charts].map(([rank, chart]) => {
+      const { ring } = chart;
+      const [first, last] = [ring.find(span.from), Math.min(ring.find(span.to), ring.count - 1)];
+      if (first >= last) return `rank ${rank}: no samples there`;
+      const change = (field: number) => signed(ring.at(last, field) - ring.at(first, field));
+      return `rank ${rank}: active ${change(ACTIVE)}, cache ${change(CACHE)}, footprint ${change(FOOTPRINT)}`;
+    });
+    const head = `${clock(span.from)} to ${clock(span.to)} (${duration(span.to - span.from)})`;
+    const zoom = button("Zoom to it", "show this span", () => {
+      this.selection = null;
+      this.stand(span);
+    });
+    this.said.replaceChildren(make("b", {}, head), " ", zoom, ...lines.map((line) => make("div", {}, line)));
+  }
+
+  private choice(label: string): HTMLSelectElement {
+    const select = make("select", { "aria-label": label });
+    select.addEventListener("change", () => this.draw(true));
+    return select;
+  }
+
+  /** The cells and marks that can be laid over one another: the last ones of the first rank. */
+  private offer(): void {
+    const marks = [...this.charts.values()][0]?.marks ?? [];
+    const names = marks.slice(-40).map((mark) => `${mark.name} (${clock(mark.begin)})`);
+    for (const select of this.choices) {
+      const options = [NONE, ...names];
+      if ([...select.options].map((each) => each.text).join() === options.join()) continue;
+      const kept = select.value;
+      select.replaceChildren(...options.map((name) => make("option", { value: name }, name)));
+      select.value = options.includes(kept) ? kept : NONE;
+    }
+  }
+
+  private overlay(rank: number): Overlay | null {
+    const spans = this.choices.map((select) => this.spanOf(rank, select.value));
+    const [second, first] = spans;
+    return first && second ? { first, second } : null;
+  }
+
+  private spanOf(rank: number, name: string): Span | null {
+    const { marks, ring } = this.chart(rank);
+    const mark: Mark | undefined = marks.find((each) => `${each.name} (${clock(each.begin)})` === name);
+    return mark ? { from: mark.begin, to: mark.end ?? ring.last } : null;
+  }
+}
+

@@ -1,0 +1,175 @@
+"""`Memory`: what ranks hold, as a notebook watches and limits it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from mlxbench_kernel.cluster import Cluster
+from mlxbench_kernel.errors import ClusterError, UsageError
+from mlxbench_kernel.memory.record import PERIOD
+from mlxbench_kernel.remote.asking import ask_ranks
+from mlxbench_kernel.remote.memory_feed import Changed, MemoryFeed, OfRanks, OfThisProcess
+from mlxbench_kernel.remote.on_memory import do, on_memory
+
+ANSWER_SECONDS = 5.0
+LIMIT_SECONDS = 5.0  # from one look at limits, which users may set in cells, to the next
+NAMES = {"cap": "GPU cap", "memory": "memory limit", "cache": "cache limit", "wired": "wired limit"}
+
+
+class Memory:
+    """Memory of the ranks of a cluster, or of the notebook's own kernel.
+
+    Parameters
+    ----------
+    cluster
+        The ranks; None for the process that this runs in.
+    namespace, hidden
+        Of that process: the user's variables, and the names that the user did not make.
+    period
+        Seconds from one sample to the next, 0.1 at least.
+
+    Attributes
+    ----------
+    feed : MemoryFeed
+        Samples and marks of each rank.
+    markers
+        Limits in bytes by name, by rank, for `bars`.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster | None = None,
+        namespace: Mapping[str, Any] | None = None,
+        hidden: Mapping[str, Any] | None = None,
+        period: float = PERIOD,
+    ) -> None:
+        self.cluster = cluster
+        asked = OfThisProcess(namespace or {}, hidden or {}) if cluster is None else OfRanks(cluster)
+        self.feed = MemoryFeed(asked, period)
+        self.markers: dict[int, dict[str, float]] = {}
+        self._limits: dict[int, dict[str, Any]] = {}
+        self._looked = 0.0
+        self._looking = threading.Lock()
+        self.look_at_limits()
+        self._unwatch = self.feed.watch(self._sometimes)
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+        return len(self.feed.ranks)
+
+    def watch(self, changed: Changed) -> Changed:
+        """See `MemoryFeed.watch`."""
+        return self.feed.watch(changed)
+
+    def close(self) -> None:
+        """Look no more."""
+        self._unwatch()
+        self.feed.close()
+
+    def mark(self, name: str) -> None:
+        """Begin a span with a name in the timelines of all ranks; "" ends the last one."""
+        self.feed.mark(name)
+
+    # -- limits --------------------------------------------------------------------
+
+    def limits(self) -> dict[int, dict[str, Any]]:
+        """By rank: ``memory``, ``cache``, ``wired`` and ``cap`` in bytes, None where not known, and
+        ``allocator``; see `memory.limits.current`."""
+        self.look_at_limits()
+        return dict(self._limits)
+
+    def look_at_limits(self) -> None:
+        """Ask all ranks that answer."""
+        with self._looking:
+            self._looked = time.monotonic()
+            self._limits |= self._ask("memory_limits", self.feed.asked.living())
+            self.markers |= {
+                rank: {
+                    name: float(said[key]) for key, name in NAMES.items() if said[key] is not None
+                }
+                for rank, said in self._limits.items()
+            }
+
+    def said_beforehand(self, ranks: Iterable[int] | None = None, **sizes: int | str) -> str:
+        """What `set_limits` with the same arguments would do now, in words.
+
+        Raises
+        ------
+        UsageError
+            A size is wrong.
+        """
+        told = self._ask("memory_said", self.choose(ranks), sizes=sizes)
+        errors = {each["error"] for each in told.values() if "error" in each}
+        if errors:
+            raise UsageError(min(errors))
+        by_text: dict[str, list[int]] = {}
+        for rank, each in sorted(told.items()):
+            by_text.setdefault(each["said"], []).append(rank)
+        if len(by_text) == 1:
+            return next(iter(by_text))
+        return "\n".join(
+            f"rank{'s'[: len(ranks) > 1]} {', '.join(map(str, ranks))}: {text}"
+            for text, ranks in by_text.items()
+        )
+
+    def set_limits(self, ranks: Iterable[int] | None = None, **sizes: int | str) -> None:
+        """Set limits of MLX: ``set_limits(memory="12GB", cache="1GB")``; see `limits.apply`.
+
+        Raises
+        ------
+        UsageError
+            A size is wrong; nothing was changed.
+        """
+        if not sizes:
+            raise UsageError('no limit was named: type set_limits(memory="12GB") or cache, wired')
+        chosen = self.choose(ranks)
+        self.said_beforehand(chosen, **sizes)  # wrong on any rank: set on none
+        self._do(chosen, "set_limits", sizes)
+
+    def clear_cache(self, ranks: Iterable[int] | None = None) -> int:
+        """Have MLX give its cache back to the system; how many bytes that were, over all ranks."""
+        return sum(self._do(self.choose(ranks), "clear_cache").values())
+
+    def reset_peak(self, ranks: Iterable[int] | None = None) -> None:
+        """Have the peak begin anew."""
+        self._do(self.choose(ranks), "reset_peak")
+
+    def choose(self, ranks: Iterable[int] | None) -> list[int]:
+        """The ranks, checked; all that live for None."""
+        living = list(self.feed.asked.living())
+        if ranks is None:
+            return living
+        chosen = sorted(set(ranks))
+        for rank in chosen:
+            if not 0 <= rank < self.size:
+                raise UsageError(f"there is no rank {rank}: ranks are 0 to {self.size - 1}")
+            if rank not in living:
+                raise ClusterError(self.feed.asked.why_gone(rank))
+        return chosen
+
+    # -- asking --------------------------------------------------------------------
+
+    def _ask(self, name: str, ranks: Sequence[int], **arguments: Any) -> dict[int, Any]:
+        """Ask ranks on the control channel."""
+        return self.feed.asked.ask(name, dict.fromkeys(ranks, arguments), ANSWER_SECONDS)
+
+    def _do(self, ranks: Sequence[int], name: str, *arguments: Any) -> dict[int, Any]:
+        """Have ranks do something where their cells run: after those that are under way."""
+        try:
+            if self.cluster is None:
+                return {0: do(name, *arguments)}
+            return ask_ranks(
+                self.cluster, ranks, lambda text: None, None, name, *arguments, of=on_memory
+            )
+        finally:
+            self.look_at_limits()
+
+    def _sometimes(self) -> None:
+        if time.monotonic() - self._looked > LIMIT_SECONDS:
+            with suppress(Exception):  # a cluster that goes down meanwhile
+                self.look_at_limits()

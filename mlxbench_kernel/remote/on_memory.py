@@ -1,0 +1,35 @@
+"""What a rank does about its memory for the notebook, where its cells run; this runs there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlxbench_kernel.memory import limits
+
+_result: list[Any] = [None]
+
+
+def on_memory(name: str, *arguments: Any) -> Any:
+    """Do one of ``set_limits``, ``clear_cache`` and ``reset_peak`` (`memory.limits`); ``"take"``
+    gives what the last one returned."""
+    if name == "take":
+        result, _result[0] = _result[0], None
+        return result
+    _result[0] = _CALLS[name](*arguments)
+    return None
+
+
+def do(name: str, *arguments: Any) -> Any:
+    """The same in this process, with its result."""
+    return _CALLS[name](*arguments)
+
+
+def _set_limits(sizes: dict[str, int | str]) -> dict[str, int | None]:
+    return dict(vars(limits.apply(**sizes)))
+
+
+_CALLS = {
+    "set_limits": _set_limits,
+    "clear_cache": limits.clear_cache,
+    "reset_peak": limits.reset_peak,
+}

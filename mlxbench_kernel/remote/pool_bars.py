@@ -1,0 +1,204 @@
+"""Each pool of each host as one stack: system, other programs, our ranks, what is free."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mlxbench_kernel.memory.record import COLUMNS, PRESSURES
+from mlxbench_kernel.remote.memory_feed import Seen
+
+STALE_SECONDS = 2.0  # after which a number is shown as old
+TREND_SECONDS = 30.0  # over which swap is said to grow or to shrink
+TREND_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of a bar.
+
+    Attributes
+    ----------
+    kind
+        "system", "others", "active", "cache", "rest" or "free".
+    bytes
+        Its size.
+    rank
+        Whose it is; -1 for nobody's.
+    """
+
+    kind: str
+    bytes: float
+    rank: int = -1
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A pool of a host at one moment.
+
+    Attributes
+    ----------
+    host, pool
+        Whose, and which: "unified", "host" or "gpu 0".
+    total
+        Of the pool, in bytes.
+    segments
+        They fill it.
+    markers
+        Bytes by name: "GPU cap", "limit of rank 0", "peak of rank 1", …
+    pressure
+        "normal", "warn" or "critical"; "" where the system does not tell.
+    swap, swap_trend
+        Bytes swapped out (NaN if not known), and -1, 0 or 1.
+    unknown
+        What the system does not tell: "compressed", "wired", …
+    stale
+        Seconds since it was heard of, where that is long ago; else 0.
+    """
+
+    host: str
+    pool: str
+    total: float
+    segments: tuple[Segment, ...]
+    markers: Mapping[str, float] = field(default_factory=dict)
+    pressure: str = ""
+    swap: float = math.nan
+    swap_trend: int = 0
+    unknown: tuple[str, ...] = ()
+    stale: float = 0.0
+
+
+def bars(
+    ranks: Sequence[Seen], limits: Mapping[int, Mapping[str, float]], now: float | None = None
+) -> list[Bar]:
+    """The bars of all hosts, in the order of their first rank.
+
+    Parameters
+    ----------
+    ranks
+        What is known of them.
+    limits
+        By rank: bytes by name of what is marked beside its peak, as "GPU cap", "memory limit".
+    now
+        Unix time.
+    """
+    now = time.time() if now is None else now
+    by_host: dict[str, list[Seen]] = {}
+    for each in ranks:
+        if each.ring.taken:
+            by_host.setdefault(each.host, []).append(each)
+    return [bar for host, there in by_host.items() for bar in _of_host(host, there, limits, now)]
+
+
+def _of_host(
+    host: str, ranks: Sequence[Seen], limits: Mapping[int, Mapping[str, float]], now: float
+) -> list[Bar]:
+    samples = {each.rank: each.last for each in ranks}
+    newest = max(ranks, key=lambda each: each.last["time"])
+    pool = samples[newest.rank]
+    age = now - pool["time"]
+    stale = age if age > STALE_SECONDS else 0.0
+    alive = {each.rank: samples[each.rank] for each in ranks if each.since is None or not each.why}
+    apart = not math.isnan(pool["gpu_total"])
+    system = _known(pool["wired"]) + _known(pool["compressed"])
+    marks = {rank: limits.get(rank, {}) for rank in alive}
+    found = [
+        Bar(
+            host,
+            "host" if apart else "memory",
+            pool["total"],
+            _stack(
+                pool["total"], pool["available"], system,
+                {rank: _charged(each, apart) for rank, each in alive.items()},
+            ),
+            {} if apart else _markers(alive, marks),
+            "" if math.isnan(pool["pressure"]) else PRESSURES[int(pool["pressure"])],
+            pool["swap"],
+            _trend(newest, now),
+            tuple(name for name in ("wired", "compressed", "swap") if math.isnan(pool[name])),
+            stale,
+        )
+    ]  # fmt: skip
+    if apart:  # each rank has a GPU of its own, as CUDA_VISIBLE_DEVICES gives it
+        found += [
+            Bar(
+                host, f"GPU of rank {rank}", each["gpu_total"],
+                _stack(
+                    each["gpu_total"], each["gpu_available"], 0.0,
+                    {rank: (("active", each["active"]), ("cache", each["cache"]))},
+                ),
+                _markers({rank: each}, marks), stale=stale,
+            )
+            for rank, each in alive.items()
+        ]  # fmt: skip
+    return found
+
+
+def _known(value: float) -> float:
+    return 0.0 if math.isnan(value) else value
+
+
+def _charged(sample: Mapping[str, float], apart: bool) -> tuple[tuple[str, float], ...]:
+    """What the system charges a rank, in parts: memory that MLX has asked for and never touched
+    takes no room."""
+    footprint = sample["footprint"]
+    if apart:
+        return (("rest", footprint),)
+    active = min(sample["active"], footprint)
+    cache = min(sample["cache"], footprint - active)
+    return ("active", active), ("cache", cache), ("rest", footprint - active - cache)
+
+
+def _stack(
+    total: float,
+    available: float,
+    system: float,
+    ours: Mapping[int, Sequence[tuple[str, float]]],
+) -> tuple[Segment, ...]:
+    own = [Segment(kind, size, rank) for rank, parts in ours.items() for kind, size in parts]
+    used = sum(each.bytes for each in own)
+    system = min(system, max(total - available, 0.0))
+    # Each number is of a moment of its own: what is left over is never less than nothing.
+    others = max(total - available - system - used, 0.0)
+    free = max(total - system - others - used, 0.0)
+    return (Segment("system", system), Segment("others", others), *own, Segment("free", free))
+
+
+def _markers(
+    alive: Mapping[int, Mapping[str, float]], marks: Mapping[int, Mapping[str, float]]
+) -> dict[str, float]:
+    several = len(alive) > 1
+    found: dict[str, float] = {}
+    for rank, sample in alive.items():
+        of = f" of rank {rank}" if several else ""
+        found[f"peak{of}"] = sample["peak"]
+        found |= {f"{name}{of}": value for name, value in marks[rank].items()}
+    # The same for all ranks, as most limits are: once.
+    for name in {name for each in marks.values() for name in each}:
+        values = {marks[rank].get(name) for rank in alive}
+        if several and len(values) == 1:
+            value = values.pop()
+            for rank in alive:
+                found.pop(f"{name} of rank {rank}", None)
+            if value is not None:
+                found[name] = value
+    return found
+
+
+def _trend(seen: Seen, now: float) -> int:
+    _, rows = seen.ring.since(seen.ring.taken - 600)
+    swap = rows[rows[:, 0] > now - TREND_SECONDS, COLUMNS.index("swap")]
+    if not len(swap) or math.isnan(swap[0]):
+        return 0
+    change = float(swap[-1] - swap[0])
+    return (change > TREND_BYTES) - (change < -TREND_BYTES)
+
+
+def how_late(seen: Seen) -> str:
+    """That a rank is gone or does not answer, and since when; "" while it does."""
+    if seen.since is None:
+        return ""
+    clock = time.strftime("%H:%M:%S", time.localtime(seen.since))
+    return f"gone since {clock}: {seen.why}" if seen.why else f"no answer since {clock}"
