@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
+
+from mlxbench_kernel.errors import UsageError
 
 PREFIXES = ("n", "µ", "m", "", "k", "M", "G", "T", "P")
 UNITS = ("B", "kB", "MB", "GB", "TB")
+_SIZE = re.compile(r"(-?\d+(?:\.\d*)?|-?\.\d+)\s*(%|[kmgt]?b?|[kmgt]ib?)", re.IGNORECASE)
 
 
 def format_bytes(count: float) -> str:
@@ -27,6 +31,46 @@ def format_bytes(count: float) -> str:
         power += 1
     digits = 0 if power == 0 or abs(count) >= 99.95 else 1 if abs(count) >= 9.995 else 2
     return f"{count:.{digits}f} {UNITS[power]}"
+
+
+def parse_bytes(size: int | str, whole: int | None = None) -> int:
+    """Read a number of bytes as a person writes it.
+
+    Parameters
+    ----------
+    size
+        Bytes, or text: ``"4GB"`` and ``"4G"`` in powers of 1000 as `format_bytes` writes them,
+        ``"512 MiB"`` in powers of 1024, ``"75%"`` of `whole`, ``"4096"`` for bytes.
+    whole
+        Bytes of what percent are of; None where there are none.
+
+    Returns
+    -------
+    int
+        Whole bytes.
+
+    Raises
+    ------
+    UsageError
+        It is not a size, or negative.
+    """
+    if isinstance(size, int) and not isinstance(size, bool):
+        count = size
+    else:
+        match = _SIZE.fullmatch(size.strip()) if isinstance(size, str) else None
+        unit = match.group(2).lower() if match else ""
+        if match is None or (unit == "%" and whole is None):
+            kinds = "bytes, 4GB, 512MiB" + (" or 75%" if whole is not None else "")
+            raise UsageError(f"{size!r} is not a size: type {kinds}")
+        if unit == "%":
+            factor = (whole or 0) / 100
+        else:
+            power = "bkmgt".index(unit[:1] or "b")
+            factor = float((1024 if "i" in unit else 1000) ** power)
+        count = int(float(match.group(1)) * factor)
+    if count < 0:
+        raise UsageError(f"a size cannot be negative, as {size!r} is: type 0 or more")
+    return count
 
 
 def quantity(number: float) -> str:

@@ -54,9 +54,7 @@ def sample() -> MemorySample:
 
     system = _system()
     gpu = gpu_info()
-    # CUDA's GPU has a pool of its own, Metal's shares the host's (`mx.device_info`).
-    own_pool = "free_memory" in gpu
-    total, available = (gpu["total_memory"], gpu["free_memory"]) if own_pool else system.pool()
+    total, available = _pool(gpu)
     return MemorySample(
         active=mx.get_active_memory(),
         cache=mx.get_cache_memory(),
@@ -71,6 +69,17 @@ def sample() -> MemorySample:
 def footprint() -> int:
     """Bytes that the system charges this process, see `MemorySample.footprint`."""
     return int(_system().footprint())
+
+
+def pool() -> tuple[int, int]:
+    """Total and available bytes of the pool that arrays are in: the GPU's own or the host's.
+
+    Raises
+    ------
+    OSError
+        The system did not answer.
+    """
+    return _pool(gpu_info())
 
 
 def host_pool() -> tuple[int, int]:
@@ -106,6 +115,13 @@ def _system() -> ModuleType:
     else:
         from mlxbench_kernel.memory import linux as system
     return system
+
+
+def _pool(gpu: dict[str, Any]) -> tuple[int, int]:
+    # CUDA's GPU has a pool of its own, Metal's shares the host's (`mx.device_info`).
+    if "free_memory" in gpu:
+        return int(gpu["total_memory"]), int(gpu["free_memory"])
+    return host_pool()
 
 
 def gpu_info() -> dict[str, Any]:

@@ -10,7 +10,8 @@ import ipywidgets as ui
 import numpy as np
 
 from mlxbench_kernel.remote.mirror import State
-from mlxbench_kernel.widgets.stepping_controls import Movement, row
+from mlxbench_kernel.widgets.controls import row
+from mlxbench_kernel.widgets.stepping_controls import Movement
 from mlxbench_kernel.widgets.stepping_edits import Breakpoints, Settings
 from mlxbench_kernel.widgets.stepping_figure import StepperFigure
 from mlxbench_kernel.widgets.stepping_layers import Layers

@@ -1,104 +1,10 @@
-"""Buttons and fields of a stepper's dashboard, and the bar that moves it through its steps."""
+"""The bar that moves a stepper through its steps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
-
-import ipywidgets as ui
-
-from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.remote.mirror import State
+from mlxbench_kernel.widgets.controls import Ask, button, sure, field, count, row, together, wanted
 from mlxbench_kernel.widgets.stepping_source import Stepping
-
-FIT = "max-content"
-
-
-class Ask(Protocol):
-    """Runs a command on the thread of commands, and shows what it raises."""
-
-    def __call__(self, doing: str, command: Callable[[], object], /) -> None: ...
-
-
-def button(label: str, pressed: Callable[[], None], icon: str = "", tooltip: str = "") -> Any:
-    """A button as wide as its label."""
-    made = ui.Button(description=label, icon=icon, tooltip=tooltip or label)
-    made.layout.width = FIT
-    made.on_click(lambda _button: pressed())
-    return made
-
-
-def sure(label: str, pressed: Callable[[], None], icon: str = "", tooltip: str = "") -> Any:
-    """A button for what cannot be undone: it is done at the second press."""
-    made = button(label, lambda: None, icon, tooltip)
-
-    def press(_button: object) -> None:
-        asked = made.button_style == "danger"
-        made.button_style = "" if asked else "danger"
-        made.description = label if asked else f"{label}: sure?"
-        if asked:
-            pressed()
-
-    made.on_click(press)
-    return made
-
-
-def field(placeholder: str, entered: Callable[[], None], width: str = "12em") -> Any:
-    """A line of text; Enter does what its button does."""
-    made = ui.Text(placeholder=placeholder, tooltip=placeholder, layout={"width": width})
-
-    def message(_field: object, content: object, _buffers: object) -> None:
-        if isinstance(content, dict) and content.get("event") == "submit":
-            entered()
-
-    made.on_msg(message)
-    return made
-
-
-def count(value: int, least: int, tooltip: str) -> Any:
-    """A field for a number of steps."""
-    return ui.BoundedIntText(
-        value=value, min=least, max=10**9, tooltip=tooltip, layout={"width": "5.5em"}
-    )
-
-
-def row(*parts: Any) -> Any:
-    """Parts side by side, on more lines where there is no room."""
-    return ui.HBox(
-        parts, layout={"flex_flow": "row wrap", "align_items": "center", "grid_gap": "0 8px"}
-    )
-
-
-def together(*parts: Any) -> Any:
-    """Parts that stay on one line."""
-    return ui.HBox(parts, layout={"align_items": "center"})
-
-
-def number(name: str, text: str) -> float:
-    """What somebody typed for a number.
-
-    Raises
-    ------
-    UsageError
-        It is none.
-    """
-    try:
-        return float(text)
-    except ValueError:
-        raise UsageError(f"{name}: {text!r} is no number: type one, as 1e-3") from None
-
-
-def wanted(text: str, what: str) -> str:
-    """What somebody typed, if anything.
-
-    Raises
-    ------
-    UsageError
-        Nothing was typed.
-    """
-    if not text.strip():
-        raise UsageError(f"{what} is empty: type it into the field")
-    return text.strip()
 
 
 class Movement:

@@ -9,7 +9,7 @@ import ipywidgets as ui
 
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.remote.mirror import State
-from mlxbench_kernel.widgets.stepping_controls import Ask, button, field, number, row, wanted
+from mlxbench_kernel.widgets.controls import Ask, button, field, number, row, wanted
 from mlxbench_kernel.widgets.stepping_panels import WIDE
 from mlxbench_kernel.widgets.stepping_source import Stepping
 

@@ -11,7 +11,7 @@ import ipywidgets as ui
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.remote.mirror import Branch, KeptStep, State
 from mlxbench_kernel.units import format_bytes
-from mlxbench_kernel.widgets.stepping_controls import Ask, button, field, number, row, sure, wanted
+from mlxbench_kernel.widgets.controls import Ask, button, field, number, row, sure, wanted
 from mlxbench_kernel.widgets.stepping_page import journal_lines, lines
 from mlxbench_kernel.widgets.stepping_source import Stepping
 from mlxbench_kernel.widgets.table import Table

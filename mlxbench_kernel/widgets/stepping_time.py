@@ -7,7 +7,7 @@ from typing import Any
 
 import ipywidgets as ui
 
-from mlxbench_kernel.widgets.stepping_controls import row
+from mlxbench_kernel.widgets.controls import row
 from mlxbench_kernel.widgets.stepping_layers import MEASURES
 
 
