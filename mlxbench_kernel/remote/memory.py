@@ -48,7 +48,9 @@ class Memory:
         period: float = PERIOD,
     ) -> None:
         self.cluster = cluster
-        asked = OfThisProcess(namespace or {}, hidden or {}) if cluster is None else OfRanks(cluster)
+        asked = (
+            OfThisProcess(namespace or {}, hidden or {}) if cluster is None else OfRanks(cluster)
+        )
         self.feed = MemoryFeed(asked, period)
         self.markers: dict[int, dict[str, float]] = {}
         self._limits: dict[int, dict[str, Any]] = {}

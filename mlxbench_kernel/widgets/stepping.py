@@ -19,8 +19,8 @@ from mlxbench_kernel.widgets.stepping_page import Page, busy_line, error_line, r
 from mlxbench_kernel.widgets.stepping_panels import Branches, Journal, Kept, Repair
 from mlxbench_kernel.widgets.stepping_recent import Recent
 from mlxbench_kernel.widgets.stepping_source import Stepping
-from mlxbench_kernel.widgets.threads import Commands, Redraws, one_line
 from mlxbench_kernel.widgets.stepping_time import SampleSlider
+from mlxbench_kernel.widgets.threads import Commands, Redraws, one_line
 
 SLOW = 0.25  # seconds between two redraws, while it plays, of what is not read at a glance
 LONG = 0.2  # seconds of a command after which the buttons cannot be pressed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mlxbench_kernel.remote.mirror import State
-from mlxbench_kernel.widgets.controls import Ask, button, sure, field, count, row, together, wanted
+from mlxbench_kernel.widgets.controls import Ask, button, count, field, row, sure, together, wanted
 from mlxbench_kernel.widgets.stepping_source import Stepping
 
 
