@@ -20,6 +20,7 @@ _EXPORTS = {
     "ClusterError": "errors",
     "CollectiveMismatch": "errors",
     "Graph": "graph",
+    "MemoryView": "widgets.memory",
     "Stepper": "training",
     "StorageError": "errors",
     "UsageError": "errors",

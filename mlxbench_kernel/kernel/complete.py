@@ -26,7 +26,10 @@ from mlxbench_kernel.kernel import subcommands
 from mlxbench_kernel.kernel.command import Command
 from mlxbench_kernel.kernel.commands import RunCell
 from mlxbench_kernel.kernel.graph_magics import ShowGraph
-from mlxbench_kernel.kernel.step_magics import WORDS, StepMagics
+from mlxbench_kernel.kernel.memory_magics import LIMITS
+from mlxbench_kernel.kernel.memory_magics import WORDS as MEMORY_WORDS
+from mlxbench_kernel.kernel.step_magics import WORDS as STEP_WORDS
+from mlxbench_kernel.kernel.step_magics import StepMagics
 from mlxbench_kernel.kernel.subcommands import SUBCOMMANDS
 
 if TYPE_CHECKING:
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 _LINE = re.compile(r"\s*(%{0,2})mlx_dist\s(.*)", re.DOTALL)
 _GRAPH = re.compile(r"\s*%mlx_graph\s(.*)")
 _STEP = re.compile(r"\s*%mlx_step\s(.*)")
+_MEMORY = re.compile(r"\s*%mlx_mem\s(.*)")
 _NAME = re.compile(r"[\w.]*\Z")
 _RANKS_CELL = re.compile(r"%%mlx_dist\b")
 
@@ -66,6 +70,9 @@ class RanksMatcher:
         step = _STEP.fullmatch(context.text_until_cursor)
         if step is not None:
             return self._step(step[1])
+        memory = _MEMORY.fullmatch(context.text_until_cursor)
+        if memory is not None:
+            return self._memory(memory[1])
         return self._names_on_ranks(context)
 
     def _graph(self, text: str) -> SimpleMatcherResult:
@@ -88,9 +95,23 @@ class RanksMatcher:
         word = re.split(r"[\s(]", text)[-1]
         words = text[: len(text) - len(word)].split()
         if not words:
-            found: Iterable[str] = [name for name in WORDS if name != "N"]
+            found: Iterable[str] = [name for name in STEP_WORDS if name not in ("", "N")]
         else:
             found = self._magics.shell.magics_manager.registry[StepMagics.__name__].names(words[0])
+        return _result(word, sorted(each for each in found if each.startswith(word)))
+
+    def _memory(self, text: str) -> SimpleMatcherResult:
+        """A word of ``%mlx_mem``, the name of a limit, or ranks."""
+        word = re.split(r"\s", text)[-1]
+        words = text[: len(text) - len(word)].split()
+        if words and words[-1] == "--ranks":
+            found: Iterable[str] = self._values("--ranks", word)
+        elif word.startswith("-"):
+            found = ["--ranks", "--help"]
+        elif not words:
+            found = [name for name in MEMORY_WORDS if name]
+        else:
+            found = [f"{name}=" for name in LIMITS] if words[0] == "limit" else []
         return _result(word, sorted(each for each in found if each.startswith(word)))
 
     def _words(self, cell: bool, before: str, word: str) -> Iterable[str]:

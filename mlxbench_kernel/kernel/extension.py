@@ -9,6 +9,7 @@ from mlxbench_kernel.kernel import displays
 from mlxbench_kernel.kernel.complete import RanksMatcher
 from mlxbench_kernel.kernel.graph_magics import GraphMagics
 from mlxbench_kernel.kernel.magics import RanksMagics
+from mlxbench_kernel.kernel.memory_magics import MemoryMagics
 from mlxbench_kernel.kernel.step_magics import StepMagics
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     if magics is None:
         magics = _MAGICS[shell] = RanksMagics(shell)
     graphs = GraphMagics(magics)
-    shell.register_magics(magics, graphs, StepMagics(magics))
+    shell.register_magics(magics, graphs, StepMagics(magics), MemoryMagics(magics))
     graphs.retraces.install()
     magics.auto.install()
     displays.install(shell)
@@ -46,7 +47,7 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
     magics.auto.remove()
     displays.remove(shell)
     shell.magics_manager.registry[GraphMagics.__name__].retraces.remove()
-    for holder in (RanksMagics, GraphMagics, StepMagics):
+    for holder in (RanksMagics, GraphMagics, StepMagics, MemoryMagics):
         for kind, names in holder.magics.items():
             for name in names:
                 shell.magics_manager.magics[kind].pop(name, None)

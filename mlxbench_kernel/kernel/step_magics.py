@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +11,8 @@ from IPython.core.magic import Magics, line_magic, magics_class
 from IPython.display import display
 
 from mlxbench_kernel.errors import StorageError, UsageError
-from mlxbench_kernel.kernel.arguments import nearest
 from mlxbench_kernel.kernel.frames import only_frames_of_the_user
+from mlxbench_kernel.kernel.words import Word, help_text, read
 from mlxbench_kernel.units import format_bytes
 
 if TYPE_CHECKING:
@@ -24,26 +23,8 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
-@dataclass(frozen=True)
-class Word:
-    """What can follow ``%mlx_step``.
-
-    Attributes
-    ----------
-    takes
-        What stands after it, "" for nothing.
-    example
-        Right use of it.
-    summary
-        What it does.
-    """
-
-    takes: str
-    example: str
-    summary: str
-
-
 WORDS = {
+    "": Word("", "", "the dashboard of the ranks' stepper"),
     "N": Word("", "100", "take so many steps; Ctrl-C pauses"),
     "until": Word("EXPR", "until loss < 0.1", "take steps until a condition holds"),
     "play": Word("", "play", "take steps in the background; cells may run meanwhile"),
@@ -68,16 +49,6 @@ WORDS = {
     "script": Word("[FILE]", "script replay.py", "a program that takes these steps again"),
     "status": Word("", "status", "how it stands, in a line"),
 }
-
-
-def help_text() -> str:
-    """All that can be typed, a line each."""
-    rows = [("", "the dashboard of the ranks' stepper"), *(
-        (f"{'' if name == 'N' else name} {word.takes}".strip() or "N", word.summary)
-        for name, word in WORDS.items()
-    )]  # fmt: skip
-    width = max(len(left) for left, _ in rows)
-    return "\n".join(f"%mlx_step {left:<{width}}  {summary}" for left, summary in rows)
 
 
 @magics_class
@@ -116,19 +87,14 @@ class StepMagics(Magics):
         name, _, rest = line.strip().partition(" ")
         rest = rest.strip()
         if name in ("--help", "-h", "help"):
-            print(help_text())
+            print(help_text("%mlx_step", WORDS))
             return None
         if name.isdigit():
             if rest:
                 raise UsageError(f"%mlx_step {name} takes nothing after it: type %mlx_step {name}")
             name, rest = "N", name
-        if name and name not in WORDS:
-            near = nearest(name, list(WORDS))
-            raise UsageError(
-                f"%mlx_step: there is no {name!r}"
-                + (f"; did you mean {near}?" if near else ".")
-                + f" Type %mlx_step {WORDS[near].example if near else '100'}, or %mlx_step --help"
-            )
+        else:
+            name, rest = read("%mlx_step", WORDS, line)
         stepping = self._of_ranks()
         if not name:
             from mlxbench_kernel.widgets.stepping import StepperView
@@ -172,11 +138,6 @@ class StepMagics(Magics):
         }.get(word, [])
 
     def _do(self, stepping: Stepping, name: str, rest: str) -> None:
-        word = WORDS[name]
-        needs = word.takes and not word.takes.startswith("[")
-        if (needs and not rest) or (rest and not word.takes and name != "N"):
-            what = f"takes {word.takes}" if word.takes else "takes nothing after it"
-            raise UsageError(f"%mlx_step {name} {what}: type %mlx_step {word.example}")
         if name in ("N", "until"):
             return self._run(stepping, name, rest)
         if name == "compare":

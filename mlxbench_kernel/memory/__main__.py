@@ -115,7 +115,7 @@ def _figures(pool: Pool, colour: bool) -> list[str]:
 def _show(stream: TextIO, found: Sequence[Pool], as_json: bool, again: bool) -> None:
     if as_json:
         told = {"time": time.time(), "host": platform.node()}
-        told["pools"] = [dataclasses.asdict(pool) for pool in found]  # type: ignore[assignment]
+        told["pools"] = [dataclasses.asdict(pool) for pool in found]
         print(json.dumps(told), file=stream, flush=True)
         return
     terminal = stream.isatty()

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mlxbench_kernel.errors import UsageError
-from mlxbench_kernel.memory import limits, pools
+from mlxbench_kernel.memory import limits
+from mlxbench_kernel.memory.pools import pools
 from mlxbench_kernel.memory.record import RECORD
 
 
@@ -36,7 +37,7 @@ def answers(
 
 def limits_of_now() -> dict[str, Any]:
     """The fields of `Limits`, ``cap`` (`Pool.cap`) and ``allocator`` (`limits.allocator`)."""
-    caps = [each.cap for each in pools.pools()]
+    caps = [each.cap for each in pools()]
     cap = next((each for each in caps if each is not None), None)
     return {**vars(limits.current()), "cap": cap, "allocator": limits.allocator()}
 

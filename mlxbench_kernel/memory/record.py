@@ -19,6 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxbench_kernel.memory.pools import pools
+from mlxbench_kernel.memory.samples import footprint
+
 # Bytes, but for the time (Unix time of this process, in seconds), pressure (0 normal, 1 warn,
 # 2 critical), step (of a stepper) and cell (the number of its mark). NaN is not known, or none.
 COLUMNS = (
@@ -203,9 +206,9 @@ class Record:
         Returns
         -------
         dict
-            ``record``, which is no other's; ``next``, the number to ask from then on; ``more``, whether there is more now;
-            ``now``, Unix time here; ``samples``, see `encode`; ``version``, and unless that is
-            known ``marks``, as lists of the fields of `Mark`.
+            ``record``, which is no other's; ``next``, the number to ask from then on; ``more``,
+            whether there is more now; ``now``, Unix time here; ``samples``, see `encode`;
+            ``version``, and unless that is known ``marks``, as lists of the fields of `Mark`.
         """
         if record != self.identity:
             since, version = 0, -1
@@ -251,9 +254,7 @@ def look(step: float = float("nan"), cell: float = float("nan")) -> Samples:
     """One sample now, float64 [columns] as in `COLUMNS`; evaluates nothing, from any thread."""
     import mlx.core as mx
 
-    from mlxbench_kernel.memory import pools, samples
-
-    found = pools.pools()
+    found = pools()
     host = next(each for each in found if not each.name.startswith("cuda"))
     gpu = next((each for each in found if each is not host), None)
     known = (
@@ -264,7 +265,7 @@ def look(step: float = float("nan"), cell: float = float("nan")) -> Samples:
     return np.array(
         [
             time.time(), mx.get_active_memory(), mx.get_cache_memory(), mx.get_peak_memory(),
-            samples.footprint(),
+            footprint(),
             *(float("nan") if each is None else float(each) for each in known),
             step, cell,
         ]

@@ -35,6 +35,7 @@ from mlxbench_kernel.rank.history import History
 from mlxbench_kernel.rank.lifetime import Lifetime
 from mlxbench_kernel.rank.requests import META, OWN_CELL
 
+CELL_LETTERS = 40  # of a cell without a name
 MPI_RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
 
 
@@ -80,8 +81,9 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
         users = about is not None and not code.startswith(OWN_CELL)
         if about is not None:
             self.cells.begin(code, about)
-        if users:
-            RECORD.begin_cell(about.get("name") or code.strip().partition("\n")[0][:40])
+            if users:
+                first = code.strip().partition("\n")[0]
+                RECORD.begin_cell(about.get("name") or first[:CELL_LETTERS])
         good = False
         try:
             reply: dict[str, Any] = await super().do_execute(code, *args, **keywords)

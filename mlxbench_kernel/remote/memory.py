@@ -38,6 +38,8 @@ class Memory:
         Samples and marks of each rank.
     markers
         Limits in bytes by name, by rank, for `bars`.
+    known_limits
+        What `limits` gives, as last heard.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class Memory:
         )
         self.feed = MemoryFeed(asked, period)
         self.markers: dict[int, dict[str, float]] = {}
-        self._limits: dict[int, dict[str, Any]] = {}
+        self.known_limits: dict[int, dict[str, Any]] = {}
         self._looked = 0.0
         self._looking = threading.Lock()
         self.look_at_limits()
@@ -83,18 +85,18 @@ class Memory:
         """By rank: ``memory``, ``cache``, ``wired`` and ``cap`` in bytes, None where not known, and
         ``allocator``; see `memory.limits.current`."""
         self.look_at_limits()
-        return dict(self._limits)
+        return dict(self.known_limits)
 
     def look_at_limits(self) -> None:
         """Ask all ranks that answer."""
         with self._looking:
             self._looked = time.monotonic()
-            self._limits |= self._ask("memory_limits", self.feed.asked.living())
+            self.known_limits |= self._ask("memory_limits", self.feed.asked.living())
             self.markers |= {
                 rank: {
                     name: float(said[key]) for key, name in NAMES.items() if said[key] is not None
                 }
-                for rank, said in self._limits.items()
+                for rank, said in self.known_limits.items()
             }
 
     def said_beforehand(self, ranks: Iterable[int] | None = None, **sizes: int | str) -> str:

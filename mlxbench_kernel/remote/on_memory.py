@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from mlxbench_kernel.memory import limits
@@ -28,7 +29,7 @@ def _set_limits(sizes: dict[str, int | str]) -> dict[str, int | None]:
     return dict(vars(limits.apply(**sizes)))
 
 
-_CALLS = {
+_CALLS: dict[str, Callable[..., Any]] = {
     "set_limits": _set_limits,
     "clear_cache": limits.clear_cache,
     "reset_peak": limits.reset_peak,

@@ -38,8 +38,8 @@ class MemoryLive(anywidget.AnyWidget):
 
     _esm = STATIC / "memory.js"
 
-    bars = traitlets.List().tag(sync=True)
-    ranks = traitlets.List().tag(sync=True)
+    bars = traitlets.List(traitlets.Dict()).tag(sync=True)
+    ranks = traitlets.List(traitlets.Dict()).tag(sync=True)
 
     def __init__(
         self,

@@ -17,12 +17,12 @@ PACKAGE = Path(mlxbench_kernel.__file__).parent
 MAY_IMPORT = {
     "kernel": {"widgets", "remote", "training", "graph", "cluster", "memory", "native"},
     "widgets": {"remote", "training", "graph", "cluster", "memory"},
-    "remote": {"training", "graph", "cluster"},
+    "remote": {"training", "graph", "cluster", "memory"},
     "training": {"graph", "memory", "native", "rank"},
     "cluster": {"rank", "memory", "native"},
     "rank": {"memory", "native"},
     "graph": {"native"},
-    "memory": {"native"},
+    "memory": {"graph", "native"},
     "native": set(),
 }
 ONLY_FOR_A_NOTEBOOK = {"anywidget", "ipywidgets", "jupyterlab", "plotly", "tqdm"}

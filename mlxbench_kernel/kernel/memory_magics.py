@@ -1,0 +1,131 @@
+"""``%mlx_mem``: the pools of all hosts, and what ranks hold in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from IPython.core.magic import Magics, line_magic, magics_class
+from IPython.display import display
+
+from mlxbench_kernel.errors import StorageError, UsageError
+from mlxbench_kernel.kernel.ranks import RankSelection
+from mlxbench_kernel.kernel.words import Word, help_text, read
+from mlxbench_kernel.units import format_bytes
+
+if TYPE_CHECKING:
+    from mlxbench_kernel.kernel.magics import RanksMagics
+    from mlxbench_kernel.remote.memory import Memory
+
+WORDS = {
+    "": Word("", "", "the view: pools, timelines, what holds memory, limits"),
+    "status": Word("", "status", "pools and ranks, in a table"),
+    "limit": Word("NAME=SIZE …", "limit cache=1GB", "set limits: memory, cache, wired"),
+    "limits": Word("", "limits", "the limits of now"),
+    "clear-cache": Word("", "clear-cache", "give MLX's cache back to the system"),
+    "reset-peak": Word("", "reset-peak", "have the peak begin anew"),
+    "mark": Word("[NAME]", "mark epoch 2", "begin a span in the timelines; without a name end it"),
+    "csv": Word("FILE", "csv memory.csv", "write all samples as a table"),
+    "html": Word("FILE", "html memory.html", "write a report that stands alone"),
+}
+
+LIMITS = ("memory", "cache", "wired")
+
+
+@magics_class
+class MemoryMagics(Magics):
+    """The magic of one shell.
+
+    Parameters
+    ----------
+    ranks
+        The magics that hold the cluster.
+    """
+
+    def __init__(self, ranks: RanksMagics) -> None:
+        super().__init__(ranks.shell)
+        self._ranks = ranks
+
+    @line_magic
+    def mlx_mem(self, line: str) -> None:
+        """Watch and limit memory: of the ranks, or without any of this kernel.
+
+        ::
+
+            %mlx_mem                            the view
+            %mlx_mem status                     pools and ranks, in a table
+            %mlx_mem limit cache=1GB            set limits; --ranks 0,2-3 for some
+            %mlx_mem clear-cache | reset-peak
+            %mlx_mem mark epoch 2               begin a span in the timelines
+            %mlx_mem --help                     all of it
+        """
+        text, ranks = _split(line)
+        if text in ("--help", "-h", "help"):
+            print(help_text("%mlx_mem", WORDS))
+            return
+        self._do(*read("%mlx_mem", WORDS, text), ranks)
+
+    def _do(self, name: str, rest: str, chosen: RankSelection | None) -> None:
+        from mlxbench_kernel.widgets import memory as view
+        from mlxbench_kernel.widgets import memory_tables
+
+        memory = view.watched(self._ranks.cluster)
+        ranks = None if chosen is None else chosen.among(memory.size)
+        if name == "":
+            display(view.MemoryView(memory))
+        elif name == "status":
+            display(memory_tables.status(memory))
+        elif name == "limits":
+            display(memory_tables.limits(memory))
+        elif name == "limit":
+            sizes = _sizes(rest)
+            print(memory.said_beforehand(ranks, **sizes))
+            memory.set_limits(ranks, **sizes)
+        elif name == "clear-cache":
+            print(f"{format_bytes(memory.clear_cache(ranks))} were given back to the system")
+        elif name == "reset-peak":
+            memory.reset_peak(ranks)
+        elif name == "mark":
+            memory.mark(rest)
+        else:
+            self._write(memory, name, Path(rest).expanduser())
+
+    def _write(self, memory: Memory, kind: str, file: Path) -> None:
+        from mlxbench_kernel.widgets import memory_report
+
+        try:
+            if kind == "csv":
+                memory_report.to_csv(memory, file)
+            else:
+                memory_report.to_html(memory, file)
+        except OSError as error:
+            raise StorageError(f"{file} could not be written: {error.strerror}") from None
+        print(f"written to {file}")
+
+
+def _split(line: str) -> tuple[str, RankSelection | None]:
+    """A line without its ``--ranks``, and what that says."""
+    words = line.split()
+    if "--ranks" not in words:
+        return line, None
+    place = words.index("--ranks")
+    if place + 1 >= len(words):
+        raise UsageError("%mlx_mem: --ranks takes numbers: type --ranks 0,2-3")
+    try:
+        chosen = RankSelection.parse(words[place + 1])
+    except ValueError as error:
+        raise UsageError(f"%mlx_mem: --ranks {error}") from None
+    return " ".join([*words[:place], *words[place + 2 :]]), chosen
+
+
+def _sizes(text: str) -> dict[str, int | str]:
+    found: dict[str, int | str] = {}
+    for word in text.split():
+        name, _, size = word.partition("=")
+        if name not in LIMITS or not size:
+            raise UsageError(
+                f"%mlx_mem limit takes {', '.join(f'{each}=SIZE' for each in LIMITS)}, not "
+                f"{word!r}: type %mlx_mem limit cache=1GB"
+            )
+        found[name] = size
+    return found

@@ -1,0 +1,140 @@
+"""The view of the pools of all hosts and of what ranks hold in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as ui
+
+from mlxbench_kernel.cluster import Cluster
+from mlxbench_kernel.remote.memory import Memory
+from mlxbench_kernel.units import format_bytes
+from mlxbench_kernel.widgets import memory_report
+from mlxbench_kernel.widgets.controls import button, field, row
+from mlxbench_kernel.widgets.memory_limits import LimitsPanel
+from mlxbench_kernel.widgets.memory_live import MemoryLive
+from mlxbench_kernel.widgets.stepping_page import Page, busy_line, error_line
+from mlxbench_kernel.widgets.threads import Commands, Redraws, one_line
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+class MemoryView(ui.VBox):  # type: ignore[misc]
+    """Every pool as a stacked bar, every rank's memory over time, and what holds it; in a cell.
+
+    It goes on while cells run and while collectives block. Two threads of its own run commands
+    and redraw; `close` ends them.
+
+    Parameters
+    ----------
+    of
+        A cluster, what watches it already, or None for the notebook's own kernel.
+    """
+
+    def __init__(self, of: Cluster | Memory | None = None) -> None:
+        self.memory = of if isinstance(of, Memory) else watched(of)
+        self.live = MemoryLive(self.memory.feed, self.memory.markers, self._changed)
+        self.error, self.busy = ui.HTML(), ui.HTML()
+        self.name = field("name of a mark", self._mark, "10em")
+        self._panels = (LimitsPanel(self.memory, self._ask),)
+        self.panels = ui.Accordion(
+            [panel.widget for panel in self._panels],
+            titles=[panel.title for panel in self._panels],
+            selected_index=None,
+        )
+        self.panels.observe(lambda _change: self._changed(), "selected_index")
+        marks = row(
+            self.name,
+            button("Mark", self._mark, "bookmark", "Begin a span with this name in the timelines"),
+            button("End mark", lambda: self._ask("", lambda: self.memory.mark("")), "", "End it"),
+        )
+        super().__init__([Page(), self.error, self.busy, self.live, marks, self.panels])
+        self.add_class("mlxbench-step")
+        self._error = ""
+        self._commands = Commands(self._changed)
+        self._redraws = Redraws(self._draw, lambda: True)
+        self._unwatch: Callable[[], None] | None = self.memory.watch(self._changed)
+        self._changed()
+
+    def __repr__(self) -> str:
+        held = [
+            f"rank {each.rank} {format_bytes(each.last['active'])}"
+            for each in self.memory.feed.ranks
+            if each.last
+        ]
+        return "Memory: " + (", ".join(held) or "no rank has answered yet")
+
+    def to_dataframe(self) -> DataFrame:
+        """All samples; see `memory_report.to_dataframe`."""
+        return memory_report.to_dataframe(self.memory)
+
+    def to_csv(self, path: str) -> None:
+        """Write all samples as CSV."""
+        memory_report.to_csv(self.memory, Path(path).expanduser())
+
+    def to_html(self, path: str) -> None:
+        """Write a report that needs nothing else to be read."""
+        memory_report.to_html(self.memory, Path(path).expanduser())
+
+    def close(self) -> None:
+        """End its threads, and take it away from where it is shown."""
+        if self._unwatch is None:
+            return
+        self._unwatch()
+        self._unwatch = None
+        self._commands.close()
+        self._redraws.close()
+        super().close()
+
+    def _mark(self) -> None:
+        name = self.name.value.strip() or "mark"
+        self._ask("", lambda: self.memory.mark(name))
+        self.name.value = ""
+
+    def _ask(self, doing: str, command: Callable[[], object]) -> None:
+        self._commands.do(doing, command)
+
+    def _changed(self) -> None:
+        self._redraws.ask()
+
+    def _draw(self) -> bool:
+        """Draw what changed; nothing is left for later."""
+        try:
+            self.live.draw()
+            if self.panels.selected_index is not None:
+                self._panels[self.panels.selected_index].show()
+            self._error = ""
+        except Exception as error:  # else it would stand still, and nobody knew why
+            self._error = f"the view could not be drawn: {one_line(error)}"
+        self._set(self.error, error_line(self._commands.error or self._error))
+        self._set(self.busy, busy_line(self._commands.doing) if self._commands.doing else "")
+        return False
+
+    @staticmethod
+    def _set(widget: Any, text: str) -> None:
+        if widget.value != text:
+            widget.value = text
+
+
+def watched(cluster: Cluster | None) -> Memory:
+    """What watches a cluster, or the notebook's own kernel: one for all views of it."""
+    key = "" if cluster is None else cluster.id
+    found = _WATCHED.get(key)
+    if found is None or found.feed.closed or found.cluster is not cluster:
+        if found is not None:
+            found.close()
+        found = _WATCHED[key] = Memory(cluster, *_own_namespace())
+    return found
+
+
+def _own_namespace() -> tuple[dict[str, Any], dict[str, Any]]:
+    from IPython.core.getipython import get_ipython
+
+    shell: Any = get_ipython()
+    return ({}, {}) if shell is None else (shell.user_ns, shell.user_ns_hidden)
+
+
+_WATCHED: dict[str, Memory] = {}

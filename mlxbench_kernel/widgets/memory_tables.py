@@ -1,0 +1,45 @@
+"""Pools, ranks and limits as tables."""
+
+from __future__ import annotations
+
+import math
+
+from mlxbench_kernel.remote.memory import Memory
+from mlxbench_kernel.remote.pool_bars import bars, how_late
+from mlxbench_kernel.units import format_bytes
+from mlxbench_kernel.widgets.table import Table
+
+LIMITS = ("memory", "cache", "wired", "cap")
+
+
+def size(value: float | None) -> str:
+    """Bytes for a person; what the system does not tell is unknown."""
+    return "unknown" if value is None or math.isnan(value) else format_bytes(value)
+
+
+def status(memory: Memory) -> Table:
+    """A line for each rank, and the pools below."""
+    rows = []
+    for each in memory.feed.ranks:
+        last = each.last
+        held = [size(last.get(name)) for name in ("active", "cache", "peak", "footprint")]
+        rows.append([str(each.rank), each.host, *held, how_late(each)])
+    pools = [
+        f"{bar.host} {bar.pool}: {size(free)} of {size(bar.total)} free"
+        + (f", pressure {bar.pressure}" if bar.pressure else "")
+        + ("" if math.isnan(bar.swap) else f", swap {size(bar.swap)}")
+        for bar in bars(memory.feed.ranks, memory.markers)
+        for free in [bar.segments[-1].bytes]
+    ]
+    header = ("rank", "host", "MLX active", "MLX cache", "peak", "footprint", "")
+    return Table(header, rows, " · ".join(pools))
+
+
+def limits(memory: Memory) -> Table:
+    """A line for each rank."""
+    rows = [
+        [str(rank), *(size(said[name]) for name in LIMITS)]
+        for rank, said in sorted(memory.known_limits.items())
+    ]
+    header = ("rank", "memory limit", "cache limit", "wired limit", "GPU cap")
+    return Table(header, rows)
