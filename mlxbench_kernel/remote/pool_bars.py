@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from mlxbench_kernel.memory.record import COLUMNS, PRESSURES
 from mlxbench_kernel.remote.memory_feed import Seen
@@ -35,6 +35,25 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Marker:
+    """A limit or a peak, drawn where what it is of would end if it were that large.
+
+    Attributes
+    ----------
+    name
+        As "peak of rank 1", "GPU cap".
+    bytes
+        The limit.
+    at
+        Bytes from the beginning of the bar.
+    """
+
+    name: str
+    bytes: float
+    at: float
+
+
+@dataclass(frozen=True)
 class Bar:
     """A pool of a host at one moment.
 
@@ -47,7 +66,7 @@ class Bar:
     segments
         They fill it.
     markers
-        Bytes by name: "GPU cap", "limit of rank 0", "peak of rank 1", …
+        Limits and peaks, those that lie within the pool.
     pressure
         "normal", "warn" or "critical"; "" where the system does not tell.
     swap, swap_trend
@@ -62,7 +81,7 @@ class Bar:
     pool: str
     total: float
     segments: tuple[Segment, ...]
-    markers: Mapping[str, float] = field(default_factory=dict)
+    markers: tuple[Marker, ...] = ()
     pressure: str = ""
     swap: float = math.nan
     swap_trend: int = 0
@@ -104,35 +123,31 @@ def _of_host(
     apart = not math.isnan(pool["gpu_total"])
     system = _known(pool["wired"]) + _known(pool["compressed"])
     marks = {rank: limits.get(rank, {}) for rank in alive}
+    stack = _stack(
+        pool["total"], pool["available"], system,
+        {rank: _charged(each, apart) for rank, each in alive.items()},
+    )  # fmt: skip
     found = [
         Bar(
             host,
             "host" if apart else "memory",
             pool["total"],
-            _stack(
-                pool["total"], pool["available"], system,
-                {rank: _charged(each, apart) for rank, each in alive.items()},
-            ),
-            {} if apart else _markers(alive, marks),
+            stack,
+            () if apart else _markers(pool["total"], stack, alive, marks),
             "" if math.isnan(pool["pressure"]) else PRESSURES[int(pool["pressure"])],
             pool["swap"],
             _trend(newest, now),
             tuple(name for name in ("wired", "compressed", "swap") if math.isnan(pool[name])),
             stale,
         )
-    ]  # fmt: skip
-    if apart:  # each rank has a GPU of its own, as CUDA_VISIBLE_DEVICES gives it
-        found += [
-            Bar(
-                host, f"GPU of rank {rank}", each["gpu_total"],
-                _stack(
-                    each["gpu_total"], each["gpu_available"], 0.0,
-                    {rank: (("active", each["active"]), ("cache", each["cache"]))},
-                ),
-                _markers({rank: each}, marks), stale=stale,
-            )
-            for rank, each in alive.items()
-        ]  # fmt: skip
+    ]
+    for rank, each in alive.items() if apart else ():
+        # Each rank has a GPU of its own, as CUDA_VISIBLE_DEVICES gives it.
+        total = each["gpu_total"]
+        ours = {rank: (("active", each["active"]), ("cache", each["cache"]))}
+        stack = _stack(total, each["gpu_available"], 0.0, ours)
+        markers = _markers(total, stack, {rank: each}, marks)
+        found.append(Bar(host, f"GPU of rank {rank}", total, stack, markers, stale=stale))
     return found
 
 
@@ -167,24 +182,26 @@ def _stack(
 
 
 def _markers(
-    alive: Mapping[int, Mapping[str, float]], marks: Mapping[int, Mapping[str, float]]
-) -> dict[str, float]:
-    several = len(alive) > 1
-    found: dict[str, float] = {}
-    for rank, sample in alive.items():
-        of = f" of rank {rank}" if several else ""
-        found[f"peak{of}"] = sample["peak"]
-        found |= {f"{name}{of}": value for name, value in marks[rank].items()}
-    # The same for all ranks, as most limits are: once.
-    for name in {name for each in marks.values() for name in each}:
-        values = {marks[rank].get(name) for rank in alive}
-        if several and len(values) == 1:
-            value = values.pop()
-            for rank in alive:
-                found.pop(f"{name} of rank {rank}", None)
-            if value is not None:
-                found[name] = value
-    return found
+    total: float,
+    stack: Sequence[Segment],
+    alive: Mapping[int, Mapping[str, float]],
+    marks: Mapping[int, Mapping[str, float]],
+) -> tuple[Marker, ...]:
+    """What is marked: of each rank, and once where it is the same for all."""
+    begins: dict[int, float] = {}
+    passed = 0.0
+    for segment in stack:
+        begins.setdefault(segment.rank, passed)
+        passed += segment.bytes
+    wanted = {rank: {"peak": each["peak"], **marks[rank]} for rank, each in alive.items()}
+    found = []
+    for name in dict.fromkeys(name for each in wanted.values() for name in each):
+        values = {rank: each[name] for rank, each in wanted.items() if name in each}
+        same = name != "peak" and len(values) == len(alive) and len(set(values.values())) == 1
+        for rank, value in list(values.items())[: 1 if same else None]:
+            of = "" if same or len(alive) == 1 else f" of rank {rank}"
+            found.append(Marker(f"{name}{of}", value, begins[rank] + value))
+    return tuple(each for each in found if each.at <= total)
 
 
 def _trend(seen: Seen, now: float) -> int:

@@ -90,7 +90,7 @@ def _plain(bar: Bar) -> dict[str, Any]:
     return {
         **vars(bar),
         "segments": [vars(each) for each in bar.segments],
-        "markers": list(bar.markers.items()),
+        "markers": [vars(each) for each in bar.markers],
         "swap": None if math.isnan(bar.swap) else bar.swap,
         "unknown": list(bar.unknown),
     }

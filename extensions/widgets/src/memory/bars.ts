@@ -82,9 +82,9 @@ function fill(element: HTMLElement, bar: Bar): void {
   stack.setAttribute("aria-label", bar.segments.map((s) => `${NAMES[s.kind]} ${bytes(s.bytes)}`).join(", "));
   const labels = element.querySelector(".mlxmem-markers")!;
   const rows: number[] = []; // of each row of labels, where its last one begins
-  const sorted = [...bar.markers].sort((one, other) => one[1] - other[1]);
-  sorted.forEach(([what, value], place) => {
-    const at = Math.min(value / bar.total, 1);
+  const sorted = [...bar.markers].sort((one, other) => one.at - other.at);
+  sorted.forEach((each, place) => {
+    const at = each.at / bar.total;
     const marker = labels.children[place] as HTMLElement;
     let row = rows.findIndex((last) => at - last > NEAR);
     if (row < 0) row = rows.length;
@@ -92,7 +92,7 @@ function fill(element: HTMLElement, bar: Bar): void {
     marker.style.left = `${(100 * at).toFixed(2)}%`;
     marker.style.setProperty("--row", String(row));
     marker.classList.toggle("mlxmem-left", at > 0.8);
-    text(marker.children[0], `${what} ${bytes(value)}`);
+    text(marker.children[0], `${each.name} ${bytes(each.bytes)}`);
   });
   labels.parentElement!.style.setProperty("--rows", String(rows.length));
 }

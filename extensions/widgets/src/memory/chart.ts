@@ -110,7 +110,7 @@ export class Chart {
           x: { time: !this.overlaid, auto: false, range: () => [this.shown.from, this.shown.to] },
           y: { range: (_, __, most) => [0, Math.max(most ?? 0, 1) * 1.08] },
         },
-        axes: [axis, { ...axis, size: 66, values: size }],
+        axes: [{ ...axis, size: 34 }, { ...axis, size: 66, values: size }],
         bands: this.overlaid ? [] : [{ series: [2, 1], fill: colour("cache", this.rank) }],
         legend: { live: true },
         cursor: {

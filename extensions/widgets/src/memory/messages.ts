@@ -11,7 +11,7 @@ export interface Bar {
   pool: string;
   total: number;
   segments: Segment[];
-  markers: [string, number][];
+  markers: { name: string; bytes: number; at: number }[];
   pressure: string;
   swap: number | null;
   swap_trend: number;
