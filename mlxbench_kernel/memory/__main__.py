@@ -114,20 +114,18 @@ def _figures(pool: Pool, colour: bool) -> list[str]:
 
 def _show(stream: TextIO, found: Sequence[Pool], as_json: bool, again: bool) -> None:
     if as_json:
-        told = {"time": time.time(), "host": platform.node()}
-        told["pools"] = [dataclasses.asdict(pool) for pool in found]
-        print(json.dumps(told), file=stream, flush=True)
+        told = [dataclasses.asdict(pool) for pool in found]
+        answer = {"time": time.time(), "host": platform.node(), "pools": told}
+        print(json.dumps(answer), file=stream, flush=True)
         return
     terminal = stream.isatty()
     colour = terminal and "NO_COLOR" not in os.environ
     width = max(10, min(60, shutil.get_terminal_size().columns - 45))
-    lines = [line for pool in found for line in draw(pool, width, colour)]
     names = "  ".join(f"{_coloured(mark, name, colour)} {name}" for name, mark in MARKS.items())
+    lines = [f"{platform.node()} {time.strftime('%H:%M:%S')}  {names}"]
+    lines += [line for pool in found for line in draw(pool, width, colour)]
     start = HOME_AND_CLEAR if terminal and again else ""
-    when = time.strftime("%H:%M:%S")
-    print(
-        start + "\n".join([f"{platform.node()} {when}  {names}", *lines]), file=stream, flush=True
-    )
+    print(start + "\n".join(lines), file=stream, flush=True)
 
 
 def _now() -> list[Pool]:

@@ -6,7 +6,7 @@ Formats: cgroups(7), proc_pid_mountinfo(5), and the kernel's ``admin-guide/cgrou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -64,11 +64,14 @@ class Confined:
         In bytes.
     group
         The group whose limit is the total; None where no limit is below the host's memory.
+    stat
+        Of that group, see `stat`; empty where there is none.
     """
 
     total: int
     available: int
     group: Path | None
+    stat: Mapping[str, int]
 
 
 def confine(total: int, available: int, groups: Sequence[Path]) -> Confined:
@@ -81,7 +84,8 @@ def confine(total: int, available: int, groups: Sequence[Path]) -> Confined:
     groups
         As from `folders`; every one of them has to hold.
     """
-    host, tightest = total, None
+    host = total
+    tightest: tuple[Path | None, Mapping[str, int]] = (None, {})
     for group in groups:
         for limit_name, used_name, droppable_name in (V2, V1):
             limit = number(group / limit_name)
@@ -90,29 +94,24 @@ def confine(total: int, available: int, groups: Sequence[Path]) -> Confined:
             used = number(group / used_name)
             if used is None:
                 continue
+            counts = stat(group)
             if limit < total:
-                total, tightest = limit, group
-            free = limit - used + (stat(group).get(droppable_name) or 0)
+                total, tightest = limit, (group, counts)
+            free = limit - used + counts.get(droppable_name, 0)
             available = min(available, max(0, free))
-    return Confined(total, available, tightest)
+    return Confined(total, available, *tightest)
 
 
-def kernel(group: Path) -> int | None:
+def kernel(counts: Mapping[str, int]) -> int | None:
     """Bytes that the kernel holds for a group and cannot give up; None in version 1.
 
-    ``kernel`` of ``memory.stat`` (since Linux 5.18) is stacks, page tables, per-cpu, vmalloc
-    and slab; ``slab_reclaimable`` of it is dropped when memory runs short. Version 1 counts
-    what is reclaimable in.
+    ``kernel`` of `stat` (since Linux 5.18) is stacks, page tables, per-cpu, vmalloc and slab;
+    ``slab_reclaimable`` of it is dropped when memory runs short. Version 1 counts what is
+    reclaimable in.
     """
-    of_group = stat(group)
-    if "kernel" not in of_group:
+    if "kernel" not in counts:
         return None
-    return max(0, of_group["kernel"] - of_group.get("slab_reclaimable", 0))
-
-
-def compressed(group: Path) -> int | None:
-    """Bytes of the group's pages in zswap, compressed (``zswap`` of ``memory.stat``, 5.19)."""
-    return stat(group).get("zswap")
+    return max(0, counts["kernel"] - counts.get("slab_reclaimable", 0))
 
 
 def swap(group: Path, total: int | None) -> tuple[int | None, int | None]:

@@ -223,9 +223,7 @@ def _said_of_memory(limit: int) -> str:
         if kind == "metal":
             cap = samples.gpu_info()["max_recommended_working_set_size"]
             start = min(limit, int(RECLAIMED_AT * cap))
-        said += (
-            f"; when active and cached pass {format_bytes(start)}, cached buffers are given back"
-        )
+        said += f"; beyond {format_bytes(start)} active and cached, cached buffers are given back"
     if active > limit:
         said += (
             f". {format_bytes(active - limit)} more than that are active: evaluation gets slower "

@@ -1,11 +1,13 @@
 """What macOS says about memory, in the formats of Apple's headers; none of it ran on a Mac.
 
 Sources: apple-oss-distributions/xnu, ``bsd/sys/resource.h``, ``osfmk/mach/vm_statistics.h`` and
-``osfmk/mach/host_info.h``, read 2026-11-23.
+``osfmk/mach/host_info.h``, read 2026-11-23; ``bsd/sys/sysctl.h`` (``struct xsw_usage``) and
+``bsd/kern/kern_memorystatus_notify.c`` (the pressure level), read 2026-11-28.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import struct
@@ -18,6 +20,20 @@ import pytest
 from mlxbench_kernel.memory import macos
 
 GB = 10**9
+
+# What ``ioreg -r -d 1 -w 0 -c IOAccelerator`` prints on an Apple M4, the lines that matter, as
+# quoted in a public test of a monitor of Macs; read 2026-11-28. The driver's share is beside it.
+IOREG = """\
++-o AGXAcceleratorG16G  <class AGXAcceleratorG16G, id 0x10000050b, registered, matched, active, \
+busy 0 (655 ms), retain 51>
+    {
+      "PerformanceStatistics" = {"In use system memory (driver)"=0,\
+"Alloc system memory"=1574862848,"Tiler Utilization %"=20,\
+"Device Utilization %"=21,"In use system memory"=351141888}
+      "model" = "Apple M4"
+      "gpu-core-count" = 10
+    }
+"""
 
 # The five calls as macOS declares them, with the structs of its headers, as a library that can
 # be built on any system. The answers are those of a Mac with 128 GiB and 16 KiB pages.
@@ -60,13 +76,33 @@ int proc_pid_rusage(int pid, int flavor, void *buffer) {
   return 0;
 }
 
-int sysctlbyname(const char *name, void *value, size_t *size, void *new_value, size_t new_size) {
-  if (strcmp(name, "hw.memsize") != 0 || *size != 8 || new_value || new_size) {
-    errno = ENOENT;
-    return -1;
-  }
-  *(uint64_t *)value = 137438953472;
+struct xsw_usage {
+  uint64_t xsu_total, xsu_avail, xsu_used;
+  uint32_t xsu_pagesize;
+  int xsu_encrypted;
+};
+
+static int answer(void *value, size_t *size, const void *from, size_t length) {
+  if (*size < length) { errno = ENOMEM; return -1; }
+  memcpy(value, from, length);
+  *size = length;
   return 0;
+}
+
+uint32_t pressure_level = 2, wired_limit_mb = 0;
+
+int sysctlbyname(const char *name, void *value, size_t *size, void *new_value, size_t new_size) {
+  uint64_t memsize = 137438953472;
+  struct xsw_usage swap = {4294967296, 3221225472, 1073741824, 16384, 1};
+  if (new_value || new_size) { errno = EPERM; return -1; }
+  if (!strcmp(name, "hw.memsize")) return answer(value, size, &memsize, 8);
+  if (!strcmp(name, "vm.swapusage")) return answer(value, size, &swap, sizeof swap);
+  if (!strcmp(name, "kern.memorystatus_vm_pressure_level"))
+    return answer(value, size, &pressure_level, 4);
+  if (!strcmp(name, "iogpu.wired_limit_mb") && wired_limit_mb != 99)
+    return answer(value, size, &wired_limit_mb, 4);
+  errno = ENOENT;
+  return -1;
 }
 
 static int rights;
@@ -86,6 +122,8 @@ int host_statistics64(natural_t host, int flavor, void *info, natural_t *count) 
   all.speculative_count = 40000;
   all.external_page_count = 300000;
   all.purgeable_count = 7000;
+  all.wire_count = 500000;
+  all.compressor_page_count = 60000;
   memcpy(info, &all, sizeof all);
   return 0;
 }
@@ -128,9 +166,65 @@ def test_a_call_that_fails_says_so(mac: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_the_structs_have_the_sizes_that_macos_expects() -> None:
     assert macos.RUSAGE.size == 296
     assert macos.VM_STATISTICS.size == 38 * 4, "HOST_VM_INFO64_REV1_COUNT is 38 words"
+    assert macos.SWAP_USAGE.size == 32
 
 
 def test_footprint_is_not_the_resident_size() -> None:
     fields = [0] * 35
     fields[6], fields[7] = 46 * GB, 110 * GB  # ri_resident_size, ri_phys_footprint
     assert macos.parse_rusage(struct.pack("<16s35Q", os.urandom(16), *fields)) == 110 * GB
+
+
+def test_the_whole_pool_of_a_mac(mac: Path) -> None:
+    seen = macos.host()
+    assert (seen.total, seen.available) == macos.pool()
+    assert (seen.wired, seen.compressed) == (500_000 * 16_384, 60_000 * 16_384)
+    assert (seen.swap_used, seen.swap_total) == (1024**3, 4 * 1024**3)
+    level = ctypes.c_uint32.in_dll(macos._system(), "pressure_level")
+    # NOTE_MEMORYSTATUS_PRESSURE_NORMAL, _WARN, _CRITICAL; another is not known.
+    for number, word in ((1, "normal"), (2, "warn"), (4, "critical"), (8, None)):
+        level.value = number
+        assert macos.host().pressure == word
+
+
+def test_what_macos_does_not_say_is_unknown(mac: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(name: str, size: int) -> bytes | None:
+        return whole(name, size) if name == "hw.memsize" else None
+
+    whole = macos._sysctl
+    monkeypatch.setattr(macos, "_sysctl", refused)
+    seen = macos.host()
+    assert (seen.swap_used, seen.swap_total, seen.pressure) == (None, None, None)
+    assert seen.total == 137_438_953_472
+
+
+def test_the_limit_of_the_gpu_is_in_mebibytes_and_0_is_the_default(mac: Path) -> None:
+    """``sudo sysctl iogpu.wired_limit_mb=…``, as the docs of `mx.set_wired_limit` have it."""
+    limit = ctypes.c_uint32.in_dll(macos._system(), "wired_limit_mb")
+    assert macos.wired_limit() is None
+    limit.value = 26_624
+    assert macos.wired_limit() == 26_624 * 1024**2
+    limit.value = 99  # here: a Mac that has no such name
+    assert macos.wired_limit() is None
+
+
+def test_what_the_gpu_uses_is_not_the_drivers_share() -> None:
+    assert macos.parse_ioreg(IOREG) == 351_141_888
+    assert macos.parse_ioreg(IOREG.replace('"In use system memory"=351141888', "")) is None
+    assert macos.parse_ioreg("") is None
+
+
+def test_the_gpus_use_is_asked_of_ioreg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "answer").write_text(IOREG)
+    command = tmp_path / "ioreg"
+    command.write_text(
+        f'#!/bin/sh\n[ "$*" = "-r -d 1 -w 0 -c IOAccelerator" ] || exit 1\n'
+        f"cat {tmp_path / 'answer'}\n"
+    )
+    command.chmod(0o755)
+    monkeypatch.setattr(macos, "IOREG", [str(command), *macos.IOREG[1:]])
+    assert macos.gpu_in_use() == 351_141_888
+    monkeypatch.setattr(macos, "IOREG", [str(command), "-r"])
+    assert macos.gpu_in_use() is None, "it failed"
+    monkeypatch.setattr(macos, "IOREG", [str(tmp_path / "missing")])
+    assert macos.gpu_in_use() is None, "there is none"
