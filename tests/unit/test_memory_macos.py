@@ -12,14 +12,19 @@ import os
 import shutil
 import struct
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from mlxbench_kernel.memory import macos
+from mlxbench_kernel import memory
+from mlxbench_kernel.memory import macos, samples
 
 GB = 10**9
+
+# Keys of mlx/backend/metal/device_info.cpp (ml-explore/mlx 846d176, 2026-08-22).
+METAL = {"device_name": "Apple M4 Max", "max_recommended_working_set_size": 115_448_725_504}
 
 # What ``ioreg -r -d 1 -w 0 -c IOAccelerator`` prints on an Apple M4, the lines that matter, as
 # quoted in a public test of a monitor of Macs; read 2026-11-28. The driver's share is beside it.
@@ -206,6 +211,26 @@ def test_the_limit_of_the_gpu_is_in_mebibytes_and_0_is_the_default(mac: Path) ->
     assert macos.wired_limit() == 26_624 * 1024**2
     limit.value = 99  # here: a Mac that has no such name
     assert macos.wired_limit() is None
+
+
+def test_a_macs_one_pool(mac: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(samples, "gpu_info", lambda: METAL)
+    (pool,) = memory.pools()
+    assert (pool.name, pool.total) == ("unified", 137_438_953_472)
+    assert (pool.pressure, pool.swap_used, pool.limited_by) == ("warn", 1024**3, None)
+    assert pool.cap == METAL["max_recommended_working_set_size"]
+    assert pool.gpu_used is None, "to ask takes long"
+    ctypes.c_uint32.in_dll(macos._system(), "wired_limit_mb").value = 120_000
+    assert memory.pools()[0].cap == 120_000 * 1024**2, "MLX's figure is of the process's start"
+    monkeypatch.setattr(samples, "gpu_info", dict)
+    (pool,) = memory.pools()
+    assert (pool.name, pool.cap) == ("host", None), "MLX without Metal"
+    command = tmp_path / "ioreg"
+    command.write_text(f"#!/bin/sh\ncat <<'END'\n{IOREG}END\n")
+    command.chmod(0o755)
+    monkeypatch.setattr(macos, "IOREG", [str(command)])
+    assert memory.gpu_used(max_age=0) == 351_141_888
 
 
 def test_what_the_gpu_uses_is_not_the_drivers_share() -> None:
