@@ -4,8 +4,14 @@
 be called from any thread. `limits` reads and sets MLX's limits; `explain` tells of an allocation
 that failed. What differs between systems is in `linux` (with `cgroup`), `macos` and `cuda`.
 ``python -m mlxbench_kernel.memory`` draws the pools in a terminal.
+
+`attribute` finds the names behind MLX's buffers; `HOLDERS` is where those register who keep arrays
+beside the user's variables. `record` keeps samples over time.
 """
 
+from mlxbench_kernel.memory.attribution import attribute
+from mlxbench_kernel.memory.holders import HOLDERS
+from mlxbench_kernel.memory.holdings import Holdings
 from mlxbench_kernel.memory.limits import Limits
 from mlxbench_kernel.memory.overflow import explain
 from mlxbench_kernel.memory.pools import Pool, gpu_used, pools
@@ -13,9 +19,12 @@ from mlxbench_kernel.memory.samples import MemorySample, host_pool, oom_kills, s
 from mlxbench_kernel.units import format_bytes
 
 __all__ = [
+    "HOLDERS",
+    "Holdings",
     "Limits",
     "MemorySample",
     "Pool",
+    "attribute",
     "explain",
     "format_bytes",
     "gpu_used",

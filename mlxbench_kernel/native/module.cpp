@@ -1,12 +1,9 @@
 // What MLX's Python interface does not offer, compiled on this machine against the installed MLX.
 #include <nanobind/nanobind.h>
-#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <chrono>
 #include <cstdint>
-#include <thread>
 #include <utility>
 
 #ifdef __linux__
@@ -14,6 +11,7 @@
 #include <unistd.h>
 #endif
 
+#include "buffers.h"
 #include "compiled_calls.h"
 #include "frozen.h"
 #include "graph_bindings.h"
@@ -51,36 +49,6 @@ static mx::array blank(const std::vector<int>& shape, mx::Dtype dtype) {
   return mx::array(std::move(data), mx::Shape(shape.begin(), shape.end()), dtype);
 }
 
-// The memory behind each array: which buffer, and its size; (0, 0) for an array without one.
-//
-// Meant for a thread beside the one that evaluates, so it only reads: array::is_available would
-// change the array. Python's own references, and the GIL, keep the arrays where they are; an
-// evaluation, which has no GIL, may just be giving one its buffer. A buffer is therefore looked
-// into only some time after its pointer was seen, when the other thread has written all of it.
-static std::vector<std::pair<uintptr_t, size_t>> buffers(const nb::list& arrays) {
-  std::vector<std::pair<const mx::array*, const mx::array::Data*>> seen;
-  seen.reserve(nb::len(arrays));
-  for (nb::handle item : arrays) {
-    const auto& array = nb::cast<const mx::array&>(item);
-    bool evaluated = array.status() != mx::array::Status::unscheduled;
-    seen.emplace_back(&array, evaluated ? array.data_shared_ptr().get() : nullptr);
-  }
-  std::this_thread::sleep_for(std::chrono::microseconds(20));
-  std::vector<std::pair<uintptr_t, size_t>> found;
-  found.reserve(seen.size());
-  for (auto [array, data] : seen) {
-    auto buffer = data == nullptr ? mx::allocator::Buffer(nullptr) : data->buffer();
-    size_t size = 0;
-    if (buffer.ptr() != nullptr) {
-      // Of memory that came from elsewhere the allocator does not know the size.
-      size = data->is_owned() ? mx::allocator::allocator().size(buffer)
-                              : array->data_size() * array->itemsize();
-    }
-    found.emplace_back(reinterpret_cast<uintptr_t>(buffer.ptr()), size);
-  }
-  return found;
-}
-
 NB_MODULE(mlxbench_native, m) {
   // Registers the types (Group, array) that this module shares with MLX's own.
   nb::module_::import_("mlx.core");
@@ -90,6 +58,7 @@ NB_MODULE(mlxbench_native, m) {
   }
 
   bench::bind_graph(m);
+  bench::bind_buffers(m);
   bench::bind_compiled_calls(m);
   bench::bind_frozen(m);
   bench::bind_groups(m);
@@ -125,12 +94,6 @@ NB_MODULE(mlxbench_native, m) {
       nb::arg("shape"),
       nb::arg("dtype"),
       "An evaluated array whose memory holds anything, to be written through a NumPy view.");
-
-  m.def(
-      "buffers",
-      &buffers,
-      nb::arg("arrays"),
-      "Of each array its buffer and that one's size in bytes; (0, 0) before it is evaluated.");
 
   m.def(
       "handle",

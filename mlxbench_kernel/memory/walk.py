@@ -1,0 +1,271 @@
+"""Goes through the variables of a process, and says which arrays are where.
+
+It runs nobody's code and ends after so many objects or so much time. Every container is gone into
+once; where it is found again there is a link to where it was found first.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+from mlxbench_kernel.memory import contents
+from mlxbench_kernel.memory.holdings import NONE, UNKNOWN
+
+ITEMS = 100_000  # of one container
+_LOOKS = 500  # objects between two looks at the clock
+
+PARAMETERS, OPTIMIZER, CACHES, VARIABLES, GRAPH, SNAPSHOTS, HISTORY = KINDS = (
+    "parameters", "optimizer", "kv cache", "variables", "graph", "snapshots", "history",
+)  # fmt: skip
+_FIXED = frozenset({SNAPSHOTS, HISTORY})  # whatever it is, it is there as one of these
+
+_SKIP, _ARRAY, _NUMPY, _BYTES, _OBJECT = range(5)
+
+
+class _Class(NamedTuple):
+    """What is known of a class."""
+
+    action: int
+    opener: contents.Opener | None
+    kind: str | None  # what its instances hold counts as
+
+
+class Walk:
+    """What was found; see the module.
+
+    Parameters
+    ----------
+    seconds, objects
+        Where the walk ends.
+
+    Attributes
+    ----------
+    parents, keys, kinds, roots : list
+        Of each node (an object that was gone into, an array, a link): the node of what holds it,
+        or -1; under which key; what it counts as; the node of the variable.
+    types : list of str
+        Of each node the name of its class.
+    arrays, places : list
+        MLX arrays, and the nodes where they are; an array in two places is there twice.
+    links : list of (node, node)
+        Where a container was found again, and where it was found first.
+    host : list of (node, bytes)
+        Memory of NumPy arrays and bytes, each counted once.
+    stopped : list of str
+        Where something was left out: the walk ended there, or a container is too long.
+    """
+
+    def __init__(self, seconds: float, objects: int) -> None:
+        import mlx.core as mx
+        import mlx.optimizers as optim
+        import numpy as np
+        from mlx.nn.layers.base import Module
+
+        self.parents: list[int] = []
+        self.keys: list[Any] = []
+        self.kinds: list[str] = []
+        self.roots: list[int] = []
+        self.types: list[str] = []
+        self.arrays: list[Any] = []
+        self.places: list[int] = []
+        self.links: list[tuple[int, int]] = []
+        self.host: list[tuple[int, int]] = []
+        self.stopped: list[str] = []
+        self._over = False
+        self._bases = mx.array, np.ndarray
+        self._owners = (Module, PARAMETERS), (optim.Optimizer, OPTIMIZER)
+        self._classes: dict[type, _Class] = {}
+        self._skipped = set(contents.PLAIN)
+        self._seen: dict[int, int] = {}
+        self._objects: list[tuple[int, Any]] = []  # keeps ids from being used again meanwhile
+        self._host_seen: set[int] = set()
+        self._until = time.perf_counter() + seconds
+        self._left = objects
+        self._beside = threading.current_thread() is not threading.main_thread()
+
+    def variables(self, namespace: Mapping[str, Any], hidden: Collection[str] = ()) -> None:
+        """Go through variables: models first, IPython's own last; `HOLDERS` come between."""
+        from mlxbench_kernel.memory.holders import HOLDERS
+
+        self._seen[id(namespace)] = NONE
+        ours: list[tuple[str, Any]] = []
+        theirs: list[tuple[str, Any]] = []
+        for name, value in list(namespace.items()):
+            if type(value) in self._skipped:
+                continue
+            own = name in hidden or contents.is_own_name(name)
+            (theirs if own else ours).append((name, value))
+        ours.sort(key=lambda item: (self._rank(item[1]), item[0].startswith("_")))
+        for name, value in ours:
+            self._top(name, value, VARIABLES)
+        for name, give in list(HOLDERS.items()):
+            self._top(name, _given(give), SNAPSHOTS)
+        errors = {
+            name: getattr(sys, name) for name in ("last_value", "last_exc") if hasattr(sys, name)
+        }
+        self._top("IPython", dict(theirs) | errors, HISTORY)
+
+    def shared(self) -> list[int]:
+        """Of each node the root of another variable that leads to it as well, or NONE, UNKNOWN.
+
+        What is UNKNOWN has more references than were found. To be called once, after the walk:
+        it lets go of the objects.
+        """
+        second = [NONE] * len(self.parents)
+        waiting = [(first, self.roots[again]) for again, first in self.links]
+        waiting += [(node, UNKNOWN) for node in self._held_elsewhere()]
+        self._objects.clear()
+        if waiting:
+            inside: list[list[int]] = [[] for _ in self.parents]
+            for node, parent in enumerate(self.parents):
+                if parent >= 0:
+                    inside[parent].append(node)
+            for again, first in self.links:
+                inside[self.parents[again]].append(first)
+            while waiting:
+                node, root = waiting.pop()
+                if root != self.roots[node] and second[node] == NONE:
+                    second[node] = root
+                    waiting += [(each, root) for each in inside[node]]
+        return second
+
+    def _held_elsewhere(self) -> list[int]:
+        known = dict.fromkeys([node for node, _ in self._objects], 1)
+        for _, first in self.links:
+            known[first] += 1
+        # Beside those: the pair in the list, the variable `value`, and the argument.
+        return [
+            node
+            for node, value in self._objects
+            if sys.getrefcount(value) > known[node] + 3 and self.kinds[node] not in _FIXED
+        ]
+
+    def _rank(self, value: Any) -> int:
+        kind = self._class(type(value)).kind
+        return KINDS.index(VARIABLES if kind is None else kind)
+
+    def _top(self, name: str, value: Any, kind: str) -> None:
+        if self._over:
+            return
+        root = len(self.parents)
+        waiting: list[tuple[Any, Any, int, str]] = [(name, value, NONE, kind)]
+        del value  # counted references are those of others
+        while waiting:
+            key, part, parent, kind = waiting.pop()
+            kind_of = self._class(type(part))
+            self._left -= 1
+            if self._left % _LOOKS == 0 and self._is_over():
+                self._over = True
+                self.stopped.append(f"the walk ended at {self._where(key, parent)}")
+                return
+            if kind_of.kind is not None and kind not in _FIXED:
+                kind = kind_of.kind
+            if kind_of.action == _OBJECT:
+                first = self._seen.get(id(part))
+                if first is not None:
+                    if first != NONE:
+                        self.links.append((self._add(key, parent, kind, root, part), first))
+                    continue
+                node = self._add(key, parent, kind, root, part)
+                self._seen[id(part)] = node
+                self._objects.append((node, part))
+                assert kind_of.opener is not None
+                waiting += self._inside(kind_of.opener, part, node, kind)
+            elif kind_of.action == _ARRAY:
+                self.places.append(self._add(key, parent, kind, root, part))
+                self.arrays.append(part)
+            elif kind_of.action == _NUMPY:
+                self._add_numpy(key, parent, kind, root, part)
+            elif kind_of.action == _BYTES and id(part) not in self._host_seen:
+                self._host_seen.add(id(part))
+                self.host.append((self._add(key, parent, kind, root, part), len(part)))
+
+    def _add(self, key: Any, parent: int, kind: str, root: int, part: Any) -> int:
+        self.parents.append(parent)
+        self.keys.append(key)
+        self.kinds.append(kind)
+        self.roots.append(root)
+        self.types.append(type(part).__name__)
+        return len(self.parents) - 1
+
+    def _inside(
+        self, opener: contents.Opener, part: Any, node: int, kind: str
+    ) -> list[tuple[Any, Any, int, str]]:
+        skipped, most = self._skipped, min(ITEMS, max(self._left, 0))
+        try:
+            found = [
+                (key, each, node, kind)
+                for key, each in opener(part, most)
+                if type(each) not in skipped
+            ]
+        except RuntimeError:  # another thread changed its size
+            return []
+        if contents.size(part) > most:
+            where = self._where(self.keys[node], self.parents[node])
+            self.stopped.append(f"only {most:,} of {contents.size(part):,} in {where}")
+        found.reverse()
+        return found
+
+    def _add_numpy(self, key: Any, parent: int, kind: str, root: int, array: Any) -> None:
+        """Count the array that a view leads to, where that owns its memory."""
+        base = array
+        while issubclass(type(base.base), self._bases[1]):
+            base = base.base
+        if base.flags.owndata and id(base) not in self._host_seen:
+            self._host_seen.add(id(base))
+            self.host.append((self._add(key, parent, kind, root, array), int(base.nbytes)))
+
+    def _class(self, kind: type) -> _Class:
+        known = self._classes.get(kind)
+        if known is None:
+            known = self._classes[kind] = self._look_at(kind)
+            if known.action == _SKIP:
+                self._skipped.add(kind)
+        return known
+
+    def _look_at(self, kind: type) -> _Class:
+        for action, base in zip((_ARRAY, _NUMPY), self._bases, strict=True):
+            if issubclass(kind, base):
+                return _Class(action, None, None)
+        if issubclass(kind, (bytes, bytearray)):
+            return _Class(_BYTES, None, None)
+        opener = contents.opener(kind)
+        counts_as = next((as_ for base, as_ in self._owners if issubclass(kind, base)), None)
+        if counts_as is None and contents.comes_from(kind, "mlx_lm.models.cache"):
+            counts_as = CACHES
+        if counts_as == OPTIMIZER and opener is not None:
+            opener = _in_public(opener)  # `state` is a property
+        return _Class(_SKIP if opener is None else _OBJECT, opener, counts_as)
+
+    def _is_over(self) -> bool:
+        if self._left <= 0 or time.perf_counter() > self._until:
+            return True
+        if self._beside:
+            time.sleep(1e-4)  # without it, others would wait for the GIL by turns of 5 ms
+        return False
+
+    def _where(self, key: Any, parent: int) -> str:
+        found = [contents.label(key)]
+        while parent >= 0:
+            found.append(contents.label(self.keys[parent]))
+            parent = self.parents[parent]
+        return ".".join(reversed(found))
+
+
+def _in_public(opener: contents.Opener) -> contents.Opener:
+    return lambda value, most: [
+        (contents.label(key).lstrip("_"), each) for key, each in opener(value, most)
+    ]
+
+
+def _given(give: Any) -> Any:
+    """What a holder says; a holder that fails leaves its arrays unattributed."""
+    try:
+        found: Any = give()
+    except Exception:
+        return []
+    return found if isinstance(found, (dict, list, tuple)) else list(found)
