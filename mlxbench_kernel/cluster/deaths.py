@@ -18,6 +18,11 @@ from mlxbench_kernel.cluster.state import RankInfo
 from mlxbench_kernel.memory import format_bytes
 from mlxbench_kernel.rank import last_seen
 
+# `memory.overflow` has the source; a fault of any other native code ends like that too.
+REFUSED = (
+    "MLX on the CPU ends like this, without an error, when the system refuses an array its memory: "
+    "was one asked for that is larger than what is left?"
+)
 TIGHT = 0.05  # of the pool: with no more than that left, the next large array is too much
 OLD_SECONDS = 10.0  # a sample from before that says nothing of the moment of death
 
@@ -121,6 +126,7 @@ class Death:
     def _last_words(self) -> list[str]:
         if self.seen is None:
             return []
+        refused = [REFUSED] if self.code == -signal.SIGSEGV else []
         memory = self.seen["memory"]
         amounts = [
             f"footprint {format_bytes(memory['footprint'])}",
@@ -134,7 +140,7 @@ class Death:
                 f"{each['name']} {format_bytes(each['bytes'])} {each['kind']}" for each in held
             ]
             lines.append(f"largest: {', '.join(largest)}")
-        return lines
+        return [*refused, *lines]
 
 
 def _ago(seconds: float) -> str:

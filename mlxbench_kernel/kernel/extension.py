@@ -11,6 +11,7 @@ from mlxbench_kernel.kernel.graph_magics import GraphMagics
 from mlxbench_kernel.kernel.magics import RanksMagics
 from mlxbench_kernel.kernel.memory_magics import MemoryMagics
 from mlxbench_kernel.kernel.step_magics import StepMagics
+from mlxbench_kernel.memory.noted import explain_in, explain_no_more_in
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -32,6 +33,7 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     graphs.retraces.install()
     magics.auto.install()
     displays.install(shell)
+    explain_in(shell)
     shell.Completer.custom_matchers.append(RanksMatcher(magics).match)
 
 
@@ -46,6 +48,7 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
         return
     magics.auto.remove()
     displays.remove(shell)
+    explain_no_more_in(shell)
     shell.magics_manager.registry[GraphMagics.__name__].retraces.remove()
     for holder in (RanksMagics, GraphMagics, StepMagics, MemoryMagics):
         for kind, names in holder.magics.items():

@@ -7,6 +7,7 @@ from typing import Any
 
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.memory import limits
+from mlxbench_kernel.memory.attribution import attribute
 from mlxbench_kernel.memory.pools import pools
 from mlxbench_kernel.memory.record import RECORD
 
@@ -25,13 +26,19 @@ def answers(
     -------
     dict
         ``memory`` (`Record.tell`), ``memory_mark`` (`Record.mark`), ``memory_limits``
-        (`limits_of_now`) and ``memory_said`` (`said_of_limits`).
+        (`limits_of_now`), ``memory_said`` (`said_of_limits`) and ``memory_holdings`` (`attribute`
+        without graphs, which a cell may be evaluating).
     """
+
+    def holdings() -> dict[str, Any]:
+        return attribute(namespace, hidden, graphs=False).to_dict()
+
     return {
         "memory": RECORD.tell,
         "memory_mark": RECORD.mark,
         "memory_limits": limits_of_now,
         "memory_said": said_of_limits,
+        "memory_holdings": holdings,
     }
 
 

@@ -28,6 +28,7 @@ from ipyparallel.engine.app import IPEngine
 from ipyparallel.engine.kernel import IPythonParallelKernel
 from traitlets import Float, Integer, Unicode, default
 
+from mlxbench_kernel.memory.noted import explain_in
 from mlxbench_kernel.memory.record import RECORD
 from mlxbench_kernel.rank.cells import Cells
 from mlxbench_kernel.rank.control import ControlHandlers
@@ -75,6 +76,7 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
         # ipyparallel notes every request, which would be all that %mlx_dist log shows.
         self.log.addFilter(lambda record: not record.getMessage().startswith("Handling "))
         self.shell.ask_exit = _stay
+        explain_in(self.shell)
 
     async def do_execute(self, code: str, *args: Any, **keywords: Any) -> dict[str, Any]:
         about = (keywords.get("cell_meta") or {}).get(META)

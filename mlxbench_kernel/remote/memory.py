@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 from mlxbench_kernel.cluster import Cluster
 from mlxbench_kernel.errors import ClusterError, UsageError
+from mlxbench_kernel.memory import Holdings
 from mlxbench_kernel.memory.record import PERIOD
 from mlxbench_kernel.remote.asking import ask_ranks
 from mlxbench_kernel.remote.memory_feed import Changed, MemoryFeed, OfRanks, OfThisProcess
@@ -59,7 +61,7 @@ class Memory:
         self._looked = 0.0
         self._looking = threading.Lock()
         self.look_at_limits()
-        self._unwatch = self.feed.watch(self._sometimes)
+        self._unwatch = self.feed.watch(self._sometimes, background=True)
 
     @property
     def size(self) -> int:
@@ -78,6 +80,33 @@ class Memory:
     def mark(self, name: str) -> None:
         """Begin a span with a name in the timelines of all ranks; "" ends the last one."""
         self.feed.mark(name)
+
+    # -- what holds it -------------------------------------------------------------
+
+    def holdings(self, ranks: Iterable[int] | None = None) -> dict[int, Holdings]:
+        """What holds the memory of ranks, by rank; see `mlxbench_kernel.memory.attribute`.
+
+        A rank that runs a cell answers too; then what lazy graphs hold is not told.
+        """
+        chosen = self.choose(ranks)
+        busy = [rank for rank in chosen if not math.isnan(self.feed.ranks[rank].last["cell"])]
+        idle = [rank for rank in chosen if rank not in busy]
+        found = self._ask("memory_holdings", busy) if busy else {}
+        found |= self._do(idle, "holdings") if idle else {}
+        return {rank: Holdings(**told) for rank, told in sorted(found.items())}
+
+    def look(self, rank: int) -> Holdings:
+        """`holdings` of one rank.
+
+        Raises
+        ------
+        ClusterError
+            It does not answer.
+        """
+        found = self.holdings([rank]).get(rank)
+        if found is None:
+            raise ClusterError(f"rank {rank} has not answered in {ANSWER_SECONDS:g} s")
+        return found
 
     # -- limits --------------------------------------------------------------------
 

@@ -13,7 +13,15 @@ from typing import Any, Protocol
 
 from mlxbench_kernel.cluster import Cluster
 from mlxbench_kernel.memory.answers import answers
-from mlxbench_kernel.memory.record import COLUMNS, PERIOD, Mark, Ring, decode, read_marks
+from mlxbench_kernel.memory.record import (
+    COLUMNS,
+    PERIOD,
+    REST_PERIOD,
+    Mark,
+    Ring,
+    decode,
+    read_marks,
+)
 
 ANSWER_SECONDS = 0.5  # after which a rank is late, and is asked apart from the others
 LATE_SECONDS = 2.0  # that one which is late may take
@@ -149,25 +157,34 @@ class MemoryFeed:
         self.asked, self.period = asked, max(period, PERIOD)
         self.ranks = [Seen(*each) for each in asked.who()]
         self._watchers: list[Changed] = []
+        self._others: list[Changed] = []  # that are no reason to ask often
         self._closed = threading.Event()
         self._late: set[int] = set()
         self._fill()
         for name, work in (("memory", self._ask_prompt), ("memory late", self._ask_late)):
             threading.Thread(target=work, name=f"mlxbench-{name}", daemon=True).start()
 
-    def watch(self, changed: Changed) -> Changed:
+    def watch(self, changed: Changed, background: bool = False) -> Changed:
         """Have a function called after something new was heard, on a thread of its own.
+
+        Parameters
+        ----------
+        changed
+            The function.
+        background
+            Whether it is no reason to ask often.
 
         Returns
         -------
         function
             Ends it.
         """
-        self._watchers.append(changed)
+        watchers = self._others if background else self._watchers
+        watchers.append(changed)
 
         def end() -> None:
             with suppress(ValueError):
-                self._watchers.remove(changed)
+                watchers.remove(changed)
 
         return end
 
@@ -209,6 +226,10 @@ class MemoryFeed:
             self._tell()
             due = max(due + self.period, time.monotonic())
             self._closed.wait(due - time.monotonic())
+            while not self._watchers and not self._closed.is_set():
+                if time.monotonic() > due + REST_PERIOD:
+                    break
+                self._closed.wait(self.period)
 
     def _ask_late(self) -> None:
         while not self._closed.wait(self.period) and not self.asked.closed:
@@ -285,5 +306,5 @@ class MemoryFeed:
         return bool(told["more"])
 
     def _tell(self) -> None:
-        for changed in list(self._watchers):
+        for changed in [*self._watchers, *self._others]:
             changed()

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mlxbench_kernel.memory import limits
+from mlxbench_kernel.memory import attribute, limits
 
 _result: list[Any] = [None]
 
 
 def on_memory(name: str, *arguments: Any) -> Any:
-    """Do one of ``set_limits``, ``clear_cache`` and ``reset_peak`` (`memory.limits`); ``"take"``
-    gives what the last one returned."""
+    """Do one of ``holdings`` (`attribute`), ``set_limits``, ``clear_cache`` and ``reset_peak``
+    (`memory.limits`); ``"take"`` gives what the last one returned."""
     if name == "take":
         result, _result[0] = _result[0], None
         return result
@@ -29,7 +29,15 @@ def _set_limits(sizes: dict[str, int | str]) -> dict[str, int | None]:
     return dict(vars(limits.apply(**sizes)))
 
 
+def _holdings() -> dict[str, Any]:
+    from IPython.core.getipython import get_ipython
+
+    shell: Any = get_ipython()
+    return attribute(shell.user_ns, shell.user_ns_hidden).to_dict()
+
+
 _CALLS: dict[str, Callable[..., Any]] = {
+    "holdings": _holdings,
     "set_limits": _set_limits,
     "clear_cache": limits.clear_cache,
     "reset_peak": limits.reset_peak,

@@ -174,8 +174,9 @@ def _stack(
 ) -> tuple[Segment, ...]:
     own = [Segment(kind, size, rank) for rank, parts in ours.items() for kind, size in parts]
     used = sum(each.bytes for each in own)
-    system = min(system, max(total - available, 0.0))
-    # Each number is of a moment of its own: what is left over is never less than nothing.
+    # macOS counts what Metal keeps resident for us as wired too: that is ours. And each number is
+    # of a moment of its own: what is left over is never less than nothing.
+    system = min(system, max(total - available - used, 0.0))
     others = max(total - available - system - used, 0.0)
     free = max(total - system - others - used, 0.0)
     return (Segment("system", system), Segment("others", others), *own, Segment("free", free))

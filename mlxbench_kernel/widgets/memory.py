@@ -13,6 +13,7 @@ from mlxbench_kernel.remote.memory import Memory
 from mlxbench_kernel.units import format_bytes
 from mlxbench_kernel.widgets import memory_report
 from mlxbench_kernel.widgets.controls import button, field, row
+from mlxbench_kernel.widgets.memory_holdings import HoldingsPanel
 from mlxbench_kernel.widgets.memory_limits import LimitsPanel
 from mlxbench_kernel.widgets.memory_live import MemoryLive
 from mlxbench_kernel.widgets.stepping_page import Page, busy_line, error_line
@@ -39,7 +40,10 @@ class MemoryView(ui.VBox):  # type: ignore[misc]
         self.live = MemoryLive(self.memory.feed, self.memory.markers, self._changed)
         self.error, self.busy = ui.HTML(), ui.HTML()
         self.name = field("name of a mark", self._mark, "10em")
-        self._panels = (LimitsPanel(self.memory, self._ask),)
+        self._panels = (
+            HoldingsPanel(self.memory, self._ask),
+            LimitsPanel(self.memory, self._ask),
+        )
         self.panels = ui.Accordion(
             [panel.widget for panel in self._panels],
             titles=[panel.title for panel in self._panels],

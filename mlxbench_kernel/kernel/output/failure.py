@@ -26,6 +26,7 @@ _SYNTAX_FILE = re.compile(r" \((?:<ipython-input-[^>]*>|\d+\.py), line \d+\)$")
 _VARYING = [
     (re.compile(r"0x[0-9a-fA-F]+"), "0x"),
     (re.compile(r"\bIn ?\[\d+\]"), "In[]"),
+    (re.compile(r"\(MLX holds [^)]*\)"), ""),
     (re.compile(r"(?:/private)?/(?:tmp|var/folders)/[^\s:'\")]+"), "/tmp"),
 ]
 

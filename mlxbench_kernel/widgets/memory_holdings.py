@@ -1,0 +1,151 @@
+"""What holds the memory of a rank: a treemap that one can go into, and what would free most."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+import ipywidgets as ui
+import plotly.graph_objects as go
+
+from mlxbench_kernel.memory import Holdings
+from mlxbench_kernel.remote.memory import Memory
+from mlxbench_kernel.units import format_bytes
+from mlxbench_kernel.widgets.controls import Ask, button, row
+
+# Each can be seen on white and on black.
+COLOURS = {
+    "parameters": "#3b82c4", "optimizer": "#e0702a", "kv cache": "#2a9d5c",
+    "variables": "#8a6fd1", "graph": "#c2559d", "snapshots": "#a98500", "history": "#2a9fb0",
+    "unattributed": "#757575", "cache": "#a89f91",
+}  # fmt: skip
+MOST = 1_500  # boxes of a treemap: the browser draws no more of them in time
+ROOT = "rank"
+
+
+def boxes(found: Holdings, rank: int) -> dict[str, list[Any]]:
+    """The boxes of a treemap, column by column.
+
+    Kinds are the first level, variables and paths of modules below. Small boxes are left out,
+    and drawn as the rest of what they are in.
+    """
+    root, sizes = f"{ROOT} {rank}", by_kind(found)
+    rows: list[tuple[str, str, str, int, str, str]] = []
+    for kind, size in sizes.items():
+        if size:
+            rows.append((f"{root}/{kind}", kind, root, size, kind, kind))
+    chosen = sorted(
+        (node for node, size in enumerate(found.bytes) if size > 0),
+        key=lambda node: -found.bytes[node],
+    )[:MOST]
+    paths, there = found.paths, set(chosen)
+    for node in sorted(chosen):
+        parent, kind = found.parents[node], found.kinds[node]
+        if (parent >= 0 and parent not in there) or paths[node] == kind:
+            continue
+        above = f"{root}/{kind if parent < 0 else parent}"
+        told = [paths[node]]
+        if found.shapes[node] is not None:
+            told.append(f"{found.types[node]} {found.shapes[node]}")
+        if found.shared[node]:
+            told.append(f"and {format_bytes(found.shared[node])} that count elsewhere")
+        size = found.bytes[node]
+        rows.append((f"{root}/{node}", found.labels[node], above, size, kind, "<br>".join(told)))
+    columns = [list(each) for each in zip(*rows, strict=True)] or [[]] * 6
+    ids, labels, parents, values, kinds, told = columns
+    return {
+        "ids": [root, *ids],
+        "labels": [root, *labels],
+        "parents": ["", *parents],
+        "values": [sum(sizes.values()), *values],
+        "colors": ["rgba(0, 0, 0, 0)", *(COLOURS[kind] for kind in kinds)],
+        "text": [format_bytes(size) for size in (sum(sizes.values()), *values)],
+        "customdata": [root, *told],
+    }
+
+
+def by_kind(found: Holdings) -> dict[str, int]:
+    """Bytes by kind of the variable that they are under; they fill the pool of MLX."""
+    sizes = dict.fromkeys(COLOURS, 0)
+    for node, parent in enumerate(found.parents):
+        if parent < 0:
+            sizes[found.kinds[node]] += found.bytes[node]
+    return sizes
+
+
+class HoldingsPanel:
+    """The panel.
+
+    Parameters
+    ----------
+    memory
+        Whose memory.
+    ask
+        Runs a command.
+    """
+
+    title = "What holds it"
+
+    def __init__(self, memory: Memory, ask: Ask) -> None:
+        self._memory, self._ask = memory, ask
+        self.ranks = ui.Dropdown(options=[("rank 0", 0)], layout={"width": "8em"})
+        self.ranks.observe(lambda _change: self._look(), "value")
+        self.said, self.tables = ui.HTML(), ui.HTML()
+        self._place = ui.VBox([])
+        self._figure: Any = None
+        self.widget = ui.VBox(
+            [
+                row(
+                    self.ranks,
+                    button("Look", self._look, "search", "Find what holds this rank's memory now"),
+                ),
+                self.said,
+                self._place,
+                self.tables,
+            ]
+        )
+
+    def show(self) -> None:
+        """Look, the first time that it is open."""
+        if len(self.ranks.options) != self._memory.size:
+            self.ranks.options = [(f"rank {rank}", rank) for rank in range(self._memory.size)]
+        if self._figure is None:
+            self._figure = go.FigureWidget(layout=LAYOUT)
+            self._figure._config = {"displaylogo": False, "responsive": True}
+            self._place.children = [self._figure]
+            self._look()
+
+    def _look(self) -> None:
+        if self._figure is not None:
+            self._ask("looking at what holds memory", self._draw)
+
+    def _draw(self) -> None:
+        rank = int(self.ranks.value)
+        found = self._memory.look(rank)
+        drawn = boxes(found, rank)
+        with self._figure.batch_update():
+            if not self._figure.data:
+                self._figure.add_trace(go.Treemap(**TREEMAP))
+            trace = self._figure.data[0]
+            colours = drawn.pop("colors")
+            trace.update(**drawn, marker={"colors": colours})
+        sizes = [f"{kind} {format_bytes(size)}" for kind, size in by_kind(found).items() if size]
+        stopped = "".join(f"<div>{escape(each)}</div>" for each in found.stopped)
+        self.said.value = f"<div>{escape(' · '.join(sizes))}</div>{stopped}"
+
+
+LAYOUT = {
+    "height": 420,
+    "margin": {"l": 0, "r": 0, "t": 24, "b": 0},
+    "paper_bgcolor": "rgba(0, 0, 0, 0)",
+    "font": {"color": "#808080", "size": 12},
+}
+TREEMAP = {
+    "branchvalues": "total",
+    "maxdepth": 6,
+    "hovertemplate": "%{customdata}<br>%{text}<extra></extra>",
+    "texttemplate": "%{label}<br>%{text}",
+    "pathbar": {"visible": True},
+    "tiling": {"pad": 1},
+    "marker": {"line": {"width": 1, "color": "rgba(128, 128, 128, 0.9)"}},
+}

@@ -1,0 +1,173 @@
+"""Memory of two real ranks, as a notebook sees it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlxbench_kernel.cluster import Cluster
+from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.memory.record import COLUMNS
+from mlxbench_kernel.remote.memory import Memory
+from mlxbench_kernel.remote.pool_bars import bars, how_late
+
+MB = 1_000_000
+
+
+@pytest.fixture
+def memory(ranks: Cluster) -> Iterator[Memory]:
+    memory = Memory(ranks)
+    end = memory.watch(lambda: None)
+    yield memory
+    end()
+    memory.close()
+
+
+def wait(holds: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def run(ranks: Cluster, code: str) -> None:
+    result = ranks.execute(code)
+    assert not result.errors, result.errors
+
+
+def fresh(memory: Memory) -> None:
+    """Until each rank has told of a moment after this one."""
+    now = time.time()
+    wait(lambda: all(each.last.get("time", 0) > now for each in memory.feed.ranks))
+
+
+def test_it_is_what_mlx_and_the_system_say(ranks: Cluster, memory: Memory) -> None:
+    run(ranks, "kept = mx.zeros((1000, 1000 * (rank + 1))) + 1; mx.eval(kept)")
+    fresh(memory)
+    said = "(mx.get_active_memory(), mx.get_cache_memory(), mx.get_peak_memory())"
+    run(ranks, said)
+    for rank, (active, cache, peak) in ranks.results().items():
+        last = memory.feed.ranks[rank].last
+        assert abs(last["active"] - active) < 1000 and last["peak"] == peak
+        assert abs(last["cache"] - cache) < 1000
+        assert last["active"] >= 4 * MB * (rank + 1)
+        status = Path(f"/proc/{memory.feed.ranks[rank].pid}/status").read_text()
+        resident = next(line for line in status.splitlines() if line.startswith("RssAnon"))
+        assert abs(last["footprint"] - 1024 * int(resident.split()[1])) < 20 * MB
+    (bar,) = bars(memory.feed.ranks, memory.markers)
+    assert {each.rank for each in bar.segments} == {-1, 0, 1}
+
+
+def test_it_is_live_while_a_collective_blocks(ranks: Cluster, memory: Memory) -> None:
+    code = "import time\nif rank == 0: time.sleep(2.5)\nmx.eval(mx.distributed.all_sum(mx.ones(4)))"
+    began = time.time()
+    run(ranks, code)
+    _, rows = memory.feed.ranks[1].ring.since(0)
+    times = rows[rows[:, 0] > began, 0]
+    within = times[times < began + 2.4]
+    assert len(within) > 10 and np.diff(within).max() < 0.6
+    marks = [mark for mark in memory.feed.ranks[1].marks if mark.begin >= began - 1]
+    assert marks[-1].kind == "cell" and marks[-1].name.startswith("import time")
+    cells = rows[(rows[:, 0] > began + 0.5) & (rows[:, 0] < began + 2), COLUMNS.index("cell")]
+    assert set(cells) == {marks[-1].number}
+
+
+def test_marks_go_to_all_ranks(ranks: Cluster, memory: Memory) -> None:
+    memory.mark("warm-up")
+    memory.mark("training")
+    memory.mark("")
+
+    def marked(rank: int) -> list[tuple[str, bool]]:
+        marks = memory.feed.ranks[rank].marks
+        return [(each.name, each.end == each.end) for each in marks if each.kind == "mark"]
+
+    wait(lambda: all(len(marked(rank)) == 2 and marked(rank)[1][1] for rank in (0, 1)))
+    assert marked(0) == marked(1) == [("warm-up", True), ("training", True)]
+
+
+def test_limits_are_set_where_cells_run(ranks: Cluster, memory: Memory) -> None:
+    run(ranks, "passing = mx.zeros((4000, 1000)) + 1; mx.eval(passing); del passing")
+    assert "of cached buffers are given back" in memory.said_beforehand(cache="0")
+    memory.set_limits([1], cache="0")
+    run(ranks, "mx.get_cache_memory()")
+    assert ranks.results()[1] == 0 < ranks.results()[0]
+    assert memory.limits()[1]["cache"] == 0
+    assert memory.clear_cache() >= 16 * MB
+    memory.set_limits(memory="1GB")
+    run(ranks, "mx.get_memory_limit()")
+    assert set(ranks.results().values()) == {10**9}
+    memory.reset_peak()
+    run(ranks, "mx.get_peak_memory()")
+    assert max(ranks.results().values()) < 16 * MB
+    memory.set_limits(memory="75%", cache="8GB")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ({"cache": "-1"}, "-1"),
+        ({"memory": "900TB"}, "more than the pool"),
+        ({"cache": "abc"}, "abc"),
+    ],
+)
+def test_a_wrong_limit_is_one_line_and_changes_nothing(
+    ranks: Cluster, memory: Memory, sizes: dict[str, str], said: str
+) -> None:
+    before = memory.limits()
+    with pytest.raises(UsageError, match=said):
+        memory.set_limits(**sizes)
+    with pytest.raises(UsageError, match="no rank 7"):
+        memory.set_limits([7], cache="1GB")
+    assert memory.limits() == before
+
+
+def test_what_holds_it_is_found_by_name_also_while_a_cell_runs(
+    ranks: Cluster, memory: Memory
+) -> None:
+    run(
+        ranks,
+        "model = nn.Sequential(nn.Linear(500, 500), nn.Linear(500, 500))\n"
+        "mx.eval(model.parameters())\n"
+        "waiting = model.layers[0].weight @ model.layers[1].weight",
+    )
+    found = memory.look(0)
+    assert found.bytes[found.find("model.layers.0.weight")] == MB
+    assert found.kinds[found.find("model")] == "parameters"
+    assert found.nodes[found.find("waiting")] > 0
+    began = threading.Event()
+    cell = threading.Thread(
+        target=lambda: (began.set(), run(ranks, "import time; time.sleep(3)")), daemon=True
+    )
+    cell.start()
+    assert began.wait(5)
+    wait(lambda: memory.feed.ranks[0].last["cell"] == memory.feed.ranks[0].last["cell"])
+    asked = time.monotonic()
+    busy = memory.look(0)
+    assert time.monotonic() - asked < 2.5
+    assert busy.bytes[busy.find("model.layers.0.weight")] == MB
+    cell.join()
+
+
+def test_a_killed_rank_is_said_and_is_there_again_after_healing(ranks: Cluster) -> None:
+    memory = Memory(ranks)
+    end = memory.watch(lambda: None)
+    victim = memory.feed.ranks[1]
+    os.kill(victim.pid, signal.SIGKILL)
+    wait(lambda: victim.why)
+    assert "gone since" in how_late(victim) and "SIGKILL" in how_late(victim)
+    before = memory.feed.ranks[0].ring.taken
+    wait(lambda: memory.feed.ranks[0].ring.taken > before)
+    ranks.heal()
+    wait(lambda: victim.since is None and victim.pid == ranks.info.ranks[1].pid)
+    fresh(memory)
+    _, rows = victim.ring.since(0)
+    assert (np.diff(rows[:, 0]) > 0).all(), "what was before is still there"
+    end()
+    memory.close()

@@ -1,0 +1,165 @@
+"""What the notebook keeps of its ranks' memory, and the bars that are made of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from fake_memory import GB, FakeRanks
+
+from mlxbench_kernel.remote import memory_feed
+from mlxbench_kernel.remote.memory_feed import MemoryFeed
+from mlxbench_kernel.remote.pool_bars import Bar, bars, how_late
+
+NAN = float("nan")
+
+
+@contextmanager
+def feeding(asked: FakeRanks) -> Iterator[MemoryFeed]:
+    feed = MemoryFeed(asked)
+    try:
+        yield feed
+    finally:
+        feed.close()
+
+
+def wait(feed: MemoryFeed, holds: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def parts(bar: Bar) -> dict[tuple[str, int], float]:
+    return {(each.kind, each.rank): round(each.bytes / GB, 3) for each in bar.segments}
+
+
+def test_there_is_something_to_show_at_once_and_more_comes() -> None:
+    asked = FakeRanks()
+    with feeding(asked) as feed:
+        assert [each.last["active"] for each in feed.ranks] == [2 * GB, 2 * GB]
+        heard: list[int] = []
+        end = feed.watch(lambda: heard.append(feed.ranks[0].ring.taken))
+        wait(feed, lambda: len(heard) > 3)
+        assert heard[-1] > heard[0]
+        end()
+
+
+def test_ranks_of_one_host_share_its_bar_and_are_told_apart() -> None:
+    asked = FakeRanks(["studio", "studio", "mini"])
+    asked.samples[1] = {"active": 4 * GB, "cache": 0.0, "footprint": 4.5 * GB}
+    with feeding(asked) as feed:
+        studio, mini = bars(feed.ranks, {})
+    assert (studio.host, studio.total, mini.host) == ("studio", 32 * GB, "mini")
+    assert parts(studio) == {
+        ("system", -1): 4, ("others", -1): 2, ("active", 0): 2, ("cache", 0): 1,
+        ("rest", 0): 0.5, ("active", 1): 4, ("cache", 1): 0, ("rest", 1): 0.5, ("free", -1): 18,
+    }  # fmt: skip
+    assert sum(each.bytes for each in studio.segments) == studio.total
+    assert (studio.pressure, studio.swap, studio.unknown) == ("warn", 0.5 * GB, ())
+
+
+def test_what_is_not_known_is_no_zero() -> None:
+    asked = FakeRanks(["studio"])
+    asked.samples[0] = {"wired": NAN, "compressed": NAN, "swap": NAN, "pressure": NAN}
+    with feeding(asked) as feed:
+        (bar,) = bars(feed.ranks, {})
+    assert bar.unknown == ("wired", "compressed", "swap") and bar.pressure == ""
+    assert np.isnan(bar.swap)
+
+
+def test_what_mlx_has_but_the_system_does_not_charge_takes_no_room() -> None:
+    asked = FakeRanks(["studio"])
+    asked.samples[0] = {"active": 9 * GB, "footprint": 3 * GB}
+    with feeding(asked) as feed:
+        (bar,) = bars(feed.ranks, {})
+    assert parts(bar)["active", 0] == 3 and parts(bar)["cache", 0] == 0
+
+
+def test_a_gpu_with_memory_of_its_own_is_a_second_bar() -> None:
+    asked = FakeRanks(["box"])
+    asked.samples[0] = {"gpu_total": 80 * GB, "gpu_available": 70 * GB}
+    with feeding(asked) as feed:
+        host, gpu = bars(feed.ranks, {0: {"memory limit": 76 * GB}})
+    assert parts(host)["rest", 0] == 3.5 and ("active", 0) not in parts(host)
+    assert parts(gpu) == {
+        ("system", -1): 0, ("others", -1): 7, ("active", 0): 2, ("cache", 0): 1, ("free", -1): 70,
+    }  # fmt: skip
+    assert gpu.pool == "GPU of rank 0" and not host.markers
+
+
+def test_markers_stand_where_what_they_limit_would_end() -> None:
+    asked = FakeRanks()
+    limits = {rank: {"GPU cap": 20 * GB, "memory limit": (30 + rank) * GB} for rank in (0, 1)}
+    with feeding(asked) as feed:
+        (bar,) = bars(feed.ranks, limits)
+    marked = {each.name: (each.bytes / GB, each.at / GB) for each in bar.markers}
+    system_and_others = 4 + 32 - 18 - 4 - 7
+    assert marked == {
+        "peak of rank 0": (4, system_and_others + 4),
+        "peak of rank 1": (4, system_and_others + 3.5 + 4),
+        "GPU cap": (20, system_and_others + 20),
+    }, "the memory limits end beyond the pool"
+
+
+def test_a_rank_that_died_says_so_and_since_when() -> None:
+    asked = FakeRanks()
+    with feeding(asked) as feed:
+        asked.gone.add(1)
+        wait(feed, lambda: feed.ranks[1].why)
+        taken = feed.ranks[0].ring.taken
+        wait(feed, lambda: feed.ranks[0].ring.taken > taken)
+        said = how_late(feed.ranks[1])
+        assert said.startswith("gone since ") and "killed by SIGKILL" in said
+        assert ("active", 1) not in parts(bars(feed.ranks, {})[0])
+        asked.gone.clear()
+        asked.pids[1], asked.records[1], asked.taken[1] = 5001, "two", 0
+        wait(feed, lambda: feed.ranks[1].since is None)
+        assert how_late(feed.ranks[1]) == "" and feed.ranks[1].pid == 5001
+
+
+def test_a_late_host_does_not_hold_up_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = FakeRanks(["studio", "mini"])
+    with feeding(asked) as feed:
+        asked.silent.add(1)
+        wait(feed, lambda: feed.ranks[1].since)
+        asked.asked.clear()
+        taken = feed.ranks[0].ring.taken
+        wait(feed, lambda: feed.ranks[0].ring.taken > taken + 3)
+        assert how_late(feed.ranks[1]).startswith("no answer since ")
+        later = time.time() + 10
+        assert [bar.stale > 0 for bar in bars(feed.ranks, {}, now=later)] == [True, True]
+        asked.silent.clear()
+        wait(feed, lambda: feed.ranks[1].since is None)
+
+
+def test_clocks_of_other_hosts_are_brought_to_ours() -> None:
+    asked = FakeRanks(["studio", "mini"])
+    asked.ahead[1] = 3600.0
+    asked.marks[1] = [[0, "cell", "Cell In[1]", time.time() + 3600, None]]
+    with feeding(asked) as feed:
+        assert abs(feed.ranks[1].last["time"] - time.time()) < 5
+        assert abs(feed.ranks[1].marks[0].begin - time.time()) < 5
+        assert abs(feed.ranks[0].skew) <= memory_feed.SKEW
+
+
+def test_marks_of_a_process_that_is_gone_stay() -> None:
+    asked = FakeRanks(["studio"])
+    asked.marks[0] = [[0, "cell", "Cell In[1]", 1.0, 2.0]]
+    with feeding(asked) as feed:
+        asked.records[0], asked.marks[0] = "two", [[0, "cell", "Cell In[2]", 3.0, 4.0]] * 2
+        wait(feed, lambda: len(feed.ranks[0].marks) == 3)
+        asked.marks[0].append([1, "cell", "Cell In[3]", 5.0, None])
+        wait(feed, lambda: len(feed.ranks[0].marks) == 4)
+        assert feed.ranks[0].marks[0].name == "Cell In[1]"
+
+
+def test_it_ends_with_its_cluster() -> None:
+    asked = FakeRanks()
+    with feeding(asked) as feed:
+        asked.closed = True
+        wait(feed, lambda: feed.ranks[0].why)
+        assert "the cluster is down" in how_late(feed.ranks[0])
