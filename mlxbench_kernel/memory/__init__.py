@@ -5,11 +5,15 @@ be called from any thread. `limits` reads and sets MLX's limits; `explain` tells
 that failed. What differs between systems is in `linux` (with `cgroup`), `macos` and `cuda`.
 ``python -m mlxbench_kernel.memory`` draws the pools in a terminal.
 
-`attribute` finds the names behind MLX's buffers; `HOLDERS` is where those register who keep arrays
-beside the user's variables. `record` keeps samples over time.
+What holds it: `attribute` finds the names behind MLX's buffers, and `HOLDERS` is where those
+register who keep arrays beside the user's variables. `grew` compares two moments, `freeable` says
+what deleting would free, `find_growth` and `causes` whether memory grows step after step, and why.
+`record` keeps samples over time.
 """
 
 from mlxbench_kernel.memory.attribution import attribute
+from mlxbench_kernel.memory.changes import Freeable, Grown, freeable, grew
+from mlxbench_kernel.memory.growth import Cause, Growth, causes, find_growth
 from mlxbench_kernel.memory.holders import HOLDERS
 from mlxbench_kernel.memory.holdings import Holdings
 from mlxbench_kernel.memory.limits import Limits
@@ -20,14 +24,22 @@ from mlxbench_kernel.units import format_bytes
 
 __all__ = [
     "HOLDERS",
+    "Cause",
+    "Freeable",
+    "Grown",
+    "Growth",
     "Holdings",
     "Limits",
     "MemorySample",
     "Pool",
     "attribute",
+    "causes",
     "explain",
+    "find_growth",
     "format_bytes",
+    "freeable",
     "gpu_used",
+    "grew",
     "host_pool",
     "oom_kills",
     "pools",

@@ -257,9 +257,10 @@ class Walk:
 
 
 def _in_public(opener: contents.Opener) -> contents.Opener:
-    return lambda value, most: [
-        (contents.label(key).lstrip("_"), each) for key, each in opener(value, most)
-    ]
+    def opened(value: Any, most: int) -> list[contents.Child]:
+        return [(contents.label(key).lstrip("_"), each) for key, each in opener(value, most)]
+
+    return opened
 
 
 def _given(give: Any) -> Any:
