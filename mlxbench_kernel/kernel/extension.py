@@ -11,7 +11,7 @@ from mlxbench_kernel.kernel.graph_magics import GraphMagics
 from mlxbench_kernel.kernel.magics import RanksMagics
 from mlxbench_kernel.kernel.memory_magics import MemoryMagics
 from mlxbench_kernel.kernel.step_magics import StepMagics
-from mlxbench_kernel.memory.noted import explain_in, explain_no_more_in
+from mlxbench_kernel.memory.in_shell import explain_in, explain_no_more_in
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell

@@ -24,6 +24,9 @@ WORDS = {
     "limits": Word("", "limits", "the limits of now"),
     "clear-cache": Word("", "clear-cache", "give MLX's cache back to the system"),
     "reset-peak": Word("", "reset-peak", "have the peak begin anew"),
+    "holds": Word("[RANK]", "holds 1", "what holds a rank's memory, and what would free most"),
+    "grew": Word("CELL", "grew 7", "what grew since cell 7; --ranks 1 for another rank than 0"),
+    "growth": Word("", "growth", "ranks whose memory grows step after step, and why"),
     "mark": Word("[NAME]", "mark epoch 2", "begin a span in the timelines; without a name end it"),
     "csv": Word("FILE", "csv memory.csv", "write all samples as a table"),
     "html": Word("FILE", "html memory.html", "write a report that stands alone"),
@@ -85,6 +88,16 @@ class MemoryMagics(Magics):
             print(f"{format_bytes(memory.clear_cache(ranks))} were given back to the system")
         elif name == "reset-peak":
             memory.reset_peak(ranks)
+        elif name == "holds":
+            found = memory.look(_rank(rest or "0"))
+            print(" · ".join(f"{kind} {format_bytes(n)}" for kind, n in found.by_kind().items()))
+            display(memory_tables.freeable_table(found))
+        elif name == "grew":
+            for rank in ranks or [0]:
+                display(memory_tables.grown_table(memory.grew(rank, rest)))
+        elif name == "growth":
+            said = [each.said for _, each in sorted(memory.growth.reported.items())]
+            print("\n".join(said) or "no rank grows step after step, as far as was seen")
         elif name == "mark":
             memory.mark(rest)
         else:
@@ -116,6 +129,12 @@ def _split(line: str) -> tuple[str, RankSelection | None]:
     except ValueError as error:
         raise UsageError(f"%mlx_mem: --ranks {error}") from None
     return " ".join([*words[:place], *words[place + 2 :]]), chosen
+
+
+def _rank(text: str) -> int:
+    if not text.isdigit():
+        raise UsageError(f"%mlx_mem holds takes a rank, not {text!r}: type %mlx_mem holds 0")
+    return int(text)
 
 
 def _sizes(text: str) -> dict[str, int | str]:

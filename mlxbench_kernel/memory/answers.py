@@ -1,4 +1,4 @@
-"""What a process answers about its memory, on any thread; by the name of the call."""
+"""What a process answers about its memory, on any thread."""
 
 from __future__ import annotations
 
@@ -8,50 +8,53 @@ from typing import Any
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.memory import limits
 from mlxbench_kernel.memory.attribution import attribute
+from mlxbench_kernel.memory.looks import Looks
 from mlxbench_kernel.memory.pools import pools
 from mlxbench_kernel.memory.record import RECORD
 
 
-def answers(
-    namespace: Mapping[str, Any], hidden: Mapping[str, Any]
-) -> dict[str, Callable[..., Any]]:
-    """The calls, each of which gives what JSON can hold.
+class MemoryAnswers:
+    """The answers of one process, in what JSON can hold.
 
     Parameters
     ----------
     namespace, hidden
         The user's variables, and the names among them that the user did not make.
 
-    Returns
-    -------
-    dict
-        ``memory`` (`Record.tell`), ``memory_mark`` (`Record.mark`), ``memory_limits``
-        (`limits_of_now`), ``memory_said`` (`said_of_limits`) and ``memory_holdings`` (`attribute`
-        without graphs, which a cell may be evaluating).
+    Attributes
+    ----------
+    calls : dict
+        The functions by the names of the calls: ``memory`` (`Record.tell`), ``memory_mark``
+        (`Record.mark`), ``memory_limits``, ``memory_said``, ``memory_holdings``,
+        ``memory_looks`` and ``memory_look``.
     """
 
-    def holdings() -> dict[str, Any]:
-        return attribute(namespace, hidden, graphs=False).to_dict()
+    def __init__(self, namespace: Mapping[str, Any], hidden: Mapping[str, Any]) -> None:
+        self._namespace, self._hidden = namespace, hidden
+        self.looks = Looks(namespace, hidden, RECORD)
+        self.calls: dict[str, Callable[..., Any]] = {
+            "memory": RECORD.tell,
+            "memory_mark": RECORD.mark,
+            "memory_limits": self.limits,
+            "memory_said": self.said,
+            "memory_holdings": self.holdings,
+            "memory_looks": self.looks.names,
+            "memory_look": self.looks.find,
+        }
 
-    return {
-        "memory": RECORD.tell,
-        "memory_mark": RECORD.mark,
-        "memory_limits": limits_of_now,
-        "memory_said": said_of_limits,
-        "memory_holdings": holdings,
-    }
+    def limits(self) -> dict[str, Any]:
+        """The fields of `Limits`, ``cap`` (`Pool.cap`) and ``allocator`` (`limits.allocator`)."""
+        caps = [each.cap for each in pools()]
+        cap = next((each for each in caps if each is not None), None)
+        return {**vars(limits.current()), "cap": cap, "allocator": limits.allocator()}
 
+    def said(self, sizes: Mapping[str, int | str]) -> dict[str, str]:
+        """``said``: what these limits would do (`limits.said_beforehand`), or ``error``."""
+        try:
+            return {"said": limits.said_beforehand(**sizes)}
+        except UsageError as error:
+            return {"error": str(error)}
 
-def limits_of_now() -> dict[str, Any]:
-    """The fields of `Limits`, ``cap`` (`Pool.cap`) and ``allocator`` (`limits.allocator`)."""
-    caps = [each.cap for each in pools()]
-    cap = next((each for each in caps if each is not None), None)
-    return {**vars(limits.current()), "cap": cap, "allocator": limits.allocator()}
-
-
-def said_of_limits(sizes: Mapping[str, int | str]) -> dict[str, str]:
-    """``said``: what setting these limits would do (`limits.said_beforehand`), or ``error``."""
-    try:
-        return {"said": limits.said_beforehand(**sizes)}
-    except UsageError as error:
-        return {"error": str(error)}
+    def holdings(self) -> dict[str, Any]:
+        """`attribute` without graphs, which a cell may be evaluating."""
+        return attribute(self._namespace, self._hidden, graphs=False).to_dict()

@@ -173,6 +173,19 @@ class Record:
                 return mark if mark.end != mark.end else None
         return None
 
+    @property
+    def last_cell(self) -> Mark | None:
+        """The last cell that has ended; None while one runs, and before the first."""
+        for mark in reversed(self.marks):
+            if mark.kind == "cell":
+                return mark if mark.end == mark.end else None
+        return None
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether anybody has ever asked."""
+        return self._thread is not None
+
     # -- samples -----------------------------------------------------------------
 
     def take(self) -> None:

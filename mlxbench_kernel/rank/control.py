@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.completer import provisionalcompleter, rectify_completions
 
-from mlxbench_kernel.memory.answers import answers
+from mlxbench_kernel.memory.answers import MemoryAnswers
 from mlxbench_kernel.rank.activity import Activity
 from mlxbench_kernel.rank.answers import ANSWERS
 from mlxbench_kernel.rank.collectives import GROUP
@@ -56,7 +56,8 @@ class ControlHandlers:
         """Put the handler into the kernel."""
         self._kernel.control_handlers[REQUEST] = self._answer
         shell = self._kernel.shell
-        ANSWERS.update(answers(shell.user_ns, shell.user_ns_hidden))
+        self.memory = MemoryAnswers(shell.user_ns, shell.user_ns_hidden)
+        ANSWERS.update(self.memory.calls)
 
     def _answer(self, stream: Any, identity: Any, parent: dict[str, Any]) -> None:
         request = parent["content"]

@@ -28,7 +28,7 @@ from ipyparallel.engine.app import IPEngine
 from ipyparallel.engine.kernel import IPythonParallelKernel
 from traitlets import Float, Integer, Unicode, default
 
-from mlxbench_kernel.memory.noted import explain_in
+from mlxbench_kernel.memory.in_shell import explain_in
 from mlxbench_kernel.memory.record import RECORD
 from mlxbench_kernel.rank.cells import Cells
 from mlxbench_kernel.rank.control import ControlHandlers
@@ -71,7 +71,8 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
         super().__init__(**kwargs)
         self.history = History()
         self.history.follow(self.session)
-        ControlHandlers(self).install()
+        self.control = ControlHandlers(self)
+        self.control.install()
         self.cells = Cells(self.shell)
         # ipyparallel notes every request, which would be all that %mlx_dist log shows.
         self.log.addFilter(lambda record: not record.getMessage().startswith("Handling "))
@@ -97,6 +98,7 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
         reply[META] = progress
         if good:
             asyncio.get_running_loop().call_soon(self.cells.settle)  # when the reply is sent
+            asyncio.get_running_loop().call_soon(self.control.memory.looks.after_cell)
         return reply
 
     def _abort_queues(self, subshell_id: str | None = None) -> None:

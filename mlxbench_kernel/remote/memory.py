@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from mlxbench_kernel.cluster import Cluster
 from mlxbench_kernel.errors import ClusterError, UsageError
-from mlxbench_kernel.memory import Holdings
+from mlxbench_kernel.memory import Grown, Holdings, grew
 from mlxbench_kernel.memory.record import PERIOD
 from mlxbench_kernel.remote.asking import ask_ranks
-from mlxbench_kernel.remote.memory_feed import Changed, MemoryFeed, OfRanks, OfThisProcess
+from mlxbench_kernel.remote.growth_watch import GrowthWatch
+from mlxbench_kernel.remote.memory_feed import Asked, Changed, MemoryFeed, OfRanks
 from mlxbench_kernel.remote.on_memory import do, on_memory
 
 ANSWER_SECONDS = 5.0
@@ -27,10 +28,8 @@ class Memory:
 
     Parameters
     ----------
-    cluster
-        The ranks; None for the process that this runs in.
-    namespace, hidden
-        Of that process: the user's variables, and the names that the user did not make.
+    of
+        The cluster, or `OfThisProcess`.
     period
         Seconds from one sample to the next, 0.1 at least.
 
@@ -40,27 +39,21 @@ class Memory:
         Samples and marks of each rank.
     markers
         Limits in bytes by name, by rank, for `bars`.
+    growth : GrowthWatch
+        Ranks whose memory grows step after step.
     known_limits
         What `limits` gives, as last heard.
     """
 
-    def __init__(
-        self,
-        cluster: Cluster | None = None,
-        namespace: Mapping[str, Any] | None = None,
-        hidden: Mapping[str, Any] | None = None,
-        period: float = PERIOD,
-    ) -> None:
-        self.cluster = cluster
-        asked = (
-            OfThisProcess(namespace or {}, hidden or {}) if cluster is None else OfRanks(cluster)
-        )
-        self.feed = MemoryFeed(asked, period)
+    def __init__(self, of: Cluster | Asked, period: float = PERIOD) -> None:
+        self.cluster = of if isinstance(of, Cluster) else None
+        self.feed = MemoryFeed(OfRanks(of) if isinstance(of, Cluster) else of, period)
         self.markers: dict[int, dict[str, float]] = {}
         self.known_limits: dict[int, dict[str, Any]] = {}
         self._looked = 0.0
         self._looking = threading.Lock()
         self.look_at_limits()
+        self.growth = GrowthWatch(self.feed, self.look)
         self._unwatch = self.feed.watch(self._sometimes, background=True)
 
     @property
@@ -75,6 +68,7 @@ class Memory:
     def close(self) -> None:
         """Look no more."""
         self._unwatch()
+        self.growth.close()
         self.feed.close()
 
     def mark(self, name: str) -> None:
@@ -107,6 +101,36 @@ class Memory:
         if found is None:
             raise ClusterError(f"rank {rank} has not answered in {ANSWER_SECONDS:g} s")
         return found
+
+    def looks(self, rank: int) -> list[tuple[str, float]]:
+        """After which cells a rank knows what held its memory, and when that was (Unix time)."""
+        told = self._ask("memory_looks", [rank]).get(rank, ())
+        return [(str(name), float(when)) for name, when in told]
+
+    def grew(self, rank: int, since: str) -> list[Grown]:
+        """What a rank holds more of than after an earlier cell; see `memory.grew`.
+
+        Parameters
+        ----------
+        rank
+            Which one.
+        since
+            The cell, as ``Cell In[7]``, ``7``, or the first line of one without a name.
+
+        Raises
+        ------
+        UsageError
+            It is not known what it held then.
+        """
+        (rank,) = self.choose([rank])
+        name = f"Cell In[{since}]" if since.isdigit() else since
+        then = self._ask("memory_look", [rank], name=name).get(rank)
+        if then is None:
+            known = ", ".join(name for name, _ in self.looks(rank)[-10:]) or "no cell yet"
+            raise UsageError(
+                f"rank {rank}: what it held after {name} is not known; known are {known}"
+            )
+        return grew(Holdings(**then), self.look(rank))
 
     # -- limits --------------------------------------------------------------------
 
@@ -187,9 +211,9 @@ class Memory:
 
     # -- asking --------------------------------------------------------------------
 
-    def _ask(self, name: str, ranks: Sequence[int], **arguments: Any) -> dict[int, Any]:
+    def _ask(self, call: str, ranks: Sequence[int], **arguments: Any) -> dict[int, Any]:
         """Ask ranks on the control channel."""
-        return self.feed.asked.ask(name, dict.fromkeys(ranks, arguments), ANSWER_SECONDS)
+        return self.feed.asked.ask(call, dict.fromkeys(ranks, arguments), ANSWER_SECONDS)
 
     def _do(self, ranks: Sequence[int], name: str, *arguments: Any) -> dict[int, Any]:
         """Have ranks do something where their cells run: after those that are under way."""

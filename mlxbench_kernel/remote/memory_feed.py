@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from mlxbench_kernel.cluster import Cluster
-from mlxbench_kernel.memory.answers import answers
+from mlxbench_kernel.memory.answers import MemoryAnswers
 from mlxbench_kernel.memory.record import (
     COLUMNS,
     PERIOD,
@@ -112,13 +112,13 @@ class OfThisProcess:
     Parameters
     ----------
     namespace, hidden
-        As for `mlxbench_kernel.memory.answers.answers`.
+        As for `mlxbench_kernel.memory.answers.MemoryAnswers`.
     """
 
     closed = False
 
     def __init__(self, namespace: Mapping[str, Any], hidden: Mapping[str, Any]) -> None:
-        self._answers = answers(namespace, hidden)
+        self.answers = MemoryAnswers(namespace, hidden)
 
     def who(self) -> Sequence[tuple[int, str, int]]:
         return [(0, socket.gethostname(), os.getpid())]
@@ -132,7 +132,7 @@ class OfThisProcess:
     def ask(
         self, name: str, arguments: Mapping[int, Mapping[str, Any]], timeout: float
     ) -> dict[int, Any]:
-        return {rank: self._answers[name](**own) for rank, own in arguments.items()}
+        return {rank: self.answers.calls[name](**own) for rank, own in arguments.items()}
 
 
 class MemoryFeed:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as ui
 
 from mlxbench_kernel.cluster import Cluster
+from mlxbench_kernel.memory.in_shell import follow_cells
 from mlxbench_kernel.remote.memory import Memory
+from mlxbench_kernel.remote.memory_feed import OfThisProcess
 from mlxbench_kernel.units import format_bytes
 from mlxbench_kernel.widgets import memory_report
 from mlxbench_kernel.widgets.controls import button, field, row
@@ -38,7 +41,7 @@ class MemoryView(ui.VBox):  # type: ignore[misc]
     def __init__(self, of: Cluster | Memory | None = None) -> None:
         self.memory = of if isinstance(of, Memory) else watched(of)
         self.live = MemoryLive(self.memory.feed, self.memory.markers, self._changed)
-        self.error, self.busy = ui.HTML(), ui.HTML()
+        self.error, self.busy, self.growth = ui.HTML(), ui.HTML(), ui.HTML()
         self.name = field("name of a mark", self._mark, "10em")
         self._panels = (
             HoldingsPanel(self.memory, self._ask),
@@ -55,7 +58,8 @@ class MemoryView(ui.VBox):  # type: ignore[misc]
             button("Mark", self._mark, "bookmark", "Begin a span with this name in the timelines"),
             button("End mark", lambda: self._ask("", lambda: self.memory.mark("")), "", "End it"),
         )
-        super().__init__([Page(), self.error, self.busy, self.live, marks, self.panels])
+        above = [Page(), self.error, self.busy, self.growth]
+        super().__init__([*above, self.live, marks, self.panels])
         self.add_class("mlxbench-step")
         self._error = ""
         self._commands = Commands(self._changed)
@@ -114,6 +118,8 @@ class MemoryView(ui.VBox):  # type: ignore[misc]
         except Exception as error:  # else it would stand still, and nobody knew why
             self._error = f"the view could not be drawn: {one_line(error)}"
         self._set(self.error, error_line(self._commands.error or self._error))
+        grown = [each.said for _, each in sorted(self.memory.growth.reported.items())]
+        self._set(self.growth, "".join(f"<div>⚠ {escape(line)}</div>" for line in grown))
         self._set(self.busy, busy_line(self._commands.doing) if self._commands.doing else "")
         return False
 
@@ -130,15 +136,20 @@ def watched(cluster: Cluster | None) -> Memory:
     if found is None or found.feed.closed or found.cluster is not cluster:
         if found is not None:
             found.close()
-        found = _WATCHED[key] = Memory(cluster, *_own_namespace())
+        found = Memory(_of_this_process() if cluster is None else cluster)
+        _WATCHED[key] = found
     return found
 
 
-def _own_namespace() -> tuple[dict[str, Any], dict[str, Any]]:
+def _of_this_process() -> OfThisProcess:
     from IPython.core.getipython import get_ipython
 
     shell: Any = get_ipython()
-    return ({}, {}) if shell is None else (shell.user_ns, shell.user_ns_hidden)
+    if shell is None:
+        return OfThisProcess({}, {})
+    made = OfThisProcess(shell.user_ns, shell.user_ns_hidden)
+    follow_cells(shell, made.answers.looks.after_cell)
+    return made
 
 
 _WATCHED: dict[str, Memory] = {}

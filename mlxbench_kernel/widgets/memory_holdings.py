@@ -8,10 +8,12 @@ from typing import Any
 import ipywidgets as ui
 import plotly.graph_objects as go
 
+from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.memory import Holdings
 from mlxbench_kernel.remote.memory import Memory
 from mlxbench_kernel.units import format_bytes
 from mlxbench_kernel.widgets.controls import Ask, button, row
+from mlxbench_kernel.widgets.memory_tables import freeable_table, grown_table
 
 # Each can be seen on white and on black.
 COLOURS = {
@@ -90,7 +92,8 @@ class HoldingsPanel:
         self._memory, self._ask = memory, ask
         self.ranks = ui.Dropdown(options=[("rank 0", 0)], layout={"width": "8em"})
         self.ranks.observe(lambda _change: self._look(), "value")
-        self.said, self.tables = ui.HTML(), ui.HTML()
+        self.said, self.tables, self.changes = ui.HTML(), ui.HTML(), ui.HTML()
+        self.since = ui.Dropdown(options=[], layout={"width": "14em"})
         self._place = ui.VBox([])
         self._figure: Any = None
         self.widget = ui.VBox(
@@ -102,6 +105,11 @@ class HoldingsPanel:
                 self.said,
                 self._place,
                 self.tables,
+                row(
+                    button("What grew since", self._compare, tooltip="Since the end of this cell"),
+                    self.since,
+                ),
+                self.changes,
             ]
         )
 
@@ -132,6 +140,20 @@ class HoldingsPanel:
         sizes = [f"{kind} {format_bytes(size)}" for kind, size in by_kind(found).items() if size]
         stopped = "".join(f"<div>{escape(each)}</div>" for each in found.stopped)
         self.said.value = f"<div>{escape(' · '.join(sizes))}</div>{stopped}"
+        self.tables.value = freeable_table(found)._repr_html_()
+        names = [name for name, _ in reversed(self._memory.looks(rank))]
+        if names:
+            self.since.options = list(dict.fromkeys(names))
+            self.since.value = names[0]
+
+    def _compare(self) -> None:
+        self._ask("comparing", self._compared)
+
+    def _compared(self) -> None:
+        if self.since.value is None:
+            raise UsageError("no cell has ended since the view was opened: run one, then look")
+        found = self._memory.grew(int(self.ranks.value), self.since.value)
+        self.changes.value = grown_table(found)._repr_html_()
 
 
 LAYOUT = {

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+from mlxbench_kernel.memory import Grown, Holdings, freeable
 from mlxbench_kernel.remote.memory import Memory
 from mlxbench_kernel.remote.pool_bars import bars, how_late
 from mlxbench_kernel.units import format_bytes
@@ -43,3 +45,31 @@ def limits(memory: Memory) -> Table:
     ]
     header = ("rank", "memory limit", "cache limit", "wired limit", "GPU cap")
     return Table(header, rows)
+
+
+def freeable_table(found: Holdings) -> Table:
+    """The ten variables that would free most if they were deleted."""
+    rows = []
+    for each in freeable(found):
+        back = ", ".join(
+            f"{format_bytes(size)} stay with {name}" for name, size in each.held_back.items()
+        )
+        rows.append([each.how, each.type, format_bytes(each.bytes), back])
+    caption = "freed bytes become MLX's cache, until it is cleared"
+    return Table(("to free most", "is", "frees", ""), rows, caption)
+
+
+def grown_table(found: Sequence[Grown]) -> Table:
+    """What grew, and what shrank, most growth first."""
+    rows = [
+        [
+            each.path,
+            each.kind,
+            ("+" if each.bytes >= 0 else "") + format_bytes(each.bytes),
+            f"{each.arrays:+d}" if each.arrays else "",
+            f"{each.nodes:+d}" if each.nodes else "",
+        ]
+        for each in found
+    ]
+    caption = "" if rows else "nothing grew"
+    return Table(("name", "kind", "bytes", "arrays", "graph nodes"), rows, caption)

@@ -1,10 +1,12 @@
-"""Has a shell say more of an allocation that failed: a note below the error, in every cell."""
+"""What a shell has to do with memory: it says why allocations fail, and tells of its cells."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from mlxbench_kernel.memory.overflow import explain
+from mlxbench_kernel.memory.record import RECORD
 
 EXPLAINED = (RuntimeError, MemoryError)
 
@@ -34,3 +36,25 @@ def explain_no_more_in(shell: Any) -> None:
     """Take out what `explain_in` has put in."""
     if shell.custom_exceptions == EXPLAINED:
         shell.set_custom_exc((), None)
+
+
+def follow_cells(shell: Any, after: Callable[[], None]) -> None:
+    """Note the cells of a shell in `RECORD`, where nobody else does.
+
+    Parameters
+    ----------
+    shell
+        An ``IPython.core.interactiveshell.InteractiveShell``.
+    after
+        Called after each cell, in the thread that runs them.
+    """
+
+    def begin(info: Any) -> None:
+        RECORD.begin_cell(f"Cell In[{shell.execution_count - 1}]")
+
+    def end(result: Any) -> None:
+        RECORD.end_cell()
+        after()
+
+    shell.events.register("pre_run_cell", begin)
+    shell.events.register("post_run_cell", end)
