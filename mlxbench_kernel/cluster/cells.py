@@ -363,6 +363,8 @@ class CellRun:
             self.result.errors[rank] = content
             if self._output is not None:
                 self._output.message(rank, "error", content)
+        if not (self.busy or self.result.errors):
+            self._watch.number_protected()
 
     @staticmethod
     def _came_back(reply: Any) -> bool:

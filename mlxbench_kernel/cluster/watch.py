@@ -52,6 +52,7 @@ class GroupWatch:
         self._renewable = renewable
         self._whole = len(self._ranks) == size > 1
         self._progress: dict[int, dict[str, Any]] = {}
+        self._protected: dict[int, list[int]] = {}
         self._limit = NO_LIMIT
         self._reason = ""
         self._deadlock: Any = None
@@ -156,7 +157,20 @@ class GroupWatch:
     def note(self, rank: int, progress: dict[str, Any] | None) -> None:
         """What a rank said of the group as its cell ended."""
         if progress is not None:
+            self._protected[rank] = progress.pop("protected")
             self._progress[rank] = progress
+
+    def number_protected(self) -> None:
+        """Once a cell has ended well: see that all ranks count completed evaluations alike.
+
+        By these counts they find, after a fault, the last values that all have. In a cell where
+        one rank has changed what is protected, and the others have not, it counts one more.
+        """
+        lasts = {counts[-1] for counts in self._protected.values() if counts}
+        if self._whole and len(lasts) > 1 and all(self._protected.values()):
+            # A new number, so that a rank which does not hear of it has nothing in common.
+            count = max(lasts) + 1
+            self._client.call("number_protected", self._ranks, ANSWER_SECONDS, count=count)
 
     @property
     def whole(self) -> bool:

@@ -72,12 +72,16 @@ class Cells:
             self.stale.settle(self._shell.user_ns_hidden)
 
     def end(self, good: bool) -> dict[str, Any] | None:
-        """A cell has ended; how far the group has come, see `Collectives.progress`."""
+        """A cell has ended; how far the group has come, see `Collectives.progress`.
+
+        With ``protected``: the completed evaluations of which values are kept.
+        """
         if good:
             PROTECTION.commit()
         GROUP.only(())
         GROUP.rest()
-        return GROUP.progress()
+        progress = GROUP.progress()
+        return None if progress is None else {**progress, "protected": PROTECTION.counts()}
 
     def _name_line(self, file: str, number: int) -> str:
         """A line as the notebook calls it, whose cell may begin above what ranks got of it."""

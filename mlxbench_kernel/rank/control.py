@@ -32,7 +32,7 @@ CALLS = frozenset(
     {
         "sample", "interrupt", "leave", "complete", "listening", "watch", "progress",
         "chain", "collectives", "limit", "lift", "release", "protected", "rescue", "history",
-        "links", "let_go", "number_link",
+        "links", "let_go", "number_link", "number_protected",
     }
 )  # fmt: skip
 
@@ -130,6 +130,10 @@ class ControlHandlers:
     def protected(self) -> list[int]:
         """See `Protection.counts`."""
         return PROTECTION.counts()
+
+    def number_protected(self, count: int) -> None:
+        """See `Protection.number`."""
+        PROTECTION.number(count)
 
     def rescue(self, folder: str) -> list[int]:
         """Write the protected state to files, see `rescue.save`."""

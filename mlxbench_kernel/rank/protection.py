@@ -36,7 +36,8 @@ class Kept:
     Attributes
     ----------
     count
-        How many had completed; the same on all ranks that run the same program.
+        How many had completed; the same on all ranks that run the same program, and made the same
+        again after a cell that was another one on each (`Protection.number`).
     parts
         (original, copy) of each dict and list, by the name of the tree that it is in; "" for
         those in variables.
@@ -197,6 +198,17 @@ class Protection:
         self.kept.clear()
         self._count = count - 1
         self.commit()
+
+    def number(self, count: int) -> None:
+        """Call the last kept values those after `count` evaluations, and forget those before.
+
+        Counts come apart where a cell has one rank alone change and evaluate what is protected.
+        """
+        if self.kept:
+            last = self.kept[-1]
+            self.kept.clear()
+            self._count = last.count = count
+            self.kept.append(last)
 
     def standing(self) -> tuple[int, bool]:
         """How many evaluations have completed, and whether the values are still those of then."""

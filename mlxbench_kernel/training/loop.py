@@ -197,10 +197,10 @@ class Loop:
         counters = self._counters
         started = time.perf_counter()
         first = counters["position"]
-        batches = self.batches_of_now()
-        data = time.perf_counter() - started
         told = []
-        with PROTECTION.held():
+        with PROTECTION.held():  # else what batches evaluate on one rank would count there alone
+            batches = self.batches_of_now()
+            data = time.perf_counter() - started
             outcome = self._step(batches, counters["clip"], measured)
             if last:
                 following = first + self._accumulate

@@ -192,6 +192,22 @@ def test_what_one_rank_changed_alone_leaves_the_ranks_at_the_same_count(two: Clu
     assert_usable(two)
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_what_a_cell_for_all_changes_on_one_rank_leaves_them_at_the_same_count(
+    two: Cluster, times: int
+) -> None:
+    two.execute("protect(model=model, optimizer=optimizer)\nmx.eval(step(x, y), state)")
+    one = "    model.one.bias = model.one.bias + 5\n    mx.eval(model.parameters())\n"
+    two.execute("if rank == 0:\n" + one * times)
+    two.execute("for _ in range(3):\n    mx.eval(step(x, y), state)")
+    two.execute("before = model.one.bias.tolist()")
+    told = Told()
+    two.execute("if rank == 0:\n    raise ValueError\nmx.eval(step(x, y), state)", tell=told)
+    assert "model, optimizer: back at their last completed values on all ranks" in str(told)
+    assert not two.execute("assert before == model.one.bias.tolist()").errors
+    assert_usable(two)
+
+
 # -- row 3 ---------------------------------------------------------------------
 
 MISMATCHES = {

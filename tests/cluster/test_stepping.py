@@ -223,6 +223,9 @@ stepper = Stepper(model, optimizer, loss_fn, batch)
 """,
     )
     made = Stepping(ranks)
+    made.step(2)
+    for _ in range(2):  # which changes what rank 1 has, and not what rank 0 has
+        made.equalize(0)
     shown: list[str] = []
 
     def interrupted(state: State) -> None:
@@ -231,13 +234,15 @@ stepper = Stepper(model, optimizer, loss_fn, batch)
             raise KeyboardInterrupt
 
     try:
-        made.run(20)
+        made.run(18)
         with pytest.raises(KeyboardInterrupt):
             made.wait(interrupted)
         assert AGAIN in shown[1]
-        assert not made.state.playing and made.state.step == 5
+        # Of steps under 3 ms not each one is kept.
+        assert not made.state.playing and 2 <= made.state.step <= 5
+        run(ranks, "stepper.step, model, optimizer")  # none of them is refused
         run(ranks, "hangs[0] = False")
-        made.run(15)
+        made.run(20 - made.state.step)
         assert made.wait().step == 20
     finally:
         made.close()

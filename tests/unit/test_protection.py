@@ -120,6 +120,21 @@ def test_only_completed_changes_are_kept_and_two_of_them(protection: Protection)
         protection.put_back(1)
 
 
+def test_the_last_kept_values_get_a_number_that_all_ranks_agree_on(protection: Protection) -> None:
+    tree = {"w": mx.zeros(2)}
+    protection.protect({"tree": tree})
+    for _ in range(2):
+        tree["w"] = tree["w"] + 1
+        mx.eval(tree)
+    protection.number(7)
+    assert protection.counts() == [7]
+    tree["w"] = tree["w"] + 1
+    mx.eval(tree)
+    assert protection.counts() == [7, 8]
+    protection.put_back(7)
+    assert tree["w"].tolist() == [2.0, 2.0]
+
+
 def test_what_cannot_be_protected_is_named(protection: Protection) -> None:
     with pytest.raises(UsageError, match="protect: thing is a set; it takes modules"):
         protection.protect({"thing": {1}})

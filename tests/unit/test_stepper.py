@@ -82,6 +82,21 @@ def test_it_computes_what_the_loop_by_hand_computes(compiled: bool) -> None:
     assert losses(run) == pytest.approx(by_hand, rel=1e-5)
 
 
+def test_what_batches_evaluate_does_not_count_as_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlxbench_kernel.training.running.AGAIN_SECONDS", 1000.0)  # few are kept
+    given = batches()
+    seen = []
+
+    def batch(number: int) -> Pair:
+        before = PROTECTION.counts()
+        mx.eval(given[number][0] + 1)
+        seen.append(PROTECTION.counts() == before)
+        return given[number]
+
+    stepper(batches=batch).run(60)
+    assert all(seen) and len(seen) >= 60
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 def test_back_and_forward_gives_the_same_bits(compiled: bool) -> None:
     rate = optim.cosine_decay(1e-2, 50)
