@@ -38,3 +38,13 @@ class CollectiveMismatch(CellError):
 
 class CellTimeout(BenchError):
     """Waiting for a cell was given up; the ranks go on."""
+
+
+class GivenUp(KeyboardInterrupt):
+    """Ctrl-C while something waited for its turn on the ranks; nothing of it has run.
+
+    Shown as one line, as `BenchError` is.
+    """
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"\x1b[31m{KeyboardInterrupt.__name__}\x1b[39m: {self}"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import IPython
 
 import mlxbench_kernel
-from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.errors import GivenUp, UsageError
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -32,7 +32,7 @@ def only_frames_of_the_user(shell: InteractiveShell) -> Iterator[None]:
     """
     try:
         yield
-    except UsageError:
+    except (UsageError, GivenUp):
         raise
     except (Exception, KeyboardInterrupt) as error:
         raised, found = error, _without_own(error.__traceback__)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.magic import Magics, line_magic, magics_class
 from IPython.display import display
 
-from mlxbench_kernel.errors import StorageError, UsageError
+from mlxbench_kernel.errors import GivenUp, StorageError, UsageError
 from mlxbench_kernel.kernel.frames import only_frames_of_the_user
 from mlxbench_kernel.kernel.words import Word, help_text, read
 from mlxbench_kernel.units import format_bytes
@@ -103,6 +103,8 @@ class StepMagics(Magics):
             return None
         try:
             return self._do(stepping, name, rest)
+        except GivenUp:
+            raise
         except KeyboardInterrupt:
             with only_frames_of_the_user(self._ranks.shell):
                 raise KeyboardInterrupt from None

@@ -15,13 +15,13 @@ from dataclasses import replace
 from typing import Any
 
 from mlxbench_kernel.cluster import Cluster
-from mlxbench_kernel.errors import BenchError, ClusterError, UsageError
+from mlxbench_kernel.errors import BenchError, ClusterError, GivenUp, UsageError
 from mlxbench_kernel.interrupts import held
 from mlxbench_kernel.remote.asking import ask_ranks
 from mlxbench_kernel.remote.commands import Commands
 from mlxbench_kernel.remote.mirror import Mirror, State
 from mlxbench_kernel.remote.on_stepper import NONE, on_stepper
-from mlxbench_kernel.remote.waiting import SaidOnce
+from mlxbench_kernel.remote.waiting import SaidOnce, gave_up
 
 POLL_SECONDS = 0.05  # while something changes
 IDLE_SECONDS = 0.5
@@ -278,7 +278,13 @@ class Stepping(Commands):
 
     @contextmanager
     def between(self) -> Iterator[None]:
-        """Have a run wait while the block uses the ranks, all of them after the same step."""
+        """Have a run wait while the block uses the ranks, all of them after the same step.
+
+        Raises
+        ------
+        GivenUp
+            A Ctrl-C came before they had stopped; the block has not begun.
+        """
         if threading.current_thread() is self._thread:
             yield
             return
@@ -288,7 +294,10 @@ class Stepping(Commands):
                 if self._mirror.state.playing:  # for a notebook that is gone: it goes on for this
                     self._wanted = self._mirror.state.wanted
             wanted = self._wanted
-            playing = self._hold()
+            try:
+                playing = self._hold()
+            except KeyboardInterrupt:
+                raise GivenUp(gave_up(self._late)) from None
             broken = self._broken
             try:
                 yield

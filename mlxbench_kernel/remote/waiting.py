@@ -34,3 +34,18 @@ class SaidOnce:
                 f"waiting for the step that is being taken: {late}. Ctrl-C stops waiting, then "
                 "%mlx_dist interrupt breaks the step off"
             )
+
+
+def gave_up(late: str) -> str:
+    """What is said when a Ctrl-C has ended the waiting.
+
+    Parameters
+    ----------
+    late
+        Who is late, in words; "" for nobody.
+    """
+    waited = f"the step that is being taken{f' ({late})' if late else ''}"
+    return (
+        f"nothing was run, it waited for {waited}. The run pauses after that step; "
+        "%mlx_dist interrupt breaks it off"
+    )

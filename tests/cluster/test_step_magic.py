@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
+from running import until
 
-from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.errors import GivenUp, UsageError
 from mlxbench_kernel.kernel.extension import load_ipython_extension, unload_ipython_extension
+from mlxbench_kernel.remote.stepping import Stepping
 
 SETUP = """
 from mlxbench_kernel import Stepper
@@ -21,6 +24,20 @@ stepper = Stepper(
     model, optim.Adam(1e-2),
     lambda model, x, y: nn.losses.cross_entropy(model(x), y).mean(),
     lambda n: (X[n % 500], Y[n % 500]),
+)
+"""
+
+
+HANGING = """
+import time
+hangs = [True]
+def batch(n):
+    if n >= 5 and rank == 1 and hangs[0]:
+        time.sleep(1000)
+    return X[n % 500], Y[n % 500]
+stepper = Stepper(
+    model, optim.Adam(1e-2),
+    lambda model, x, y: nn.losses.cross_entropy(model(x), y).mean(), batch,
 )
 """
 
@@ -130,3 +147,39 @@ def test_words_are_completed(shell: InteractiveShell) -> None:
     assert "main" in found("%mlx_step switch m")
     assert "layers.2" in found("%mlx_step freeze layers.")
     assert "loss" in found("%mlx_step until lo")
+
+
+def test_ctrl_c_in_a_cell_that_waits_for_a_hanging_step_is_one_line(
+    shell: InteractiveShell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell.run_cell_magic("mlx_dist", "", HANGING)
+    said(shell, "3")
+    said(shell, "play")
+    stepping = shell.magics_manager.registry["StepMagics"]._of_ranks()
+    until(lambda: stepping.state.step == 5)
+    request = Stepping._request_stop
+
+    def interrupting(stepping: Stepping) -> None:
+        request(stepping)
+        signal.raise_signal(signal.SIGINT)
+
+    push, back, graph = "%mlx_dist push word", "%mlx_step back", "%mlx_graph X --ranks all"
+    for line in ("%%mlx_dist\nran = True", push, back, graph):
+        shell.user_ns["word"] = "new"
+        with monkeypatch.context() as patch, capture_output() as captured:
+            patch.setattr(Stepping, "_request_stop", interrupting)
+            result = shell.run_cell(line)
+        assert isinstance(result.error_in_exec, GivenUp)
+        shown = captured.stdout.strip()
+        assert "KeyboardInterrupt" in shown and "nothing was run, it waited for the step" in shown
+        assert "%mlx_dist interrupt breaks it off" in shown and len(shown.splitlines()) == 1
+    with capture_output() as captured:
+        shell.run_line_magic("mlx_dist", "interrupt")
+    with capture_output() as captured:
+        shell.run_cell_magic(
+            "mlx_dist", "",
+            "hangs[0] = False\nprint(stepper.step, 'ran' in globals(), 'word' in globals())",
+        )  # fmt: skip
+    assert captured.stdout.count("False False") and "True" not in captured.stdout
+    assert said(shell, "to 3").startswith("step 3 ")
+    assert said(shell, "7").startswith("step 10 ")
