@@ -173,7 +173,7 @@ class StepMagics(Magics):
         def show(state: Any) -> None:
             last = stepping.histories[0].last(state.branch)
             share = (state.step - first) / wanted if wanted else 0.0
-            text = f"step {state.step}" + (f", loss {last['loss']:.4g}" if last else "")
+            text = f"step {state.step}" + (f", loss {last['loss']:.4g}" if "loss" in last else "")
             late = f" · {state.doing}" if state.doing not in ("playing", "paused") else ""
             progress(min(max(share, 0.01), 1.0), text + late)
 
@@ -211,7 +211,7 @@ def said(stepping: Stepping) -> str:
     state = stepping.state
     last = stepping.histories[0].last(state.branch)
     parts = [f"step {state.step}", f"branch {state.branch}", state.doing]
-    if last and last["step"] == state.step:
+    if "loss" in last and last["step"] == state.step:
         parts.append(f"loss {last['loss']:.6g}")
     if state.said and not state.playing and state.said != f"step {state.step}":
         parts.append(state.said)

@@ -173,6 +173,37 @@ class Loop:
         self._written[STOP] = 0
         self._logged = GROUP.spent(self._logged)[0]
 
+    def unread(self) -> tuple[int, int]:
+        """The first and the last complete step of a lease that a fault has ended.
+
+        Of those that had not been taken before; (0, 0) where there is none.
+        """
+        steps = [int(each.own["step"]) for each in self._pending if not each.again]
+        return (steps[0], steps[-1]) if steps else (0, 0)
+
+    def read(self, last: int, together: bool) -> list[Taken]:
+        """What was measured of these steps; it is not pending any more.
+
+        Parameters
+        ----------
+        last
+            The last step that still counts.
+        together
+            Whether all ranks have the same ones and call this; else what is a mean over the ranks
+            is left out. Durations and memory are of this rank in any case.
+        """
+        found = [each for each in self._pending if not each.again and each.own["step"] <= last]
+        self._pending.clear()
+        taken = []
+        for each in found:
+            own = each.outcome.values[None]
+            if together and self._group.size() > 1:
+                values = _rows(mx.distributed.all_gather(own, group=self._group))
+            else:
+                values = _rows(own)
+            taken.append(self._taken(each, values, {}, together))
+        return taken
+
     def stop(self) -> None:
         """Have all ranks stop at the end of this lease; from any thread."""
         self._written[STOP] = 1
@@ -195,6 +226,8 @@ class Loop:
             None within a lease.
         """
         counters = self._counters
+        if self._pending and self._pending[-1].own["step"] != counters["step"]:
+            self._pending.clear()  # of a lease that a fault has ended, and which was gone back from
         started = time.perf_counter()
         first = counters["position"]
         told = []
@@ -281,12 +314,18 @@ class Loop:
         )
 
     def _taken(
-        self, pending: _Pending, values: list[list[float]], common: dict[str, float]
+        self,
+        pending: _Pending,
+        values: list[list[float]],
+        common: dict[str, float],
+        together: bool = True,
     ) -> Taken:
+        """With losses and metrics of all ranks, or not `together`, of this one."""
         outcome, known = pending.outcome, {"step": pending.own["step"]}
         names = ("loss", *outcome.metrics)
         for name, column in zip(names, zip(*values, strict=True), strict=True):
-            known[name] = sum(column) / len(values)
+            if together:
+                known[name] = sum(column) / len(values)
         samples: dict[str, NDArray[np.float32]] = {}
         for name, array in outcome.measures.items():
             if array.ndim == 0:
@@ -295,7 +334,8 @@ class Loop:
                 samples[name.removeprefix("parameters.")] = np.array(array)
         if pending.rate is not None:
             known["learning_rate"] = self._learning_rate(pending.rate)
-        own = {**known, **pending.own, "loss_rank": values[self._group.rank()][0]}
+        mine = values[self._group.rank() if together else 0]
+        own = {**known, **pending.own, "loss_rank": mine[0]}
         known.pop("grad_norm_rank", None)
         return Taken(own, {**common, **known}, samples, pending.again)
 

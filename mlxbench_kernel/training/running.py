@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from mlx.nn.layers.base import Module
 
 from mlxbench_kernel.errors import UsageError
@@ -162,6 +163,11 @@ class Running(Course):
             if tip > step and not self.history.last(self.branches.current.name)["step"] > step:
                 self.settle_tip(step)
 
+    def to(self, step: int) -> int:
+        """Go to the state after a step; see `Place.to`."""
+        self._catch_up()
+        return super().to(step)
+
     def advance(self, measured: bool = False) -> Taken:
         """Take one step of the current branch, keep its state, and note what was measured."""
         agreed = self._take(measured, last=True)
@@ -217,6 +223,7 @@ class Running(Course):
                     "stepper.to(step) on all of them"
                 )
         self.settle_tip(int(rows[:, 1].min()))
+        self._catch_up()
         lacking = [rank for rank, there in enumerate(rows[:, 3]) if not there]
         if lacking:
             raise UsageError(self._out_of_batches(lacking))
@@ -225,6 +232,20 @@ class Running(Course):
             for line in rehearse(self):
                 self.warn(line)
         self._rehearsed = True
+
+    def _catch_up(self) -> None:
+        """Record the steps of a lease that a fault has ended, as far as all ranks have kept them;
+        on all ranks alike."""
+        rows = gather_numbers([self.counters["tip"], *self.loop.unread()], self.group)
+        tip = int(rows[:, 0].min())
+        firsts, lasts = set(rows[:, 1]), set(np.minimum(rows[:, 2], tip))
+        # A rank that was started again has none of them.
+        together = len(firsts) == len(lasts) == 1
+        recorded = int(self.history.last(self.branches.current.name).get("step", 0))
+        for taken in self.loop.read(tip, together):
+            if taken.record["step"] == recorded + 1:
+                recorded += 1
+                self._record(taken)
 
     def _out_of_batches(self, ranks: Sequence[int]) -> str:
         """That there are no more, and what can be done."""

@@ -248,6 +248,69 @@ stepper = Stepper(model, optimizer, loss_fn, batch)
         made.close()
 
 
+HANGING = """
+import time
+from mlxbench_kernel.training import loop, running
+loop.LEASE_SECONDS, running.AGAIN_SECONDS = 1000, 0  # the second lease is long, and all is kept
+hangs = [True]
+def batch(n):
+    if n == 20 and rank == 1 and hangs[0]:
+        time.sleep(1000)
+    return X[n], Y[n]
+mx.random.seed(5)
+stepper = Stepper(model, optimizer, loss_fn, batch)
+"""
+USUAL = "loop.LEASE_SECONDS, running.AGAIN_SECONDS = 0.03, 0.003"
+
+
+def test_a_lease_that_is_broken_off_is_in_the_history_as_far_as_it_came(ranks: Cluster) -> None:
+    run(ranks, SETUP + HANGING)
+    made = Stepping(ranks)
+    try:
+        made.run(40)
+        wait_until(lambda: made.state.step == 20)
+        ranks.client.call("interrupt", [0, 1], 1)
+        wait_until(lambda: not made.state.playing)
+        assert made.state.step == 20 and len(losses(made)) == 1
+        run(ranks, "hangs[0] = False")
+        made.run(10)
+        assert made.wait().step == 30
+        found = losses(made)
+        own = value(ranks, "stepper.history.series('main', 'loss_rank')[1].tolist()")
+        assert len(found) == 30 and losses(made, 1) == found and own[0] != own[1]
+        run(ranks, "stepper.to(0)")
+        again = value(ranks, "[stepper.advance().record['loss_rank'] for _ in range(30)]")
+        assert again == own
+    finally:
+        run(ranks, USUAL)
+        made.close()
+
+
+def test_of_a_lease_in_which_a_rank_was_killed_the_others_have_their_own_numbers() -> None:
+    before = processes()
+    cluster = Cluster.up(2, seed=7)
+    try:
+        assert not cluster.execute(SETUP + HANGING, setup=True).errors
+        pid = value(cluster, "__import__('os').getpid()")[1]
+        made = Stepping(cluster)
+        made.play()
+        wait_until(lambda: made.state.step == 20)
+        os.kill(int(str(pid)), signal.SIGKILL)
+        wait_until(lambda: not made.state.playing)
+        cluster.setup.cells[:] = [each.replace("[True]", "[False]") for each in cluster.setup.cells]
+        cluster.heal()
+        wait_until(lambda: made.state.step > 30)
+        made.pause()
+        steps, _ = made.histories[0].series("main", "loss_rank", 100_000)
+        assert steps.tolist() == list(range(1, made.state.step + 1))
+        of_all, _ = made.histories[0].series("main", "loss", 100_000)
+        assert of_all.tolist() == [1, *range(21, made.state.step + 1)]
+        made.close()
+    finally:
+        cluster.down()
+    assert processes() <= before
+
+
 def test_a_checkpoint_is_loaded_with_none_of_the_curve_before(
     stepping: Stepping, tmp_path: Path
 ) -> None:
