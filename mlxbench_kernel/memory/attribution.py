@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping
+from operator import itemgetter
 from typing import Any
 
 from mlxbench_kernel import native
@@ -54,34 +55,25 @@ def attribute(
     began = time.perf_counter()
     walk = Walk(seconds, objects)
     walk.variables(namespace, hidden)
-    second = walk.shared()
+    roots = walk.roots()
+    second = walk.shared(roots)
     # What variables share as whole containers has their arrays under both.
     again = [at for at, place in enumerate(walk.places) if second[place] != NONE]
-    order = sorted(range(len(walk.places)), key=lambda at: _ORDER[walk.kinds[walk.places[at]]])
-    places = [*order, *again]
-    nodes = [walk.places[at] for at in places]
-    roots = [walk.roots[node] for node in nodes[: len(order)]]
-    roots += [second[node] for node in nodes[len(order) :]]
+    order = sorted(range(len(walk.places)), key=lambda at: _ORDER[walk.rows[walk.places[at]][2]])
+    nodes = [walk.places[at] for at in order]
+    holders = [roots[node] for node in nodes] + [second[walk.places[at]] for at in again]
     counted = [2] * len(order) + [1] * len(again)  # the reference that was found, and ours
-    arrays = [walk.arrays[at] for at in places]
-    described = [_described(array) for array in walk.arrays]
+    arrays = [walk.arrays[at] for at in (*order, *again)]
     walk.arrays.clear()
+    found = _Found(walk, nodes)
     module = native.load()
-    read = None if module is None else module.read_holdings(arrays, roots, counted, graphs)
-    arrays.clear()
-    found = _Found(walk, nodes[: len(order)])
-    if read is not None:
-        found.read({name: column.tolist() for name, column in read.items()})
+    if module is not None:
+        found.read(**module.read_holdings(arrays, holders, counted, graphs))
     return found.holdings(
-        dict(zip(walk.places, described, strict=True)),
         active=mx.get_active_memory(),
         cache=mx.get_cache_memory(),
         seconds=time.perf_counter() - began,
     )
-
-
-def _described(array: Any) -> tuple[str, list[int]]:
-    return str(array.dtype).removeprefix("mlx.core."), list(array.shape)
 
 
 class _Found:
@@ -97,51 +89,61 @@ class _Found:
 
     def __init__(self, walk: Walk, nodes: list[int]) -> None:
         self.walk, self.at = walk, nodes
-        count = len(walk.parents)
+        count = len(walk.rows)
         self.own, self.shared, self.host, self.nodes = ([0] * count for _ in range(4))
-        self.kinds = list(walk.kinds)
+        self.parents = [parent for _, parent, _, _ in walk.rows]
+        self.kinds = [kind for _, _, kind, _ in walk.rows]
+        self.types = [name for _, _, _, name in walk.rows]
+        self.shapes: list[list[int] | None] = [None] * count
         self.held: list[tuple[int, int]] = []
-        self.buffers: list[tuple[int, int, int]] = []  # bytes, first, second
+        self.sizes: list[int] = []
+        self.first: list[int] = []
+        self.second: list[int] = []
         self._shares: set[tuple[int, int]] = set()  # (node, buffer): counted once each
         for node, size in walk.host:
             self.host[node] += size
 
-    def read(self, found: dict[str, list[int]]) -> None:
-        """Give each buffer to the first in the order of kinds."""
-        claims = self._claims(found)
-        roots = zip(found["first"], found["second"], strict=True)
-        holders = dict(zip(found["of"], roots, strict=True))
-        numbers: dict[int, int] = {}
-        owners: list[int] = []
-        for _, node, buffer, size in sorted(claims, key=lambda claim: claim[0]):
-            number = numbers.setdefault(buffer, len(numbers))
-            if number == len(owners):
-                owners.append(node)
-                self.buffers.append((size, *holders[buffer]))
-                self.own[node] += size
-            elif owners[number] != node:
-                self._share(node, owners[number], number, size)
-            self.held.append((node, number))
-
-    def _claims(self, found: dict[str, list[int]]) -> list[tuple[int, int, int, int]]:
-        """Who holds what, as (place in the order, node, buffer, bytes)."""
-        claims = []
-        columns = (found[name] for name in ("buffer", "bytes", "is_mlx", "lazy", "nodes"))
-        for node, buffer, size, is_mlx, lazy, nodes in zip(self.at, *columns, strict=False):
-            self.nodes[node] = nodes
-            if lazy:
-                self.kinds[node] = GRAPH
-            elif is_mlx:
-                claims.append((_ORDER[self.kinds[node]], node, buffer, size))
-            else:
-                self.host[node] += size
-        columns = (found[name] for name in ("behind_array", "behind_buffer", "behind_bytes"))
-        for at, buffer, size in zip(*columns, strict=True):
-            if at < len(self.at):
+    def read(
+        self,
+        lazy: list[bool],
+        dtype: list[str],
+        shape: list[list[int]],
+        buffer: list[int],
+        nodes: list[int],
+        behind: list[tuple[int, int]],
+        bytes: list[int],
+        is_mlx: list[bool],
+        first: list[int],
+        second: list[int],
+    ) -> None:
+        """Give each buffer to the first in the order of kinds; see ``read_holdings``."""
+        claims = []  # place in the order, node, buffer
+        for at, node in enumerate(self.at):
+            self.types[node], self.shapes[node], self.nodes[node] = dtype[at], shape[at], nodes[at]
+            number = buffer[at]
+            if number >= 0 and is_mlx[number]:
+                claims.append((_ORDER[self.kinds[node]], node, number))
+            elif number >= 0:
+                self.host[node] += bytes[number]
+        for at, number in behind:
+            if at < len(self.at) and is_mlx[number]:
                 node = self.at[at]
-                place = max(_ORDER[GRAPH], _ORDER[self.walk.kinds[node]])
-                claims.append((place, node, buffer, size))
-        return claims
+                claims.append((max(_ORDER[GRAPH], _ORDER[self.kinds[node]]), node, number))
+        for at, is_lazy in enumerate(lazy[: len(self.at)]):
+            if is_lazy:
+                self.kinds[self.at[at]] = GRAPH
+        owners = [NONE] * len(bytes)
+        claims.sort(key=itemgetter(0))
+        for _, node, number in claims:
+            owner = owners[number]
+            if owner == NONE:
+                owners[number] = node
+                self.own[node] += bytes[number]
+            elif owner != node:
+                self._share(node, owner, number, bytes[number])
+            self.held.append((node, number))
+        self.sizes = [size if own else 0 for size, own in zip(bytes, is_mlx, strict=True)]
+        self.first, self.second = first, second
 
     def _share(self, node: int, owner: int, number: int, size: int) -> None:
         """Note what a node shares, and those above it as far as `owner` is not below them too."""
@@ -171,44 +173,44 @@ class _Found:
         line = []
         while node >= 0:
             line.append(node)
-            node = self.walk.parents[node]
+            node = self.parents[node]
         return line
 
-    def holdings(self, described: dict[int, tuple[str, list[int]]], **rest: Any) -> Holdings:
+    def holdings(self, **rest: Any) -> Holdings:
         """Only those nodes that lead to something, with all that is below them added up."""
-        walk = self.walk
+        walk, parents = self.walk, self.parents
         bytes_ = list(self.own)
-        used = [node in described for node in range(len(bytes_))]
+        used = [False] * len(parents)
+        for node in (*walk.places, *(node for node, _ in walk.host)):
+            used[node] = True
         for again, first in walk.links:
             used[again] = used[first] = True
-        for node in range(len(bytes_) - 1, -1, -1):
-            used[node] = used[node] or self.host[node] > 0
-            if (parent := walk.parents[node]) >= 0 and used[node]:
+        for node in range(len(parents) - 1, -1, -1):
+            if used[node] and (parent := parents[node]) >= 0:
                 used[parent] = True
-                for column in (bytes_, self.host, self.nodes):
-                    column[parent] += column[node]
+                bytes_[parent] += bytes_[node]
+                self.host[parent] += self.host[node]
+                self.nodes[parent] += self.nodes[node]
+        self._share_links(bytes_)
         kept = [node for node, is_used in enumerate(used) if is_used]
         new = {node: place for place, node in enumerate(kept)} | {NONE: NONE, UNKNOWN: UNKNOWN}
-        self._share_links(bytes_)
-        sizes, first_, second = ([each[place] for each in self.buffers] for place in range(3))
-        what = [described.get(node, (walk.types[node], None)) for node in kept]
         found = Holdings(
-            labels=[contents.label(walk.keys[node]) for node in kept],
-            parents=[new[walk.parents[node]] for node in kept],
+            labels=[contents.label(walk.rows[node][0]) for node in kept],
+            parents=[new[parents[node]] for node in kept],
             kinds=[self.kinds[node] for node in kept],
             own=[self.own[node] for node in kept],
             bytes=[bytes_[node] for node in kept],
             shared=[self.shared[node] for node in kept],
             host=[self.host[node] for node in kept],
             nodes=[self.nodes[node] for node in kept],
-            types=[name for name, _ in what],
-            shapes=[shape for _, shape in what],
+            types=[self.types[node] for node in kept],
+            shapes=[self.shapes[node] for node in kept],
             same=[[new[again], new[first]] for again, first in walk.links],
             held_by=[new[node] for node, _ in self.held],
             held=[number for _, number in self.held],
-            buffer_bytes=sizes,
-            first=[new[node] for node in first_],
-            second=[new[node] for node in second],
+            buffer_bytes=self.sizes,
+            first=[new[node] for node in self.first],
+            second=[new[node] for node in self.second],
             stopped=walk.stopped,
             **rest,
         )

@@ -6,9 +6,14 @@ from collections import Counter
 from dataclasses import dataclass
 
 from mlxbench_kernel.memory.holdings import NONE, UNKNOWN, Holdings
+from mlxbench_kernel.memory.walk import ERROR, RESULTS
 
 NARROW = 0.9  # a part with that much of a change is named instead of the whole
 ELSEWHERE = "something that is no variable"
+_HOW = {
+    RESULTS: "%reset -f out",
+    ERROR: "import sys; sys.last_value = sys.last_exc = sys.last_traceback = None",
+}
 _NO_VARIABLE = "snapshots"  # to be let go of by whoever keeps them
 
 
@@ -106,7 +111,8 @@ def freeable(found: Holdings, count: int = 10) -> list[Freeable]:
     Returns
     -------
     list of Freeable
-        Most bytes first; none that would free nothing. IPython's results are one of them.
+        Most bytes first; none that would free nothing. IPython's results and the
+        last error's frames stand beside variables.
     """
     tops: list[int] = []
     for node, parent in enumerate(found.parents):
@@ -130,7 +136,7 @@ def freeable(found: Holdings, count: int = 10) -> list[Freeable]:
             size,
             found.nodes[node],
             dict(held_back.get(node, Counter()).most_common()),
-            f"del {found.labels[node]}" if found.kinds[node] != "history" else "%reset -f out",
+            _HOW.get(found.labels[node], f"del {found.labels[node]}"),
         )
         for node, size in frees.most_common()
         if size and found.kinds[node] != _NO_VARIABLE

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Collection, Mapping
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from mlxbench_kernel.memory import contents
@@ -21,6 +22,8 @@ _LOOKS = 500  # objects between two looks at the clock
 PARAMETERS, OPTIMIZER, CACHES, VARIABLES, GRAPH, SNAPSHOTS, HISTORY = KINDS = (
     "parameters", "optimizer", "kv cache", "variables", "graph", "snapshots", "history",
 )  # fmt: skip
+RESULTS, ERROR = "IPython", "last error"  # what stands for variables there
+_ERRORS = ("last_exc", "last_value")
 _FIXED = frozenset({SNAPSHOTS, HISTORY})  # whatever it is, it is there as one of these
 
 _SKIP, _ARRAY, _NUMPY, _BYTES, _OBJECT = range(5)
@@ -29,9 +32,10 @@ _SKIP, _ARRAY, _NUMPY, _BYTES, _OBJECT = range(5)
 class _Class(NamedTuple):
     """What is known of a class."""
 
+    name: str
     action: int
-    opener: contents.Opener | None
-    kind: str | None  # what its instances hold counts as
+    opener: contents.Opener | None = None
+    kind: str | None = None  # what its instances hold counts as
 
 
 class Walk:
@@ -44,11 +48,9 @@ class Walk:
 
     Attributes
     ----------
-    parents, keys, kinds, roots : list
-        Of each node (an object that was gone into, an array, a link): the node of what holds it,
-        or -1; under which key; what it counts as; the node of the variable.
-    types : list of str
-        Of each node the name of its class.
+    rows : list of (key, parent, kind, type)
+        Of each node (an object that was gone into, an array, a link): under which key it is held,
+        by which node, or -1; what it counts as; the name of its class.
     arrays, places : list
         MLX arrays, and the nodes where they are; an array in two places is there twice.
     links : list of (node, node)
@@ -65,11 +67,7 @@ class Walk:
         import numpy as np
         from mlx.nn.layers.base import Module
 
-        self.parents: list[int] = []
-        self.keys: list[Any] = []
-        self.kinds: list[str] = []
-        self.roots: list[int] = []
-        self.types: list[str] = []
+        self.rows: list[tuple[Any, int, str, str]] = []
         self.arrays: list[Any] = []
         self.places: list[int] = []
         self.links: list[tuple[int, int]] = []
@@ -104,31 +102,37 @@ class Walk:
             self._top(name, value, VARIABLES)
         for name, give in list(HOLDERS.items()):
             self._top(name, _given(give), SNAPSHOTS)
-        errors = {
-            name: getattr(sys, name) for name in ("last_value", "last_exc") if hasattr(sys, name)
-        }
-        self._top("IPython", dict(theirs) | errors, HISTORY)
+        self._top(RESULTS, dict(sorted(theirs, key=itemgetter(0))), HISTORY)
+        # What a cell that failed had made lives on in its frames.
+        self._top(ERROR, [vars(sys)[name] for name in _ERRORS if name in vars(sys)], HISTORY)
 
-    def shared(self) -> list[int]:
+    def roots(self) -> list[int]:
+        """Of each node that of the variable which it was first found in."""
+        roots: list[int] = []
+        for node, (_, parent, _, _) in enumerate(self.rows):
+            roots.append(node if parent < 0 else roots[parent])
+        return roots
+
+    def shared(self, roots: list[int]) -> list[int]:
         """Of each node the root of another variable that leads to it as well, or NONE, UNKNOWN.
 
         What is UNKNOWN has more references than were found. To be called once, after the walk:
         it lets go of the objects.
         """
-        second = [NONE] * len(self.parents)
-        waiting = [(first, self.roots[again]) for again, first in self.links]
+        second = [NONE] * len(roots)
+        waiting = [(first, roots[again]) for again, first in self.links]
         waiting += [(node, UNKNOWN) for node in self._held_elsewhere()]
         self._objects.clear()
         if waiting:
-            inside: list[list[int]] = [[] for _ in self.parents]
-            for node, parent in enumerate(self.parents):
+            inside: list[list[int]] = [[] for _ in roots]
+            for node, (_, parent, _, _) in enumerate(self.rows):
                 if parent >= 0:
                     inside[parent].append(node)
             for again, first in self.links:
-                inside[self.parents[again]].append(first)
+                inside[self.rows[again][1]].append(first)
             while waiting:
                 node, root = waiting.pop()
-                if root != self.roots[node] and second[node] == NONE:
+                if root != roots[node] and second[node] == NONE:
                     second[node] = root
                     waiting += [(each, root) for each in inside[node]]
         return second
@@ -141,7 +145,7 @@ class Walk:
         return [
             node
             for node, value in self._objects
-            if sys.getrefcount(value) > known[node] + 3 and self.kinds[node] not in _FIXED
+            if sys.getrefcount(value) > known[node] + 3 and self.rows[node][2] not in _FIXED
         ]
 
     def _rank(self, value: Any) -> int:
@@ -151,73 +155,64 @@ class Walk:
     def _top(self, name: str, value: Any, kind: str) -> None:
         if self._over:
             return
-        root = len(self.parents)
         waiting: list[tuple[Any, Any, int, str]] = [(name, value, NONE, kind)]
         del value  # counted references are those of others
+        rows, seen, classes = self.rows, self._seen, self._classes
         while waiting:
             key, part, parent, kind = waiting.pop()
-            kind_of = self._class(type(part))
+            known = classes.get(type(part)) or self._class(type(part))
             self._left -= 1
             if self._left % _LOOKS == 0 and self._is_over():
                 self._over = True
                 self.stopped.append(f"the walk ended at {self._where(key, parent)}")
                 return
-            if kind_of.kind is not None and kind not in _FIXED:
-                kind = kind_of.kind
-            if kind_of.action == _OBJECT:
-                first = self._seen.get(id(part))
-                if first is not None:
-                    if first != NONE:
-                        self.links.append((self._add(key, parent, kind, root, part), first))
-                    continue
-                node = self._add(key, parent, kind, root, part)
-                self._seen[id(part)] = node
-                self._objects.append((node, part))
-                assert kind_of.opener is not None
-                waiting += self._inside(kind_of.opener, part, node, kind)
-            elif kind_of.action == _ARRAY:
-                self.places.append(self._add(key, parent, kind, root, part))
+            if known.action == _ARRAY:
+                self.places.append(len(rows))
                 self.arrays.append(part)
-            elif kind_of.action == _NUMPY:
-                self._add_numpy(key, parent, kind, root, part)
-            elif kind_of.action == _BYTES and id(part) not in self._host_seen:
-                self._host_seen.add(id(part))
-                self.host.append((self._add(key, parent, kind, root, part), len(part)))
-
-    def _add(self, key: Any, parent: int, kind: str, root: int, part: Any) -> int:
-        self.parents.append(parent)
-        self.keys.append(key)
-        self.kinds.append(kind)
-        self.roots.append(root)
-        self.types.append(type(part).__name__)
-        return len(self.parents) - 1
+                rows.append((key, parent, kind, known.name))
+            elif known.action == _OBJECT:
+                if known.kind is not None and kind not in _FIXED:
+                    kind = known.kind
+                first = seen.get(id(part))
+                if first is None:
+                    seen[id(part)] = node = len(rows)
+                    self._objects.append((node, part))
+                    waiting += self._inside(known.opener, part, node, (key, parent, kind))
+                elif first != NONE:
+                    self.links.append((len(rows), first))
+                if first != NONE:
+                    rows.append((key, parent, kind, known.name))
+            elif (size := self._host_bytes(known.action, part)) > 0:
+                self.host.append((len(rows), size))
+                rows.append((key, parent, kind, known.name))
 
     def _inside(
-        self, opener: contents.Opener, part: Any, node: int, kind: str
+        self, opener: contents.Opener | None, part: Any, node: int, row: tuple[Any, int, str]
     ) -> list[tuple[Any, Any, int, str]]:
+        assert opener is not None
+        key, parent, kind = row
         skipped, most = self._skipped, min(ITEMS, max(self._left, 0))
         try:
-            found = [
-                (key, each, node, kind)
-                for key, each in opener(part, most)
-                if type(each) not in skipped
-            ]
+            children = list(opener(part, most))
         except RuntimeError:  # another thread changed its size
             return []
-        if contents.size(part) > most:
-            where = self._where(self.keys[node], self.parents[node])
-            self.stopped.append(f"only {most:,} of {contents.size(part):,} in {where}")
-        found.reverse()
-        return found
+        if len(children) >= most and (size := contents.size(part)) > most:
+            self.stopped.append(f"only {most:,} of {size:,} in {self._where(key, parent)}")
+        children.reverse()
+        return [(key, each, node, kind) for key, each in children if type(each) not in skipped]
 
-    def _add_numpy(self, key: Any, parent: int, kind: str, root: int, array: Any) -> None:
-        """Count the array that a view leads to, where that owns its memory."""
-        base = array
-        while issubclass(type(base.base), self._bases[1]):
-            base = base.base
-        if base.flags.owndata and id(base) not in self._host_seen:
-            self._host_seen.add(id(base))
-            self.host.append((self._add(key, parent, kind, root, array), int(base.nbytes)))
+    def _host_bytes(self, action: int, part: Any) -> int:
+        """Memory beside MLX, the first time that it is found."""
+        if action == _NUMPY:  # of the array that a view leads to, where that owns its memory
+            while issubclass(type(part.base), self._bases[1]):
+                part = part.base
+            size = int(part.nbytes) if part.flags.owndata else 0
+        else:
+            size = len(part) if action == _BYTES else 0
+        if id(part) in self._host_seen:
+            return 0
+        self._host_seen.add(id(part))
+        return size
 
     def _class(self, kind: type) -> _Class:
         known = self._classes.get(kind)
@@ -230,16 +225,17 @@ class Walk:
     def _look_at(self, kind: type) -> _Class:
         for action, base in zip((_ARRAY, _NUMPY), self._bases, strict=True):
             if issubclass(kind, base):
-                return _Class(action, None, None)
+                return _Class(kind.__name__, action)
         if issubclass(kind, (bytes, bytearray)):
-            return _Class(_BYTES, None, None)
+            return _Class(kind.__name__, _BYTES)
         opener = contents.opener(kind)
         counts_as = next((as_ for base, as_ in self._owners if issubclass(kind, base)), None)
         if counts_as is None and contents.comes_from(kind, "mlx_lm.models.cache"):
             counts_as = CACHES
         if counts_as == OPTIMIZER and opener is not None:
             opener = _in_public(opener)  # `state` is a property
-        return _Class(_SKIP if opener is None else _OBJECT, opener, counts_as)
+        action = _SKIP if opener is None else _OBJECT
+        return _Class(kind.__name__, action, opener, counts_as)
 
     def _is_over(self) -> bool:
         if self._left <= 0 or time.perf_counter() > self._until:
@@ -251,8 +247,8 @@ class Walk:
     def _where(self, key: Any, parent: int) -> str:
         found = [contents.label(key)]
         while parent >= 0:
-            found.append(contents.label(self.keys[parent]))
-            parent = self.parents[parent]
+            key, parent, _, _ = self.rows[parent]
+            found.append(contents.label(key))
         return ".".join(reversed(found))
 
 

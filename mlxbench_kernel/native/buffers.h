@@ -8,13 +8,13 @@
 #include <chrono>
 #include <cstdint>
 #include <thread>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
+#include "arguments.h"
 #include "frozen.h"
-#include "graph_bindings.h"
 #include "mlx/allocator.h"
+#include "mlx/array.h"
 
 namespace bench {
 
@@ -61,6 +61,58 @@ inline std::vector<Buffer> buffers(const std::vector<const mx::array*>& arrays) 
   return found;
 }
 
+// Numbers keys in the order in which they come; std::unordered_map would take four times as long.
+class Numbers {
+ public:
+  explicit Numbers(size_t expected) {
+    size_t size = 16;
+    while (size < 2 * expected) {
+      size *= 2;
+    }
+    slots_.resize(size);
+  }
+
+  // The number of a key, and whether it is new.
+  std::pair<int32_t, bool> of(uint64_t key) {
+    if (2 * count_ >= static_cast<int32_t>(slots_.size())) {
+      grow();
+    }
+    auto& slot = find(key);
+    bool is_new = slot.number < 0;
+    if (is_new) {
+      slot = {key, count_++};
+    }
+    return {slot.number, is_new};
+  }
+
+ private:
+  struct Slot {
+    uint64_t key = 0;
+    int32_t number = -1;
+  };
+
+  Slot& find(uint64_t key) {
+    auto at = (key * 0x9E3779B97F4A7C15ull) >> 20;
+    while (slots_[at & (slots_.size() - 1)].number >= 0 &&
+           slots_[at & (slots_.size() - 1)].key != key) {
+      at++;
+    }
+    return slots_[at & (slots_.size() - 1)];
+  }
+
+  void grow() {
+    auto old = std::exchange(slots_, std::vector<Slot>(2 * slots_.size()));
+    for (auto& slot : old) {
+      if (slot.number >= 0) {
+        find(slot.key) = slot;
+      }
+    }
+  }
+
+  std::vector<Slot> slots_;
+  int32_t count_ = 0;
+};
+
 // The first two of those that hold something: enough to know whether letting go of one frees it.
 struct Holders {
   static constexpr int32_t NONE = -1, UNKNOWN = -2;
@@ -83,56 +135,59 @@ struct Holders {
 // to objects; where they are more than were found, somebody UNKNOWN holds it as well.
 class Holdings {
  public:
-  struct Behind {
-    int32_t array;
+  struct Held {
     Buffer buffer;
+    Holders holders;
+    long arrays = 0;  // that share it
   };
 
+  std::vector<int32_t> buffer;  // of each array given, -1 for none
   std::vector<int64_t> nodes;  // not evaluated, behind each array and no array before it
-  std::vector<Behind> behind;  // buffers that each array's graph keeps alive, once for a root
-  std::unordered_map<uint64_t, Holders> buffers;
+  std::vector<std::pair<int32_t, int32_t>> behind;  // (array, buffer that its graph keeps alive)
+  std::vector<Held> buffers;
+
+  explicit Holdings(size_t arrays)
+      : nodes(arrays, 0), objects_(arrays), numbers_(arrays), of_buffers_(arrays) {}
+
+  void read(const std::vector<Buffer>& found, const std::vector<int32_t>& roots) {
+    for (size_t i = 0; i < found.size(); i++) {
+      buffer.push_back(add(found[i], roots[i]));
+    }
+  }
 
   // `counted` of the references from Python to an object are known with each of its places.
-  void read(
+  void read_graphs(
       const std::vector<nb::handle>& objects,
       const std::vector<int32_t>& roots,
       const std::vector<int32_t>& counted) {
-    nodes.assign(objects.size(), 0);
-    std::unordered_map<PyObject*, int64_t> known;
-    known.reserve(objects.size());
-    arrays_.reserve(objects.size());
-    buffers.reserve(objects.size());
+    std::vector<std::pair<PyObject*, long>> known;
     for (size_t i = 0; i < objects.size(); i++) {
       auto& array = *nb::inst_ptr<mx::array>(objects[i]);
       current_ = static_cast<int32_t>(i);
       visit(array, roots[i]);
-      auto [entry, is_new] = known.try_emplace(objects[i].ptr(), 0);
-      entry->second += counted[i];
-      arrays_.at(array.id()).references += is_new;
+      auto [object, is_new] = objects_.of(reinterpret_cast<uint64_t>(objects[i].ptr()));
+      if (is_new) {
+        known.emplace_back(objects[i].ptr(), 0);
+        seen_[number_of(array)].references++;
+      }
+      known[object].second += counted[i];
     }
-    for (auto object : objects) {
-      if (Py_REFCNT(object.ptr()) > known[object.ptr()]) {
-        visit(*nb::inst_ptr<mx::array>(object), Holders::UNKNOWN);
+    for (auto [object, references] : known) {
+      if (Py_REFCNT(object) > references) {
+        visit(*nb::inst_ptr<mx::array>(nb::handle(object)), Holders::UNKNOWN);
       }
     }
-    std::vector<const mx::array*> held;
-    std::unordered_map<const mx::array::Data*, long> found;
-    found.reserve(arrays_.size());
-    for (auto& [id, each] : arrays_) {
-      if (((*each.array).*open(Descriptor{})).use_count() > each.references) {
-        held.push_back(each.array);
-      }
-      if (auto data = data_of(*each.array)) {
-        found[data]++;
+    for (size_t i = 0; i < seen_.size(); i++) {
+      if (((*seen_[i].array).*open(Descriptor{})).use_count() > seen_[i].references) {
+        visit(*seen_[i].array, Holders::UNKNOWN);
       }
     }
-    for (auto array : held) {
-      visit(*array, Holders::UNKNOWN);
-    }
-    for (auto& [id, each] : arrays_) {
-      auto data = data_of(*each.array);
-      if (data && each.array->data_shared_ptr().use_count() > found[data]) {
-        add(*each.array, Holders::UNKNOWN);
+    for (auto& each : seen_) {
+      if (each.buffer >= 0) {
+        auto& held = buffers[each.buffer];
+        if (each.array->data_shared_ptr().use_count() > held.arrays) {
+          held.holders.add(Holders::UNKNOWN);
+        }
       }
     }
   }
@@ -141,47 +196,67 @@ class Holdings {
   struct Seen {
     const mx::array* array;
     long references = 0;
+    int32_t buffer = -1;
     Holders holders;
   };
 
+  int32_t number_of(const mx::array& array) {
+    auto [number, is_new] = numbers_.of(array.id());
+    if (is_new) {
+      seen_.push_back({&array});
+    }
+    return number;
+  }
+
+  int32_t add(const Buffer& found, int32_t root) {
+    if (!found.pointer) {
+      return -1;
+    }
+    auto [number, is_new] = of_buffers_.of(found.pointer);
+    if (is_new) {
+      buffers.push_back({found});
+    }
+    buffers[number].holders.add(root);
+    return number;
+  }
+
   void visit(const mx::array& start, int32_t root) {
-    std::vector<const mx::array*> waiting{&start};
-    while (!waiting.empty()) {
-      auto array = waiting.back();
-      waiting.pop_back();
-      auto& seen = arrays_.try_emplace(array->id(), Seen{array}).first->second;
-      bool is_new = seen.holders.first == Holders::NONE;
-      if (!seen.holders.add(root)) {
+    waiting_.push_back(&start);
+    while (!waiting_.empty()) {
+      auto& array = *waiting_.back();
+      waiting_.pop_back();
+      auto number = number_of(array);
+      bool is_new = seen_[number].holders.first == Holders::NONE;
+      if (!seen_[number].holders.add(root)) {
         continue;
       }
-      auto buffer = add(*array, root);
-      if (buffer.pointer && array != &start && root != Holders::UNKNOWN) {
-        behind.push_back({current_, buffer});
+      if (is_new) {
+        seen_[number].buffer = add(buffer_of(array, data_of(array)), root);
+        bool is_lazy = array.status() == mx::array::Status::unscheduled;
+        nodes[current_] += is_lazy && array.has_primitive() && array.sibling_position() == 0;
       }
-      if (is_new && array->status() == mx::array::Status::unscheduled) {
-        nodes[current_] += array->has_primitive() && array->sibling_position() == 0;
+      if (auto held = seen_[number].buffer; held >= 0) {
+        buffers[held].arrays += is_new;
+        buffers[held].holders.add(root);
+        if (&array != &start && root != Holders::UNKNOWN) {
+          behind.emplace_back(current_, held);
+        }
       }
-      for (auto list : {&array->inputs(), &array->siblings()}) {
+      for (auto list : {&array.inputs(), &array.siblings()}) {
         for (auto& each : *list) {
           if (is_new) {
-            arrays_.try_emplace(each.id(), Seen{&each}).first->second.references++;
+            seen_[number_of(each)].references++;
           }
-          waiting.push_back(&each);
+          waiting_.push_back(&each);
         }
       }
     }
   }
 
-  Buffer add(const mx::array& array, int32_t root) {
-    auto buffer = buffer_of(array, data_of(array));
-    if (buffer.pointer) {
-      buffers[buffer.pointer].add(root);
-    }
-    return buffer;
-  }
-
   int32_t current_ = 0;
-  std::unordered_map<uint64_t, Seen> arrays_;  // by id
+  Numbers objects_, numbers_, of_buffers_;
+  std::vector<Seen> seen_;  // arrays
+  std::vector<const mx::array*> waiting_;
 };
 
 inline nb::dict read_holdings(
@@ -191,59 +266,55 @@ inline nb::dict read_holdings(
     bool graphs) {
   std::vector<nb::handle> objects;
   std::vector<const mx::array*> arrays;
-  std::vector<uint8_t> lazy;
+  nb::list lazy, dtypes, shapes;
+  std::vector<nb::str> names;
   for (auto item : list) {
+    auto array = as_array(item);
+    if (!array) {
+      throw nb::type_error("read_holdings takes a list of arrays");
+    }
     objects.push_back(item);
-    arrays.push_back(&nb::cast<const mx::array&>(item));
-    lazy.push_back(arrays.back()->status() == mx::array::Status::unscheduled);
+    arrays.push_back(array);
+    lazy.append(array->status() == mx::array::Status::unscheduled);
+    auto dtype = static_cast<size_t>(array->dtype().val());
+    while (names.size() <= dtype) {
+      names.emplace_back(dtype_name(mx::Dtype(static_cast<mx::Dtype::Val>(names.size()), 1)));
+    }
+    dtypes.append(names[dtype]);
+    nb::list shape;
+    for (auto extent : array->shape()) {
+      shape.append(extent);
+    }
+    shapes.append(shape);
   }
   if (roots.size() != arrays.size() || counted.size() != arrays.size()) {
     throw nb::value_error("as many roots and counts as arrays");
   }
-  std::vector<uint64_t> buffer, behind_buffer, of;
-  std::vector<int64_t> bytes, behind_bytes;
-  std::vector<uint8_t> is_mlx;
-  std::vector<int32_t> behind_array, first, second;
-  Holdings holdings;
-  for (auto& each : buffers(arrays)) {
-    buffer.push_back(each.pointer);
-    bytes.push_back(each.bytes);
-    is_mlx.push_back(each.is_mlx);
-  }
+  Holdings holdings(arrays.size());
+  holdings.read(buffers(arrays), roots);
   if (graphs) {
-    holdings.read(objects, roots, counted);
-  } else {
-    holdings.nodes.assign(arrays.size(), 0);
-    for (size_t i = 0; i < buffer.size(); i++) {
-      if (buffer[i]) {
-        holdings.buffers[buffer[i]].add(roots[i]);
-      }
-    }
+    holdings.read_graphs(objects, roots, counted);
   }
-  for (auto& each : holdings.behind) {
-    if (each.buffer.is_mlx) {
-      behind_array.push_back(each.array);
-      behind_buffer.push_back(each.buffer.pointer);
-      behind_bytes.push_back(each.buffer.bytes);
-    }
-  }
-  for (auto& [pointer, holders] : holdings.buffers) {
-    of.push_back(pointer);
-    first.push_back(holders.first);
-    second.push_back(holders.second);
+  std::vector<int64_t> bytes;
+  std::vector<bool> is_mlx;
+  std::vector<int32_t> first, second;
+  for (auto& each : holdings.buffers) {
+    bytes.push_back(each.buffer.bytes);
+    is_mlx.push_back(each.buffer.is_mlx);
+    first.push_back(each.holders.first);
+    second.push_back(each.holders.second);
   }
   nb::dict read;
-  read["buffer"] = as_numpy(std::move(buffer));
-  read["bytes"] = as_numpy(std::move(bytes));
-  read["is_mlx"] = as_numpy(std::move(is_mlx));
-  read["lazy"] = as_numpy(std::move(lazy));
-  read["nodes"] = as_numpy(std::move(holdings.nodes));
-  read["behind_array"] = as_numpy(std::move(behind_array));
-  read["behind_buffer"] = as_numpy(std::move(behind_buffer));
-  read["behind_bytes"] = as_numpy(std::move(behind_bytes));
-  read["of"] = as_numpy(std::move(of));
-  read["first"] = as_numpy(std::move(first));
-  read["second"] = as_numpy(std::move(second));
+  read["lazy"] = lazy;
+  read["dtype"] = dtypes;
+  read["shape"] = shapes;
+  read["buffer"] = holdings.buffer;
+  read["nodes"] = holdings.nodes;
+  read["behind"] = holdings.behind;
+  read["bytes"] = bytes;
+  read["is_mlx"] = is_mlx;
+  read["first"] = first;
+  read["second"] = second;
   return read;
 }
 

@@ -6,6 +6,7 @@ MLX's arrays are immutable, so keeping one is keeping a reference; but ``a[i] = 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -55,6 +56,12 @@ def put_back(parts: Parts) -> None:
         refill(original, _renewed(copy))
 
 
+def arrays(parts: Parts) -> Iterator[mx.array]:
+    """The arrays that copies hold; those in dicts and lists inside have copies of their own."""
+    for _, copy in parts:
+        yield from _arrays_in(copy)
+
+
 def is_same(one: Any, other: Any) -> bool:
     """Whether two frozen trees hold the same nodes of the graph, and equal numbers.
 
@@ -82,6 +89,14 @@ def seed(key: mx.array) -> None:
     """Set the state of ``mx.random`` to a key, uint32 of shape [2]."""
     high, low = (int(str(key[half].item())) for half in (0, 1))
     mx.random.seed(high << 32 | low)  # mlx/random.cpp: a key is its seed, in two halves
+
+
+def _arrays_in(value: Any) -> Iterator[mx.array]:
+    for each in value.values() if isinstance(value, dict) else value:
+        if isinstance(each, mx.array):
+            yield each
+        elif isinstance(each, tuple):
+            yield from _arrays_in(each)
 
 
 def _renewed(value: Any) -> Any:

@@ -21,6 +21,7 @@ import mlx.optimizers as optim
 
 from mlxbench_kernel import native
 from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.memory import HOLDERS
 from mlxbench_kernel.rank import frozen
 from mlxbench_kernel.rank.collectives import GROUP
 from mlxbench_kernel.rank.frozen import Parts, containers
@@ -225,8 +226,20 @@ class Protection:
             value = value.item()
         return value if isinstance(value, int) else None
 
+    def held_arrays(self) -> dict[str, list[Any]]:
+        """The arrays of the values that are kept, by the count of their evaluation."""
+        return {
+            f"evaluation {kept.count}": [
+                *(array for parts in kept.parts.values() for array in frozen.arrays(parts)),
+                *kept.variables.values(),
+                kept.random,
+            ]
+            for kept in list(self.kept)
+        }
+
 
 PROTECTION = Protection()
+HOLDERS["protected values"] = PROTECTION.held_arrays
 
 
 def protect(**trees: Any) -> None:

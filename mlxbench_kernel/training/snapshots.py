@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.nn.layers.base import Module
 
-from mlxbench_kernel.memory import host_pool
+from mlxbench_kernel.memory import HOLDERS, host_pool
 from mlxbench_kernel.rank import frozen
 from mlxbench_kernel.rank.files import private_folder
 from mlxbench_kernel.rank.frozen import Parts
@@ -79,8 +80,7 @@ class Snapshot:
 
     def arrays(self) -> Iterable[mx.array]:
         """What it holds in memory."""
-        for _, copy in self.parts or ():
-            yield from _arrays_in(copy)
+        return frozen.arrays(self.parts or [])
 
     def write(self, folder: Path) -> None:
         """Put its arrays into a file, and let go of them."""
@@ -131,6 +131,7 @@ class Snapshots:
         self._looked = 0
         self._folder: Path | None = None
         self._room = 0  # bytes that may still be put there
+        _ALL.add(self)
 
     def take(self, branch: str, step: int, parts: Parts, flags: Flags, pinned: bool) -> Snapshot:
         """Keep a state, all of which is evaluated, the random key too."""
@@ -266,6 +267,23 @@ class Snapshots:
         return found
 
 
+_ALL: weakref.WeakSet[Snapshots] = weakref.WeakSet()
+
+
+def _held() -> dict[str, Any]:
+    """The arrays of all states that are kept in memory, by branch and step."""
+    return {
+        f"{each.branch} {each.step}" + (f" of stepper {number}" if number else ""): list(
+            each.arrays()
+        )
+        for number, snapshots in enumerate(list(_ALL))
+        for each in snapshots.all()
+    }
+
+
+HOLDERS["kept states"] = _held
+
+
 def default_budget() -> int:
     """An eighth of the memory that is free, on the host, or on a GPU with less of its own."""
     free = [host_pool()[1]]
@@ -291,15 +309,6 @@ def _identity(array: mx.array) -> int:
 
     module = native.load()
     return id(array) if module is None else int(module.array_id(array))
-
-
-def _arrays_in(value: Any) -> Iterable[mx.array]:
-    """The arrays of one frozen dict or list; those inside it are frozen for themselves."""
-    for each in value.values() if isinstance(value, dict) else value:
-        if isinstance(each, mx.array):
-            yield each
-        elif isinstance(each, tuple):
-            yield from _arrays_in(each)
 
 
 class _Place(int):

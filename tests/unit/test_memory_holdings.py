@@ -185,7 +185,7 @@ def test_arrays_of_a_failed_cell_are_found_in_its_traceback(monkeypatch) -> None
         monkeypatch.setattr("sys.last_value", error, raising=False)
     found = attribute({})
     [path] = [path for path, own in zip(found.paths, found.own, strict=True) if own == 40 * KB]
-    assert path.startswith("IPython.last_value.") and "in fail" in path
+    assert path.startswith("last error.") and "in fail" in path
 
 
 class Slots:
@@ -297,3 +297,28 @@ def test_beside_a_thread_that_evaluates_graphs_are_left_alone() -> None:
     found = attribute({"lazy": source * 2, "source": source}, graphs=False)
     assert row(found, "lazy", "own", "nodes", "shared") == (0, 0, 0)
     assert row(found, "source", "own") == 10 * KB
+
+
+def test_kept_states_of_a_stepper_and_protected_values_are_found() -> None:
+    from mlxbench_kernel.training import Stepper
+
+    model, optimizer = nn.Linear(100, 100), optim.Adam(0.1)
+    mx.eval(model)
+    batches = [(mx.ones((4, 100)), mx.ones((4, 100))) for _ in range(5)]
+    mx.eval(batches)
+
+    def loss(model: nn.Linear, x: mx.array, y: mx.array) -> mx.array:
+        return (model(x) - y).square().mean()
+
+    stepper = Stepper(model, optimizer, loss, batches)
+    for _ in range(3):
+        stepper.advance()
+    found = attribute({"model": model, "optimizer": optimizer, "stepper": stepper})
+    size = real(model, optimizer.state)
+    assert row(found, "kept states.main 1", "bytes", "kinds") == (
+        pytest.approx(size, rel=0.01), "snapshots",
+    )  # fmt: skip
+    assert found.by_kind()["snapshots"] == pytest.approx(3 * size, rel=0.02)
+    _, shared = row(found, "protected values", "bytes", "shared")
+    assert shared == pytest.approx(size, rel=0.02), "those of now are no more than the model's"
+    assert "stepper" not in found.paths
