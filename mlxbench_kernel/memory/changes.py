@@ -12,7 +12,8 @@ NARROW = 0.9  # a part with that much of a change is named instead of the whole
 ELSEWHERE = "something that is no variable"
 _HOW = {
     RESULTS: "%reset -f out",
-    ERROR: "import sys; sys.last_value = sys.last_exc = sys.last_traceback = None",
+    ERROR: "import sys; sys.last_value = sys.last_exc = sys.last_traceback = None; "
+    "get_ipython().InteractiveTB.tb = None",
 }
 _NO_VARIABLE = "snapshots"  # to be let go of by whoever keeps them
 

@@ -85,7 +85,9 @@ class Walk:
         self._left = objects
         self._beside = threading.current_thread() is not threading.main_thread()
 
-    def variables(self, namespace: Mapping[str, Any], hidden: Collection[str] = ()) -> None:
+    def variables(
+        self, namespace: Mapping[str, Any], hidden: Collection[str] = (), *, holders: bool = True
+    ) -> None:
         """Go through variables: models first, IPython's own last; `HOLDERS` come between."""
         from mlxbench_kernel.memory.holders import HOLDERS
 
@@ -100,7 +102,7 @@ class Walk:
         ours.sort(key=lambda item: (self._rank(item[1]), item[0].startswith("_")))
         for name, value in ours:
             self._top(name, value, VARIABLES)
-        for name, give in list(HOLDERS.items()):
+        for name, give in list(HOLDERS.items()) if holders else ():
             self._top(name, _given(give), SNAPSHOTS)
         self._top(RESULTS, dict(sorted(theirs, key=itemgetter(0))), HISTORY)
         # What a cell that failed had made lives on in its frames.

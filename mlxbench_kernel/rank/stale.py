@@ -10,7 +10,6 @@ import ast
 import dis
 import functools
 import gc
-import re
 import sys
 import types
 from collections import deque
@@ -23,23 +22,14 @@ from IPython.core.error import InputRejected
 from mlx.nn.layers.base import Module
 
 from mlxbench_kernel import native
+from mlxbench_kernel.memory import contents
 
 MOST = 100_000  # objects of one variable that are looked at
-# IPython keeps results and inputs under names of its own (_, __, _3, _i3), and so do we.
-_OWN = re.compile(r"_{1,3}|_i{1,3}|_i?\d+|_ih|_oh|_dh|_mlxbench_.*|In|Out")
 _BRANCHING = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.Try, ast.TryStar, ast.Match)
 _FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
-_OPAQUE = (
-    str,
-    bytes,
-    int,
-    float,
-    complex,
-    type,
-    types.ModuleType,
-    types.BuiltinFunctionType,
-    type(None),
-)
+_CONTAINERS = (
+    dict, list, tuple, set, frozenset, deque, *_FUNCTIONS, types.GeneratorType,
+)  # fmt: skip
 
 
 class StaleError(InputRejected):
@@ -238,46 +228,28 @@ def _inner(code: types.CodeType) -> Iterator[types.CodeType]:
 
 def _arrays(namespace: Mapping[str, Any], hidden: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Arrays that the user's variables hold, with the name of the variable."""
+    openers: dict[type, contents.Opener | None] = {}
     for name, value in list(namespace.items()):
-        if name in hidden or _OWN.fullmatch(name):
+        if name in hidden or contents.is_own_name(name):
             continue
         waiting, seen = [value], set[int]()  # what has two names is found under both
         while waiting and len(seen) < MOST:
             value = waiting.pop()
+            kind = type(value)
+            if kind not in openers:
+                openers[kind] = _opener(kind)
             if isinstance(value, mx.array):
                 yield name, value
-            elif not isinstance(value, _OPAQUE) and id(value) not in seen:
+            elif (opener := openers[kind]) is not None and id(value) not in seen:
                 seen.add(id(value))
-                waiting += [each for each in _held(value) if not isinstance(each, _OPAQUE)]
+                waiting += [
+                    each for _, each in opener(value, MOST) if type(each) not in contents.PLAIN
+                ]
 
 
-def _held(value: Any) -> list[Any]:
-    """What an object holds, as far as arrays may be among it."""
-    if isinstance(value, Mapping):
-        own = [vars(value)] if isinstance(value, Module) else []
-        return [*own, *value.values()] if isinstance(value, dict) else []
-    if isinstance(value, (list, tuple, set, frozenset, deque)):
-        return list(value)
-    if isinstance(value, types.FunctionType):
-        cells = value.__closure__ or ()
-        return [*_contents(cells), *(value.__defaults__ or ())]
-    if isinstance(value, types.MethodType):
-        return [value.__self__]
-    if isinstance(value, functools.partial):
-        return [value.func, *value.args, *value.keywords.values()]
-    if isinstance(value, types.GeneratorType):
-        return list(value.gi_frame.f_locals.values()) if value.gi_frame is not None else []
-    if _is_the_users(type(value)):
-        return [*getattr(value, "__dict__", {}).values(), *_slots(value)]
-    return []
-
-
-def _slots(value: Any) -> Iterator[Any]:
-    for kind in type(value).__mro__:
-        names = kind.__dict__.get("__slots__", ())
-        for name in (names,) if isinstance(names, str) else names:
-            if hasattr(value, name):
-                yield getattr(value, name)
+def _opener(kind: type) -> contents.Opener | None:
+    """How to look into instances of a class, as far as arrays may be among what they hold."""
+    return contents.opener(kind) if issubclass(kind, _CONTAINERS) or _is_the_users(kind) else None
 
 
 def _contents(cells: Iterable[Any]) -> Iterator[Any]:
