@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -54,11 +54,22 @@ class Kept:
     random: mx.array
 
 
+class Companion(Protocol):
+    """What goes with a protected tree to a rank that is started anew, and is none itself."""
+
+    def give(self, own: bool) -> Any:
+        """What there is, as it pickles, for another rank or for this one (`own`)."""
+
+    def take(self, given: Any) -> None:
+        """Have what was given; the tree is there already."""
+
+
 class Protection:
     """What `PROTECTION` is: the protected state of this process."""
 
     def __init__(self) -> None:
         self.trees: dict[str, Any] = {}
+        self.companions: dict[str, Companion] = {}  # by the name of the tree
         self.kept: deque[Kept] = deque(maxlen=KEPT)
         self.namespace: dict[str, Any] = {}
         self._count = 0

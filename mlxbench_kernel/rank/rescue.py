@@ -52,7 +52,7 @@ def save(protection: Protection, folder: str) -> list[int]:
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     counts = []
     for kept in list(protection.kept):
-        parts = arrays.take_apart(_trees(protection, kept))
+        parts = arrays.take_apart({**_trees(protection, kept), **_companions(protection, True)})
         content = {str(index): array for index, array in enumerate(parts.arrays)}
         about = {
             "structure": base64.b64encode(parts.structure).decode(),
@@ -92,7 +92,7 @@ def _path(folder: Path, count: int) -> Path:
 def give(count: int | None) -> dict[str, Any]:
     """The kept values after so many evaluations, as plain trees by name; the last for None."""
     kept = [each for each in PROTECTION.kept if count is None or each.count == count]
-    return _trees(PROTECTION, kept[-1]) if kept else {}
+    return {**_trees(PROTECTION, kept[-1]), **_companions(PROTECTION, False)} if kept else {}
 
 
 def take(trees: dict[str, Any], count: int) -> list[str]:
@@ -111,6 +111,8 @@ def take(trees: dict[str, Any], count: int) -> list[str]:
         Names that are not protected here.
     """
     missing = []
+    trees = dict(trees)
+    companions = trees.pop(COMPANIONS, {})
     for name, tree in trees.items():
         if name == RANDOM:
             frozen.seed(tree)
@@ -120,11 +122,15 @@ def take(trees: dict[str, Any], count: int) -> list[str]:
             _absorb(containers(PROTECTION.trees[name]), tree)
         else:
             PROTECTION.trees[name] = PROTECTION.namespace[name] = tree
+    for name, given in companions.items():
+        if name in PROTECTION.companions and name in trees:
+            PROTECTION.companions[name].take(given)
     PROTECTION.begin_again(count)
     return missing
 
 
 RANDOM = "mx.random.state"
+COMPANIONS = "mlxbench.companions"
 
 
 def sharded() -> list[str]:
@@ -134,6 +140,11 @@ def sharded() -> list[str]:
         for name, tree in PROTECTION.trees.items()
         if hasattr(tree, "modules") and any(isinstance(each, SHARDED) for each in tree.modules())
     ]
+
+
+def _companions(protection: Protection, own: bool) -> dict[str, Any]:
+    given = {name: each.give(own) for name, each in protection.companions.items()}
+    return {COMPANIONS: given} if given else {}
 
 
 def _trees(protection: Protection, kept: Kept) -> dict[str, Any]:

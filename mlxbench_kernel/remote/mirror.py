@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mlxbench_kernel.cluster import Cluster
-from mlxbench_kernel.training.history import History, ParameterHistory, decode, decode_samples
+from mlxbench_kernel.training.encoding import decode, decode_samples
+from mlxbench_kernel.training.history import History, ParameterHistory
 from mlxbench_kernel.training.place import Entry
 from mlxbench_kernel.training.report import NO_DETAILS
 
@@ -113,6 +114,7 @@ class Mirror:
         self.samples: list[ParameterHistory] = []
         self._cursors: list[list[int]] = []
         self._steppers: list[str] = []  # whose cursors these are
+        self._runs: list[str] = []  # of which the histories are
         self._version = -1
         self._teller = -1
         self._moved = time.monotonic()
@@ -134,8 +136,11 @@ class Mirror:
             self.samples.append(ParameterHistory(()))
             self._cursors.append([0, 0])
             self._steppers.append("")
-        del self.histories[size:], self.samples[size:], self._cursors[size:], self._steppers[size:]
-        ranks = self._cluster.living()
+            self._runs.append("")
+        for each in (self.histories, self.samples, self._cursors, self._steppers, self._runs):
+            del each[size:]
+        # What a rank has to tell before it was given what it lacks is of a run that never was.
+        ranks = [rank for rank in self._cluster.living() if rank not in self._cluster.faults.owed]
         while True:
             wanted = {
                 rank: {
@@ -149,14 +154,23 @@ class Mirror:
             for rank in ranks[1:]:
                 wanted[rank]["version"] = NO_DETAILS  # those of one are enough
             told = self._cluster.client.call_each("stepper", wanted, ANSWER_SECONDS)
-            more = [rank for rank, answer in sorted(told.items()) if self._take(rank, answer)]
+            runs = set(self._runs)
+            more = [rank for rank, each in sorted(told.items()) if self._take(rank, each, runs)]
             if not more:
                 return [rank for rank in ranks if rank not in told]
             ranks = more
 
-    def _take(self, rank: int, answer: dict[str, Any]) -> bool:
-        """Keep what a rank has told; whether there is more."""
+    def _take(self, rank: int, answer: dict[str, Any], runs: Collection[str]) -> bool:
+        """Keep what a rank has told; whether there is more.
+
+        A rank that was started anew goes on with the run of another one: what it had measured
+        itself until then is still here, and stays.
+        """
         cursors = self._cursors[rank]
+        if answer["run"] not in runs:
+            self.histories[rank].clear()
+            self.samples[rank].clear()
+        self._runs[rank] = answer["run"]
         self._steppers[rank] = answer["stepper"]
         details = answer.get("details")
         if details is not None:
@@ -177,13 +191,17 @@ class Mirror:
             told["wanted"] = tuple(answer["wanted"])
             self.state = replace(self.state, branches=branches, **told)
         rows, taken = decode(answer["rows"]), decode_samples(answer["samples"])
+        history, samples = self.histories[rank], self.samples[rank]
+        of_another = answer["received"]
+        add = history.add_missing if of_another[0] else history.append
         for branch, record in rows:
-            self.histories[rank].append(branch, record)
+            add(branch, record)
+        add_sample = samples.add_missing if of_another[1] else samples.append
         for branch, step, values in taken:
-            self.samples[rank].append(branch, step, values)
+            add_sample(branch, step, values)
         before = list(cursors)
         cursors[:] = [answer["next_rows"], answer["next_samples"]]
-        return bool(rows or taken) and cursors != before and len(rows) > 1000
+        return cursors != before and (len(rows) > 1000 or any(of_another))
 
     def _take_details(self, details: dict[str, Any]) -> None:
         branches = tuple(Branch(*each) for each in details["branches"])

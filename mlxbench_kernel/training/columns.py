@@ -22,11 +22,19 @@ class Rows:
         self.orders = np.zeros(_FIRST_CAPACITY, np.int64)
         self.columns = {"step": np.full(_FIRST_CAPACITY, _ABSENT)}
 
+    @classmethod
+    def of(cls, orders: NDArray[np.int64], columns: Mapping[str, NDArray[np.float64]]) -> Rows:
+        """Rows with these columns, ``step`` among them; both are kept as they are."""
+        found = cls()
+        found.count, found.orders, found.columns = len(orders), orders, dict(columns)
+        return found
+
     def append(self, order: int, record: Mapping[str, float]) -> None:
         count, columns = self.count, self.columns
         if count == len(self.orders):
-            self.orders = np.concatenate([self.orders, np.zeros_like(self.orders)])
-            absent = np.full(count, _ABSENT)
+            more = max(count, _FIRST_CAPACITY)
+            self.orders = np.concatenate([self.orders, np.zeros(more, np.int64)])
+            absent = np.full(more, _ABSENT)
             for name, column in columns.items():
                 columns[name] = np.concatenate([column, absent])
         for name, value in record.items():

@@ -193,14 +193,24 @@ class Course(Place):
             self._apply(edits[self.counters["edits"]])
             self.refresh()
 
+    def freeze_again(self) -> None:
+        """Freeze layers as the edits until now say, which no array tells."""
+        for edit in self.branches.current.edits[: self.counters["edits"]]:
+            if edit.kind in ("freeze", "unfreeze"):
+                self._freeze(edit)
+        self.refresh()
+
+    def _freeze(self, edit: Edit) -> None:
+        module = part(self.modules, edit.name)
+        module.freeze() if edit.kind == "freeze" else module.unfreeze()
+
     def _apply(self, edit: Edit) -> None:
         if edit.kind == "set":
             self.settings.set(edit.name, edit.value)
         elif edit.kind == "restart":
             self.counters["position"] = 0
         else:
-            module = part(self.modules, edit.name)
-            module.freeze() if edit.kind == "freeze" else module.unfreeze()
+            self._freeze(edit)
         self.counters["edits"] += 1
 
     def script(self) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -34,6 +32,7 @@ class History:
     def __init__(self, most: int = 200_000) -> None:
         self._most = most
         self._next = 0
+        self._received = 0  # rows before this one are another rank's
         self._branches: dict[str, Rows] = {}
         self._lock = Lock()
 
@@ -73,6 +72,51 @@ class History:
         with self._lock:
             self._branches.pop(branch, None)
 
+    def clear(self) -> None:
+        """Forget all."""
+        with self._lock:
+            self._branches.clear()
+
+    def give(self, without: Collection[str] = ()) -> dict[str, Any]:
+        """All that is kept, for `receive` of another one.
+
+        Parameters
+        ----------
+        without
+            Measures that are left out.
+        """
+        with self._lock:
+            branches = {
+                branch: (
+                    rows.orders[: rows.count].copy(),
+                    {
+                        name: values
+                        for name, values in rows.part(0, rows.count).items()
+                        if name not in without
+                    },
+                )
+                for branch, rows in self._branches.items()
+            }
+            return {"next": self._next, "whole": not without, "branches": branches}
+
+    def receive(self, given: Mapping[str, Any]) -> None:
+        """Have what another one gave instead of what is kept."""
+        with self._lock:
+            self._next = given["next"]
+            self._received = 0 if given["whole"] else self._next
+            self._branches = {
+                branch: Rows.of(*columns) for branch, columns in given["branches"].items()
+            }
+
+    def is_received(self, cursor: int) -> bool:
+        """Whether the rows that `since` gives for this cursor were measured by another rank."""
+        return cursor < self._received
+
+    def add_missing(self, branch: str, record: Mapping[str, float]) -> None:
+        """Add a step that another rank has measured, unless there is this one or a later one."""
+        if self.last(branch).get("step", -1) < record["step"]:
+            self.append(branch, record)
+
     def last(self, branch: str) -> dict[str, float]:
         """The last record of a branch; {} where there is none."""
         with self._lock:
@@ -101,7 +145,8 @@ class History:
         Returns
         -------
         tuple
-            The next cursor, and branch and record of each row, in the order of appending.
+            The next cursor, and branch and record of each row, in the order of appending. What
+            was received comes without what was appended after it.
         """
         found: list[tuple[str, NDArray[np.int64], dict[str, NDArray[np.float64]]]] = []
         with self._lock:
@@ -110,8 +155,11 @@ class History:
                 for branch, rows in self._branches.items()
             }
             orders = np.sort(np.concatenate([*new.values(), np.empty(0, np.int64)]))[:most_rows]
+            received = self._received if cursor < self._received else None
+            if received is not None:
+                orders = orders[orders < received]
             if not orders.size:
-                return cursor, []
+                return received or cursor, []
             after = int(orders[-1]) + 1
             for branch, rows in self._branches.items():
                 first, end = rows.after(cursor), rows.after(after)
@@ -208,6 +256,7 @@ class ParameterHistory:
         self.names = tuple(names)
         self._most = most
         self._next = 0
+        self._received = 0  # samples before this one are another rank's
         self._samples: list[_Sample] = []
         self._lock = Lock()
 
@@ -241,11 +290,53 @@ class ParameterHistory:
         with self._lock:
             self._samples = [each for each in self._samples if each.branch != branch]
 
+    def clear(self) -> None:
+        """Forget all."""
+        with self._lock:
+            self._samples = []
+
+    def give(self, without: Collection[str] = ()) -> dict[str, Any]:
+        """All that is kept, for `receive` of another one; without some measures."""
+        with self._lock:
+            samples = [
+                (
+                    each.order,
+                    each.branch,
+                    each.step,
+                    {name: x for name, x in each.values.items() if name not in without},
+                )
+                for each in self._samples
+            ]
+            return {"next": self._next, "whole": not without, "samples": samples}
+
+    def receive(self, given: Mapping[str, Any]) -> None:
+        """Have what another one gave instead of what is kept."""
+        with self._lock:
+            self._next = given["next"]
+            self._received = 0 if given["whole"] else self._next
+            self._samples = [_Sample(*each) for each in given["samples"]]
+
+    def is_received(self, cursor: int) -> bool:
+        """As `History.is_received`."""
+        return cursor < self._received
+
+    def add_missing(
+        self, branch: str, step: int, values: Mapping[str, NDArray[np.float32]]
+    ) -> None:
+        """Add what another rank has measured, unless there is a sample of this step or a later."""
+        if max(self.samples(branch), default=-1) < step:
+            self.append(branch, step, values)
+
     def since(self, cursor: int, most_samples: int = 100) -> tuple[int, list[Sample]]:
         """Samples that were appended after a cursor and are still kept, as `History.since`."""
+        received = self._received if cursor < self._received else None
         with self._lock:
-            found = [each for each in self._samples if each.order >= cursor][:most_samples]
-        after = found[-1].order + 1 if found else cursor
+            found = [
+                each
+                for each in self._samples
+                if each.order >= cursor and (received is None or each.order < received)
+            ][:most_samples]
+        after = found[-1].order + 1 if found else received or cursor
         return after, [(each.branch, each.step, dict(each.values)) for each in found]
 
     def samples(self, branch: str) -> list[int]:
@@ -273,46 +364,3 @@ class ParameterHistory:
         self._samples = [
             each for each in self._samples if each.branch != branch or each.step < step
         ]
-
-
-def encode(rows: Iterable[Row]) -> list[Any]:
-    """Rows in JSON, which has no NaN: non-finite numbers are "nan", "inf" and "-inf"."""
-    return [
-        [branch, {name: x if math.isfinite(x) else str(x) for name, x in record.items()}]
-        for branch, record in rows
-    ]
-
-
-def decode(encoded: Iterable[Any]) -> list[Row]:
-    """The rows that `encode` was given."""
-    return [
-        (branch, {name: float(value) for name, value in record.items()})
-        for branch, record in encoded
-    ]
-
-
-def encode_samples(samples: Iterable[Sample]) -> list[Any]:
-    """Samples of parameters in JSON: the bytes of little-endian float32 in base64."""
-    return [
-        [
-            branch,
-            step,
-            {name: base64.b64encode(x.astype("<f4").tobytes()).decode() for name, x in own.items()},
-        ]
-        for branch, step, own in samples
-    ]
-
-
-def decode_samples(encoded: Iterable[Any]) -> list[Sample]:
-    """The samples that `encode_samples` was given."""
-    return [
-        (
-            branch,
-            step,
-            {
-                name: np.frombuffer(base64.b64decode(text), "<f4").astype(np.float32)
-                for name, text in own.items()
-            },
-        )
-        for branch, step, own in encoded
-    ]

@@ -29,6 +29,11 @@ from mlxbench_kernel.training.settings import value_of
 
 # What ranks tell one another beside losses and metrics, in this order.
 STOP, LEFT, ELAPSED, SECONDS, DATA, COLLECTIVE, MEMORY, PLAIN, FULL, POOL = range(10)
+# What says nothing of other ranks, of all that is recorded; the rest all ranks know alike.
+OWN = (
+    "seconds", "data_seconds", "compute_seconds", "collective_seconds", "memory", "pool",
+    "samples_per_second", "tokens_per_second", "elapsed", "loss_rank", "grad_norm_rank",
+)  # fmt: skip
 LEASE_SECONDS = 0.03  # of a lease, beyond its first step
 MOST = 32  # steps of a lease
 Numbers = NDArray[np.float32]

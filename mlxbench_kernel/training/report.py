@@ -6,7 +6,7 @@ import secrets
 from typing import TYPE_CHECKING, Any
 
 from mlxbench_kernel.rank.answers import ANSWERS
-from mlxbench_kernel.training.history import encode, encode_samples
+from mlxbench_kernel.training.encoding import encode, encode_samples
 from mlxbench_kernel.training.settings import parts
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class Report:
         self._stepper = stepper
         self._seen: dict[str, Any] = {}
         self._identity = secrets.token_hex(8)
+        self.run = self._identity  # of which the history is; of another rank's after a fault
         self.version = 0
         self.look()
         ANSWERS["stepper"] = self.tell
@@ -68,10 +69,12 @@ class Report:
         Returns
         -------
         dict
-            ``stepper``, which is no other's; ``step``, ``branch``, ``tip`` (of that), ``doing``,
+            ``stepper``, which is no other's; ``run``, which a stepper shares that goes on where
+            another one was; ``step``, ``branch``, ``tip`` (of that), ``doing``,
             ``said``, ``stopped`` (the kind of `Stop`), ``playing``, ``wanted`` (see `State`),
             ``budget``, ``used``, ``sampling``; ``next_rows`` and ``rows``, ``next_samples`` and
-            ``samples`` (see `encode`); ``version``, and unless that is known ``details``:
+            ``samples`` (see `encode`); ``received``, whether these rows, and these samples, are
+            another rank's; ``version``, and unless that is known ``details``:
             ``branches``, ``kept``, ``journal``, ``settings``, ``frozen``, ``layers``,
             ``parameters``, ``measured``, ``breakpoints``, ``active``.
         """
@@ -86,6 +89,7 @@ class Report:
         next_samples, taken = stepper.samples.since(samples)
         said: dict[str, Any] = {
             "stepper": self._identity,
+            "run": self.run,
             "step": stepper.step,
             "branch": stepper.branches.current.name,
             "tip": stepper.branches.current.tip,
@@ -101,6 +105,7 @@ class Report:
             "rows": encode(found),
             "next_samples": next_samples,
             "samples": encode_samples(taken),
+            "received": [stepper.history.is_received(rows), stepper.samples.is_received(samples)],
             "version": self.version,
         }
         if version not in (self.version, NO_DETAILS):

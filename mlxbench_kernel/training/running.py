@@ -37,8 +37,8 @@ class Running(Course):
     warnings: list[str]
     stopped: str
     _check: bool
-    _rehearsed: bool
-    _metrics: set[str]
+    rehearsed: bool
+    metrics: set[str]
     _names: dict[str, Module]
     _every = 1  # steps of which one is kept, within a lease
     _passed = 0  # since one was kept
@@ -204,7 +204,7 @@ class Running(Course):
 
     def learn(self, taken: Taken) -> None:
         """Take note of the names of the user's own metrics."""
-        self._metrics.update(taken.shared)
+        self.metrics.update(taken.shared)
 
     def _begin(self, steps: int | None, named: bool) -> None:
         """See that all ranks are to do the same."""
@@ -214,7 +214,8 @@ class Running(Course):
         position, length = self.counters["position"], self.batches.length
         has = self.batches.steps_left(position, self.accumulate) > 0
         own = [self.step, self.counters["tip"], steps or 0, has, length or -1]
-        rows = gather_numbers(own, self.group)
+        rows = gather_numbers([*own, *self.sampling.standing()], self.group)
+        self.sampling.agree(rows[:, len(own) :])
         for column, what in ((0, "are at steps"), (2, "were asked for steps")):
             if len(set(rows[:, column])) > 1:
                 said = ", ".join(f"{value:g} (rank {r})" for r, value in enumerate(rows[:, column]))
@@ -228,10 +229,10 @@ class Running(Course):
         if lacking:
             raise UsageError(self._out_of_batches(lacking))
         self.loop.begin()
-        if not self._rehearsed and self.step == 0 and (self._check or named):
+        if not self.rehearsed and self.step == 0 and (self._check or named):
             for line in rehearse(self):
                 self.warn(line)
-        self._rehearsed = True
+        self.rehearsed = True
 
     def _catch_up(self) -> None:
         """Record the steps of a lease that a fault has ended, as far as all ranks have kept them;

@@ -17,6 +17,7 @@ from mlxbench_kernel.training import saving
 from mlxbench_kernel.training.batches import Batches
 from mlxbench_kernel.training.breakpoints import Breakpoints
 from mlxbench_kernel.training.given import optimizers_of, trees_of
+from mlxbench_kernel.training.handover import Handover
 from mlxbench_kernel.training.history import History, ParameterHistory
 from mlxbench_kernel.training.loop import Loop
 from mlxbench_kernel.training.place import PROTECTED
@@ -143,8 +144,8 @@ class Stepper(Running):
         self.doing, self.stopped = "paused", ""
         self.wanted: tuple[int | None, str | None] = None, None  # the run: to, until
         self.warnings: list[str] = []
-        self._check, self._rehearsed = check, False
-        self._metrics: set[str] = set()
+        self._check, self.rehearsed = check, False
+        self.metrics: set[str] = set()
         self._names = {
             name: value
             for name, value in PROTECTION.namespace.items()
@@ -155,6 +156,7 @@ class Stepper(Running):
         self.keep(pinned=True)
         self.report = Report(self)
         RECORD.step = lambda: self.step
+        PROTECTION.companions[PROTECTED] = Handover(self)
         _made[:] = [self]
 
     def __repr__(self) -> str:
@@ -169,7 +171,7 @@ class Stepper(Running):
             known.append("learning_rate")
         if isinstance(self.program, Program):
             known += ["grad_norm", "nonfinite"]
-        return sorted({*known, *self._metrics})
+        return sorted({*known, *self.metrics})
 
     # -- checkpoints -------------------------------------------------------------
 

@@ -10,14 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from mlxbench_kernel.training.history import (
-    History,
-    ParameterHistory,
-    decode,
-    decode_samples,
-    encode,
-    encode_samples,
-)
+from mlxbench_kernel.training.encoding import decode, decode_samples, encode, encode_samples
+from mlxbench_kernel.training.history import History, ParameterHistory
+from mlxbench_kernel.training.sampling import Sampling
 
 
 def filled(steps: Iterable[int], most: int = 200_000, branch: str = "main") -> History:
@@ -269,3 +264,61 @@ def test_samples_travel_as_json_to_the_same_bits() -> None:
     assert (branch, step) == ("main", 7) and values["empty"].size == 0
     assert values["grad_norm"].dtype == np.float32
     assert values["grad_norm"].tobytes() == rows[0][2]["grad_norm"].tobytes()
+
+
+def test_what_another_rank_gave_comes_before_what_was_measured_after_it() -> None:
+    theirs = History()
+    for step in range(1, 1001):
+        theirs.append("main", {"step": step, "loss": 1 / step, "seconds": 0.1})
+    theirs.append("other", {"step": 500, "loss": math.nan})
+    own = History()
+    own.append("main", {"step": 1, "loss": 5.0})
+    own.receive(theirs.give(without=("seconds",)))
+    own.append("main", {"step": 1001, "loss": 0.0, "seconds": 0.2})
+    assert own.names("main") == ["step", "loss", "seconds"]
+    assert own.series("main", "seconds")[0].tolist() == [1001]
+    assert theirs.series("main", "seconds")[0].tolist() == [*range(1, 1001)]
+    cursor, rows = own.since(0, 600)
+    assert own.is_received(0) and [row["step"] for _, row in rows] == [*range(1, 601)]
+    cursor, rows = own.since(cursor, 600)
+    assert len(rows) == 401 and rows[-1][0] == "other" and not own.is_received(cursor)
+    cursor, rows = own.since(cursor, 600)
+    assert rows == [("main", {"step": 1001, "loss": 0.0, "seconds": 0.2})]
+    assert own.since(cursor) == (cursor, [])
+    whole = History()
+    whole.receive(own.give())
+    assert not whole.is_received(0) and whole.end == own.end
+    assert [row["step"] for _, row in whole.since(0)[1]] == [*range(1, 1001), 500, 1001]
+
+
+def test_a_copy_keeps_what_it_has_where_another_rank_tells() -> None:
+    copy = filled([1, 2, 3])
+    for step in range(1, 6):
+        copy.add_missing("main", {"step": step, "loss": 0.0})
+    assert copy.series("main", "loss")[1].tolist() == [1, 1 / 2, 1 / 3, 0, 0]
+    samples = ParameterHistory(("a",))
+    samples.append("main", 4, {"grad_norm": np.ones(1, np.float32)})
+    received = ParameterHistory(("a",))
+    received.receive(samples.give(without=("update_ratio",)))
+    received.append("main", 8, {"grad_norm": np.zeros(1, np.float32)})
+    assert received.is_received(0) and received.since(0)[0] == 1
+    assert [step for _, step, _ in received.since(0)[1]] == [4]
+    assert [step for _, step, _ in received.since(1)[1]] == [8]
+    received.add_missing("main", 4, {"grad_norm": np.zeros(1, np.float32)})
+    assert received.samples("main") == [4, 8]
+
+
+def test_ranks_measure_at_the_same_steps_after_one_was_started_anew() -> None:
+    old, new = Sampling(), Sampling()
+    for _ in range(30):
+        old.due()
+        old.note(0.01, 0.02)
+    assert old.standing() != new.standing()
+    rows = np.array([old.standing(), new.standing()])
+    old.agree(rows)
+    new.agree(rows)
+    for _ in range(300):
+        assert old.due() == new.due()
+        old.note(0.01, 0.011)
+        new.note(0.01, 0.011)
+    assert old.interval == new.interval > 4
