@@ -8,12 +8,15 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
 from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.graph import captured, first_nonfinite
 from mlxbench_kernel.remote.mirror import Branch, State
 from mlxbench_kernel.training.history import History, ParameterHistory
+from mlxbench_kernel.training.origin import StepGraph
 from mlxbench_kernel.training.place import Entry
 
 LAYERS = ("embedding", *(f"layers.{n}.{part}" for n in range(6) for part in ("attention", "mlp")))
@@ -218,6 +221,14 @@ class FakeStepping:
     def restart_batches(self) -> None:
         self._command("restart batches")
         self.change(said="")
+
+    def graph(self) -> StepGraph:
+        self._command("graph")
+        x = mx.array([1.0, -1.0])
+        got = captured(lambda: mx.log(x).sum() + mx.exp(x).sum())
+        bad = first_nonfinite(got.outputs, got.graph)
+        assert bad is not None
+        return StepGraph(self.state.step, 1, got.graph, bad.node, f"it begins with rank 1: {bad}")
 
     def script(self) -> str:
         return "stepper.step(3)\nstepper.set(learning_rate=0.1)"

@@ -46,6 +46,7 @@ WORDS = {
     "load": Word("FOLDER", "load run-1", "go on from a checkpoint"),
     "restart-batches": Word("", "restart-batches", "begin with the first batch again"),
     "reset": Word("", "reset", "go to the beginning, and forget all steps"),
+    "graph": Word("", "graph", "the graph of the last step, at the first operation that gave NaN"),
     "script": Word("[FILE]", "script replay.py", "a program that takes these steps again"),
     "status": Word("", "status", "how it stands, in a line"),
 }
@@ -144,6 +145,8 @@ class StepMagics(Magics):
             return self._run(stepping, name, rest)
         if name == "compare":
             return self._compare(stepping, rest.split())
+        if name == "graph":
+            return self._graph(stepping)
         if name == "script":
             return self._script(stepping, rest)
         if name == "set":
@@ -193,6 +196,13 @@ class StepMagics(Magics):
         found = stepping.compare(*names)
         rows = [(name, f"{apart:.4g}") for name, apart in found]
         display(Table(("parameter", "relative difference"), rows, f"{names[0]} → {names[1]}"))
+
+    def _graph(self, stepping: Stepping) -> None:
+        from mlxbench_kernel.widgets import graphs
+
+        found = stepping.graph()
+        print(found.said)
+        display(graphs.view_of_step(found))
 
     def _script(self, stepping: Stepping, file: str) -> None:
         text = stepping.script()

@@ -143,7 +143,8 @@ def sharded() -> list[str]:
 
 
 def _companions(protection: Protection, own: bool) -> dict[str, Any]:
-    given = {name: each.give(own) for name, each in protection.companions.items()}
+    companions = protection.companions.items()
+    given = {name: each.give(own) for name, each in companions if name in protection.trees}
     return {COMPANIONS: given} if given else {}
 
 

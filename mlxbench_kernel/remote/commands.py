@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from mlxbench_kernel.errors import UsageError
+
+if TYPE_CHECKING:
+    from mlxbench_kernel.training.origin import StepGraph
 
 
 class Commands:
@@ -10,6 +15,10 @@ class Commands:
 
     def _command(self, name: str, *arguments: Any) -> Any:
         """Have all ranks call a method of their stepper; what the first of them returned."""
+        return next(iter(self._command_all(name, *arguments).values()))
+
+    def _command_all(self, name: str, *arguments: Any) -> dict[int, Any]:
+        """As `_command`; what each of them returned."""
         raise NotImplementedError
 
     def step(self, n: int = 1) -> None:
@@ -84,6 +93,20 @@ class Commands:
     def restart_batches(self) -> None:
         """Begin with the first batch again."""
         self._command("restart_batches")
+
+    def graph(self) -> StepGraph:
+        """The graph of the last step, with the operation where NaN begins.
+
+        Raises
+        ------
+        UsageError
+            The step cannot be evaluated again; says why.
+        """
+        every: list[StepGraph] = list(self._command_all("graph").values())
+        found = next((each for each in every if each.graph is not None), None)
+        if found is None:
+            raise UsageError(every[0].said)
+        return found
 
     def script(self) -> str:
         """A program that takes the steps of this branch again; see `Stepper.script`."""

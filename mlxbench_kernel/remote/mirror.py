@@ -50,8 +50,9 @@ class State:
         Whether steps are being taken, and what is being done, in words.
     wanted
         What the last run was to do: until after which step, and until what holds.
-    said, stopped
-        Why it stopped last, or what went wrong; and the kind of it, see `Stop`.
+    said, stopped, broke
+        Why it stopped last, or what went wrong; the kind of it, and the name of the breakpoint
+        where it still stands, see `Stop`.
     branches, kept, journal
         All of them.
     budget, used
@@ -75,6 +76,7 @@ class State:
     wanted: tuple[int | None, str | None] = (None, None)
     said: str = ""
     stopped: str = ""
+    broke: str = ""
     branches: tuple[Branch, ...] = ()
     kept: tuple[KeptStep, ...] = ()
     budget: int = 0
@@ -180,8 +182,8 @@ class Mirror:
             if answer["step"] != self.state.step:
                 self._moved = time.monotonic()
             light = (
-                "step", "branch", "playing", "doing", "said", "stopped", "budget", "used",
-                "sampling",
+                "step", "branch", "playing", "doing", "said", "stopped", "broke", "budget",
+                "used", "sampling",
             )  # fmt: skip
             branches = tuple(
                 replace(each, tip=answer["tip"]) if each.name == answer["branch"] else each

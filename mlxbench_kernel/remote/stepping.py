@@ -311,8 +311,8 @@ class Stepping(Commands):
                     self._mirror.poll()
                     self._start()
 
-    def _command(self, name: str, *arguments: Any) -> Any:
-        """Have all ranks do something, between two steps; what the first of them returned."""
+    def _command_all(self, name: str, *arguments: Any) -> dict[int, Any]:
+        """Have all ranks do something, between two steps; what each of them returned."""
         with self.between():
             self._error = ""
             try:
@@ -320,7 +320,7 @@ class Stepping(Commands):
             finally:
                 self._mirror.poll()
                 self._tell()
-        return next(iter(found.values()))
+        return found
 
     # -- what is heard ---------------------------------------------------------------
 

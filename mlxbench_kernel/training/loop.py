@@ -116,11 +116,14 @@ class Stop:
         The same in words.
     step
         After which step.
+    name
+        Of the breakpoint; "" for another kind.
     """
 
     kind: str
     text: str
     step: int
+    name: str = ""
 
     def __str__(self) -> str:
         return self.text

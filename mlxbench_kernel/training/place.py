@@ -186,7 +186,7 @@ class Place:
         kept = self._common(step)
         if kept.step < step or step < branch.tip:
             self._check_batches(kept, step)
-        self._put_back(kept)
+        self.put_back(kept)
         try:
             while self.step < step:
                 done, left = self.step - kept.step, step - kept.step
@@ -222,7 +222,8 @@ class Place:
             f"those from step {first} on are kept; give a sequence or a function of the number"
         )
 
-    def _put_back(self, kept: Snapshot) -> None:
+    def put_back(self, kept: Snapshot) -> None:
+        """Be where a kept state was."""
         stay = {name: self.counters[name] for name in STAY}
         tip = self.snapshots.find(self.branches.current.name, self.branches.current.tip)
         if tip is not None:

@@ -70,11 +70,11 @@ class Report:
         -------
         dict
             ``stepper``, which is no other's; ``run``, which a stepper shares that goes on where
-            another one was; ``step``, ``branch``, ``tip`` (of that), ``doing``,
-            ``said``, ``stopped`` (the kind of `Stop`), ``playing``, ``wanted`` (see `State`),
-            ``budget``, ``used``, ``sampling``; ``next_rows`` and ``rows``, ``next_samples`` and
-            ``samples`` (see `encode`); ``received``, whether these rows, and these samples, are
-            another rank's; ``version``, and unless that is known ``details``:
+            another one was; ``step``, ``branch``, ``tip`` (of that), ``doing``, ``said``,
+            ``stopped`` and ``broke`` (kind and name of `Stop`), ``playing``, ``wanted`` (see
+            `State`), ``budget``, ``used``, ``sampling``; ``next_rows`` and ``rows``,
+            ``next_samples`` and ``samples`` (see `encode`); ``received``, whether these rows, and
+            these samples, are another rank's; ``version``, and unless that is known ``details``:
             ``branches``, ``kept``, ``journal``, ``settings``, ``frozen``, ``layers``,
             ``parameters``, ``measured``, ``breakpoints``, ``active``.
         """
@@ -96,6 +96,7 @@ class Report:
             "doing": stepper.doing,
             "said": stepper.said,
             "stopped": stepper.stopped,
+            "broke": stepper.broke if stepper.said else "",
             "playing": stepper.doing == "playing",
             "wanted": list(stepper.wanted),
             "budget": stepper.snapshots.budget,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from mlx.nn.layers.base import Module
@@ -21,9 +21,13 @@ from mlxbench_kernel.training.rehearsal import rehearse
 from mlxbench_kernel.training.sampling import Sampling
 from mlxbench_kernel.training.watching import ReplicaWatch
 
+if TYPE_CHECKING:
+    from mlxbench_kernel.training.origin import StepGraph
+
 # Going back takes so long at most for steps that are taken again: what is shorter is not kept
 # after each one, as keeping costs a step more time than it takes from a later one.
 AGAIN_SECONDS = 0.003
+OPENS = "%mlx_step graph opens the graph there"
 
 
 class Running(Course):
@@ -36,6 +40,7 @@ class Running(Course):
     report: Any
     warnings: list[str]
     stopped: str
+    broke: str  # the name of the breakpoint that it stopped at
     _check: bool
     rehearsed: bool
     metrics: set[str]
@@ -74,12 +79,12 @@ class Running(Course):
         if steps is not None and (not isinstance(steps, int) or steps < 1):
             raise UsageError(f"run takes a number of steps, as run(100), not {steps!r}")
         self.wanted = (None if steps is None else self.step + steps), until
-        self.doing, self.said, self.stopped = "playing", "", ""
+        self.doing, self.said, self.stopped, self.broke = "playing", "", "", ""
         try:
             noted = len(self.warnings)
             stop = self._run(steps, until)
             stop = replace(stop, text=". ".join([stop.text, *self.warnings[noted:]]))
-            self.said, self.stopped = stop.text, stop.kind
+            self.said, self.stopped, self.broke = stop.text, stop.kind, stop.name
         finally:
             self.doing = "paused"
             self.report.look()
@@ -142,7 +147,7 @@ class Running(Course):
         step = int(taken.shared["step"])
         held = [name for name, each in breaks.items() if each.holds(taken.shared)]
         if held:
-            return Stop("breakpoint", held[0], step)
+            return Stop("breakpoint", "", step, held[0])
         if condition is not None and condition.holds(taken.shared):
             return Stop("condition", f"step {step}: {condition.text} holds", step)
         if taken is not agreed.taken[-1]:
@@ -272,9 +277,19 @@ class Running(Course):
                 )
                 self._names = {**self._names, name: now}
 
+    def graph(self) -> StepGraph:
+        """The lazy graph of the last step, and the first operation in it that gave NaN or Inf.
+
+        The step is evaluated once more for it, on all ranks alike and by each alone; the state is
+        the same afterwards.
+        """
+        from mlxbench_kernel.training.origin import step_graph
+
+        return step_graph(self)
+
     def _explained(self, stop: Stop, taken: Taken) -> Stop:
         """The stop with more to say of it, where it is a breakpoint."""
-        step, name = stop.step, stop.text
+        step, name = stop.step, stop.name
         if stop.kind != "breakpoint":
             return stop
         condition = self.breakpoints.known[name]
@@ -283,7 +298,5 @@ class Running(Course):
         if name == "replicas":
             text = f"step {step}: {self.replicas.said}"
         elif name == "nonfinite":
-            from mlxbench_kernel.training.origin import origin
-
-            text = f"step {step}: loss is {taken.shared['loss']:g}; {origin(self)}"
+            text = f"step {step}: loss is {taken.shared['loss']:g}; {self.graph().said}; {OPENS}"
         return replace(stop, text=text)

@@ -141,7 +141,7 @@ class Stepper(Running):
         self.sampling = Sampling()
         self.replicas = ReplicaWatch(self.modules, self.group, replicas)
         self.breakpoints = Breakpoints()
-        self.doing, self.stopped = "paused", ""
+        self.doing, self.stopped, self.broke = "paused", "", ""
         self.wanted: tuple[int | None, str | None] = None, None  # the run: to, until
         self.warnings: list[str] = []
         self._check, self.rehearsed = check, False

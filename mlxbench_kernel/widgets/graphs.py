@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxbench_kernel.graph import Explorer, Graph, GraphDiff, Profile
+from mlxbench_kernel.training.origin import StepGraph
 from mlxbench_kernel.widgets.graph_view import GraphView
 
 
@@ -22,6 +23,12 @@ def view_of_graph(graph: Graph, focus: int | None = None, note: str = "") -> Gra
         One more sentence for the summary.
     """
     return GraphView(Explorer(graph, note=note), focus=focus)
+
+
+def view_of_step(found: StepGraph) -> GraphView:
+    """The graph of a training step; where NaN begins is selected and in sight."""
+    assert found.graph is not None
+    return view_of_graph(found.graph, found.node, f"step {found.step}, rank {found.rank} alone")
 
 
 def view_of_profile(profile: Profile, focus: int | None = None, note: str = "") -> GraphView:

@@ -14,6 +14,7 @@ from mlxbench_kernel.widgets.controls import row
 from mlxbench_kernel.widgets.stepping_controls import Movement
 from mlxbench_kernel.widgets.stepping_edits import Breakpoints, Settings
 from mlxbench_kernel.widgets.stepping_figure import StepperFigure
+from mlxbench_kernel.widgets.stepping_graph import BadStep
 from mlxbench_kernel.widgets.stepping_layers import Layers
 from mlxbench_kernel.widgets.stepping_page import Page, busy_line, error_line, rate, status_line
 from mlxbench_kernel.widgets.stepping_panels import Branches, Journal, Kept, Repair
@@ -42,6 +43,7 @@ class StepperView(ui.VBox):  # type: ignore[misc]
         self.figure = StepperFigure(stepping.size)
         self.status, self.error, self.busy = ui.HTML(), ui.HTML(), ui.HTML()
         self.movement, self.repair = Movement(stepping, self._ask), Repair(stepping, self._ask)
+        self.bad_step = BadStep(stepping, self._ask)
         self.branches, self.settings = Branches(stepping, self._ask), Settings(stepping, self._ask)
         self.breakpoints, self.kept = Breakpoints(stepping, self._ask), Kept(stepping, self._ask)
         self.journal = Journal(stepping, self._ask)
@@ -61,7 +63,8 @@ class StepperView(ui.VBox):  # type: ignore[misc]
         )
         body = ui.HBox([left, self.panels], layout={"flex_flow": "row wrap", "grid_gap": "8px"})
         above = [self.status, self.movement.widget]
-        super().__init__([*above, self.busy, self.error, self.repair.widget, body])
+        told = [self.busy, self.error, self.repair.widget, self.bad_step.offer]
+        super().__init__([*above, *told, body, self.bad_step.place])
         self.add_class("mlxbench-step")
 
         self._layers = Layers(())
@@ -129,6 +132,7 @@ class StepperView(ui.VBox):  # type: ignore[misc]
         self._show_status(state)
         self.movement.show(state)
         self.repair.show(state)
+        self.bad_step.show(state)
         now = time.monotonic()
         slowly = not state.playing or now - self._slowly >= SLOW
         with self.figure.drawing():

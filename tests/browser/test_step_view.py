@@ -154,3 +154,23 @@ def test_it_can_be_read_in_both_themes(lab: Lab, page: Page, theme: str) -> None
     assert len(inks) > 20
     bright = [sum(map(int, re.findall(r"\d+", ink)[:3])) > 3 * 128 for ink in inks]
     assert set(bright) == {dark}, set(inks)
+
+
+AT_NAN = """
+fake.pause()
+fake.change(said="step 350: loss is nan; it begins with rank 1: Log", broke="nonfinite")
+"""
+
+
+def test_the_graph_is_opened_where_nan_begins(lab: Lab, page: Page) -> None:
+    view = opened(lab, page, "nan", AT_NAN)
+    press(view, "Open the graph at this operation")
+    graph = view.locator(".mlxgraph")
+    # The operation is selected: the details are of it.
+    expect(graph.locator(".mlxgraph-details h3")).to_have_text("Log", timeout=30_000)
+    expect(view).to_contain_text("it begins with rank 1: Log")
+    assert graph.bounding_box()["width"] > 600  # type: ignore[index]
+    graph.scroll_into_view_if_needed()
+    picture(page, "step-nan-graph")
+    press(view, "Close the graph")
+    expect(graph).to_be_hidden()

@@ -10,10 +10,12 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from running import until
+from ipywidgets.widgets.widget import _instances
 
 from mlxbench_kernel.errors import GivenUp, UsageError
 from mlxbench_kernel.kernel.extension import load_ipython_extension, unload_ipython_extension
 from mlxbench_kernel.remote.stepping import Stepping
+from mlxbench_kernel.widgets.graph_view import GraphView
 
 SETUP = """
 from mlxbench_kernel import Stepper
@@ -105,6 +107,49 @@ def test_branches_and_settings(shell: InteractiveShell, tmp_path: Path) -> None:
     assert said(shell, f"load {tmp_path / 'run'}").startswith("step 10 ")
 
 
+def test_the_graph_is_opened_where_nan_begins(shell: InteractiveShell) -> None:
+    shell.run_cell_magic(
+        "mlx_dist",
+        "",
+        """
+def planted(model, x, y):
+    x = mx.abs(x)
+    x = mx.where(mx.array(rank == 1) & (y[0] == 7), -x, x)
+    return nn.losses.cross_entropy(model(mx.log(x)), y % 3).mean()
+
+Y[8] = 7  # the batch of step 9, whose logarithms are NaN on rank 1 alone
+stepper = Stepper(model, optim.Adam(1e-2), planted, lambda n: (X[n], Y[n]), compile=True)
+        """,
+    )
+    text = said(shell, "20")
+    assert "step 9: loss is nan; it begins with rank 1: Log" in text
+    assert "%mlx_step graph opens the graph there" in text
+    state = (
+        "print([x.sum().item() for _, x in __import__('mlx.utils').utils.tree_flatten(model)], "
+        "mx.random.state[0].tolist(), stepper.step, stepper.said, len(stepper.journal))"
+    )
+    told = []
+    for _ in range(2):
+        with capture_output() as captured:
+            shell.run_cell_magic("mlx_dist", "", state)
+        told.append(captured.stdout)
+        with capture_output() as captured:
+            shell.run_line_magic("mlx_step", "graph")
+    assert told[0] == told[1]
+    assert captured.stdout.startswith("it begins with rank 1: Log")
+    view = next(each for each in reversed(_instances.values()) if isinstance(each, GraphView))
+    assert view.title in captured.outputs[0].data["text/plain"]
+    graph = view.source.graph
+    assert view.focus is not None
+    assert graph.primitives[graph.primitive[view.focus]] == "Log"
+    assert "step 9, rank 1 alone" in view.summary
+    view.close()
+    assert said(shell, "back 3").startswith("step 6 ")
+    with capture_output() as captured:
+        shell.run_line_magic("mlx_step", "graph")
+    assert "everything is finite" in captured.stdout
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -115,6 +160,8 @@ def test_branches_and_settings(shell: InteractiveShell, tmp_path: Path) -> None:
         ("set self=1", "there is no setting 'self'"),
         ("set learning_rate=inf", "learning_rate cannot be inf"),
         ("play 3", "play takes nothing after it"),
+        ("graph 3", "graph takes nothing after it"),
+        ("graph", "no step was taken yet: type %mlx_step 1 first"),
         ("set learning_rate", "set takes NAME=VALUE"),
         ("set learning_rate=abc", "learning_rate is a number, not 'abc'"),
         ("set momentun=0.3", "there is no setting 'momentun'"),
@@ -142,6 +189,7 @@ def test_words_are_completed(shell: InteractiveShell) -> None:
         return list(shell.complete(line, line)[1])
 
     said(shell, "3")
+    assert "graph" in found("%mlx_step gr")
     assert "back" in found("%mlx_step ba") and "restart-batches" in found("%mlx_step re")
     assert "learning_rate=" in found("%mlx_step set lear")
     assert "main" in found("%mlx_step switch m")

@@ -15,10 +15,13 @@ import pytest
 from fake_stepping import BREAKPOINTS, LAYERS, FakeStepping
 from ipywidgets.widgets.widget import Widget, _instances
 
+from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.remote.mirror import KeptStep
+from mlxbench_kernel.training.origin import StepGraph
 from mlxbench_kernel.training.place import Entry
 from mlxbench_kernel.widgets.stepping import StepperView
 from mlxbench_kernel.widgets.stepping_figure import BARS, CURVES, HEAT, HEAT_BAD, POINTS
+from mlxbench_kernel.widgets.stepping_graph import OPEN
 from mlxbench_kernel.widgets.stepping_layers import Layers
 from mlxbench_kernel.widgets.threads import MOST_A_SECOND, Redraws
 
@@ -332,6 +335,36 @@ def test_settings_are_edited_and_layers_frozen(view: StepperView, stepping: Fake
     wait(lambda: settings.frozen.value == "frozen: layers.0.mlp")
     press(view, "Unfreeze")
     wait(lambda: settings.frozen.value == "no layer is frozen")
+
+
+def test_at_nan_the_graph_is_opened_where_it_begins(
+    view: StepperView, stepping: FakeStepping
+) -> None:
+    bad = view.bad_step
+    assert bad.offer.layout.display == "none"
+    stepping.change(said="step 0: loss is nan", broke="nonfinite")
+    wait(lambda: bad.offer.layout.display == "")
+    for _ in range(2):  # the second takes the place of the first
+        before = bad.place.children
+        press(view, OPEN)
+        wait(lambda: len(bad.place.children) == 2 and bad.place.children != before)  # noqa: B023
+    assert bad.said.value.startswith("step 0: it begins with rank 1: Log")
+    shown = bad.place.children[1]
+    graph = shown.source.graph
+    assert graph.primitives[graph.primitive[shown.focus]] == "Log"
+    press(view, "Close the graph")
+    wait(lambda: bad.place.layout.display == "none")
+    assert shown.comm is None
+
+    def broken() -> StepGraph:
+        raise UsageError("step 9 could not be evaluated again (its batches are gone)")
+
+    stepping.graph = broken  # type: ignore[method-assign]
+    press(view, OPEN)
+    wait(lambda: "its batches are gone" in view.error.value)
+    assert len(bad.place.children) == 1
+    stepping.change(said="", broke="")
+    wait(lambda: bad.offer.layout.display == "none")
 
 
 def test_breakpoints_are_boxes_and_an_own_expression(

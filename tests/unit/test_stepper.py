@@ -241,17 +241,55 @@ def test_it_runs_until_a_condition_holds() -> None:
     assert run.step == 8
 
 
-def test_nan_stops_it_with_the_operation_where_it_began() -> None:
-    def planted(model: nn.Module, x: mx.array, y: mx.array) -> mx.array:
-        return mx.log(x[0, 0]) * 0 + nn.losses.cross_entropy(model(x), y).mean()
+def planted(model: nn.Module, x: mx.array, y: mx.array) -> mx.array:
+    return mx.log(x[0, 0]) * 0 + nn.losses.cross_entropy(model(x), y).mean()
 
+
+def with_nan_in_step_13() -> list[tuple[mx.array, mx.array]]:
     data = [(mx.abs(x), y) for x, y in batches()]
     data[12] = (-data[12][0], data[12][1])
-    run = Stepper(network(), optim.SGD(0.1), planted, data)
+    return data
+
+
+def values(run: Stepper) -> dict[str, list[float]]:
+    tree = {**run.trees["model"].parameters(), "key": mx.random.state[0]}  # type: ignore[index]
+    flat = dict(tree_flatten(tree))
+    return {name: np.nan_to_num(np.array(each)).tolist() for name, each in flat.items()}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_nan_stops_it_with_the_operation_where_it_began(compiled: bool) -> None:
+    run = Stepper(
+        network(), optim.SGD(0.1), planted, with_nan_in_step_13(), compile=compiled, budget=0
+    )
     stop = run.run()
-    assert (stop.kind, run.step) == ("breakpoint", 13)
+    assert (stop.kind, stop.name, run.step) == ("breakpoint", "nonfinite", 13)
     assert "step 13: loss is nan; it begins with Log" in stop.text
-    assert run.back() == 0 and run.step == 12
+    assert stop.text.endswith("%mlx_step graph opens the graph there")
+    before, said, noted = values(run), run.said, len(run.journal)
+    found = run.graph()
+    assert found.graph is not None and found.node is not None
+    assert found.graph.primitives[found.graph.primitive[found.node]] == "Log"
+    assert (values(run), run.said, run.step, len(run.journal)) == (before, said, 13, noted)
+    run.to(12)
+    assert run.graph().said == "evaluated again, everything is finite on each rank alone"
+    assert run.step == 12 and run.branches.current.tip == run.counters["tip"] == 13
+    run.to(13)
+    assert values(run) == before
+    run.to(0)
+    assert run.graph().said == "no step was taken yet: type %mlx_step 1 first"
+
+
+def test_a_step_that_cannot_be_evaluated_again_says_why() -> None:
+    data = iter(with_nan_in_step_13() * 40)
+    run = Stepper(network(), optim.SGD(0.1), planted, data, budget=0)
+    run.no_break("nonfinite")
+    run.run(300)
+    run.snapshots.forget("main")
+    run.keep()
+    found = run.graph()
+    assert found.graph is None and run.step == 300
+    assert found.said.startswith("step 300 could not be evaluated again (step 299 ")
 
 
 def test_an_iterator_goes_back_as_far_as_its_batches_are_kept() -> None:
