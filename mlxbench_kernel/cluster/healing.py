@@ -206,9 +206,11 @@ class Healing:
         for name in sharded:
             del state[name]
         Transfer(client, ranks, cluster.doing, None).push({recovering.STATE: state})
-        missing = on(client, ranks, recovering.accept, count)
+        accepted = on(client, ranks, recovering.accept, count)
         on(client, [donor], recovering.forget)
-        for rank, names in zip(ranks, missing, strict=True):
+        for rank, (names, said) in zip(ranks, accepted, strict=True):
+            for line in said:
+                self._tell(f"rank {rank}: {line}")
             if names:
                 self._tell(
                     f"rank {rank} has no {', '.join(names)}: mark the cells that make and protect "
@@ -293,8 +295,8 @@ class Healing:
 
     def _load(self, folder: str, count: int, saved: Sequence[int], everyone: Sequence[int]) -> None:
         client = self._cluster.client
-        missing = on(client, saved, recovering.load, folder, count)
-        names = sorted({name for each in missing for name in each})
+        loaded = on(client, saved, recovering.load, folder, count)
+        names = sorted({name for missing, _ in loaded for name in missing})
         if names:
             self._tell(
                 f"{', '.join(names)} was saved, but no cell marked --setup makes it: it is lost"

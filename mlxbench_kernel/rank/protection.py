@@ -60,8 +60,8 @@ class Companion(Protocol):
     def give(self, own: bool) -> Any:
         """What there is, as it pickles, for another rank or for this one (`own`)."""
 
-    def take(self, given: Any) -> None:
-        """Have what was given; the tree is there already."""
+    def take(self, given: Any) -> str:
+        """Have what was given; the tree is there already. What is to be told, "" for nothing."""
 
 
 class Protection:

@@ -45,7 +45,7 @@ def offer(count: int) -> list[str]:
     return rescue.sharded()
 
 
-def accept(count: int) -> list[str]:
+def accept(count: int) -> tuple[list[str], list[str]]:
     """Take over the state in that variable, see `rescue.take`."""
     from mlxbench_kernel.rank import rescue
 
@@ -57,7 +57,7 @@ def forget() -> None:
     _namespace().pop(STATE, None)
 
 
-def load(folder: str, count: int) -> list[str]:
+def load(folder: str, count: int) -> tuple[list[str], list[str]]:
     """See `rescue.load`."""
     from mlxbench_kernel.rank import rescue
 

@@ -63,7 +63,7 @@ def save(protection: Protection, folder: str) -> list[int]:
     return counts
 
 
-def load(folder: str, count: int) -> list[str]:
+def load(folder: str, count: int) -> tuple[list[str], list[str]]:
     """Put what `save` has written on this rank into what is protected now.
 
     Parameters
@@ -73,8 +73,8 @@ def load(folder: str, count: int) -> list[str]:
 
     Returns
     -------
-    list of str
-        Names that are not protected here, which therefore were left out.
+    tuple of lists of str
+        As of `take`.
     """
     from safetensors import safe_open
 
@@ -95,7 +95,7 @@ def give(count: int | None) -> dict[str, Any]:
     return {**_trees(PROTECTION, kept[-1]), **_companions(PROTECTION, False)} if kept else {}
 
 
-def take(trees: dict[str, Any], count: int) -> list[str]:
+def take(trees: dict[str, Any], count: int) -> tuple[list[str], list[str]]:
     """Put given values into what is protected here, and make them its last completed ones.
 
     Parameters
@@ -107,8 +107,10 @@ def take(trees: dict[str, Any], count: int) -> list[str]:
 
     Returns
     -------
-    list of str
-        Names that are not protected here.
+    missing : list of str
+        Names that are not protected here, which therefore were left out.
+    said : list of str
+        What is to be told of the others.
     """
     missing = []
     trees = dict(trees)
@@ -122,11 +124,13 @@ def take(trees: dict[str, Any], count: int) -> list[str]:
             _absorb(containers(PROTECTION.trees[name]), tree)
         else:
             PROTECTION.trees[name] = PROTECTION.namespace[name] = tree
-    for name, given in companions.items():
-        if name in PROTECTION.companions and name in trees:
-            PROTECTION.companions[name].take(given)
+    said = [
+        PROTECTION.companions[name].take(given)
+        for name, given in companions.items()
+        if name in PROTECTION.companions and name in trees
+    ]
     PROTECTION.begin_again(count)
-    return missing
+    return missing, [line for line in said if line]
 
 
 RANDOM = "mx.random.state"

@@ -8,6 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import mlx.core as mx
+import numpy as np
+
+from mlxbench_kernel.rank import frozen
+from mlxbench_kernel.training.draws import key_of
 from mlxbench_kernel.training.loop import OWN
 from mlxbench_kernel.training.place import Entry
 
@@ -39,6 +44,7 @@ class Handover:
         stepper = self._stepper
         without = () if own else OWN
         return {
+            "key": None if self._loaded() else stepper.first_key,
             "run": stepper.report.run,
             "journal": [vars(each) for each in list(stepper.journal)],
             "history": stepper.history.give(without),
@@ -47,11 +53,23 @@ class Handover:
             "active": list(stepper.breakpoints.active),
             "metrics": sorted(stepper.metrics),
             "rehearsed": stepper.rehearsed,
+            "whole": own,
         }
 
-    def take(self, given: dict[str, Any]) -> None:
-        """Go on where the giver was; the counters are its counters already."""
+    def _loaded(self) -> bool:
+        """Whether random states came from a checkpoint, of which a fresh rank has none."""
+        return any(each.kind == "load" for each in self._stepper.branches.current.edits)
+
+    def take(self, given: dict[str, Any]) -> str:
+        """Go on where the giver was; the counters and the random state are its own already.
+
+        Returns
+        -------
+        str
+            That the random state stays the giver's, where this rank had one of its own.
+        """
         stepper = self._stepper
+        said = "" if given["whole"] else self._draw(given["key"])
         stepper.report.run = given["run"]
         stepper.journal[:] = [Entry(**each) for each in given["journal"]]
         stepper.history.receive(given["history"])
@@ -66,3 +84,17 @@ class Handover:
         stepper.history.truncate(branch.name, branch.tip)
         stepper.samples.truncate(branch.name, branch.tip)
         stepper.report.look()
+        return said
+
+    def _draw(self, others_first: list[int] | None) -> str:
+        """Have the random state that this rank would have, and not that of the giver."""
+        stepper = self._stepper
+        now: list[int] = np.array(frozen.random_key()).tolist()
+        key = others_first and key_of(stepper.first_key, others_first, now)
+        if key:
+            frozen.seed(mx.array(key, mx.uint32))
+            return ""
+        return (
+            f"from step {stepper.step} on it takes the random numbers of the rank that its state "
+            "is from: where the ranks drew others, running the same steps again will differ"
+        )

@@ -7,10 +7,12 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers as optim
+import numpy as np
 from mlx.nn.layers.base import Module
 
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.memory.record import RECORD
+from mlxbench_kernel.rank import frozen
 from mlxbench_kernel.rank.frozen import containers
 from mlxbench_kernel.rank.protection import PROTECTION
 from mlxbench_kernel.training import saving
@@ -130,6 +132,7 @@ class Stepper(Running):
             counters["clip"] = settings.check("clip", clip)
         roots = [counters, *map(containers, trees.values())]
         mx.eval(roots, mx.random.state)
+        self.first_key: list[int] = np.array(frozen.random_key()).tolist()
         super().__init__(counters, roots, settings, source, accumulate, budget)
         rates = [each.state for each in optimizers.values() if "learning_rate" in each.state]
         self.loop = Loop(

@@ -150,6 +150,30 @@ def test_breakpoints_stop_all_ranks_after_one_came_back(cluster: Cluster) -> Non
     stepping.close()
 
 
+def test_each_rank_draws_its_own_random_numbers_after_one_came_back(cluster: Cluster) -> None:
+    own = MODEL.replace("mx.random.seed(5)", "mx.random.seed(5 + rank)")
+    cluster.setup.cells.clear()
+    assert not cluster.execute(own + "stepper = made()", setup=True).errors
+    stepping = Stepping(cluster)
+    stepping.step(20)
+    expected = series(stepping, 0)
+    stepping.reset()
+    stepping.step(8)
+    kill(cluster, 1)
+    told: list[str] = []
+    cluster.heal(tell=told.append)
+    assert not [line for line in told if "random" in line]
+    stepping.step(12)
+    assert series(stepping, 0) == expected  # dropout as if nothing had happened
+    # What does not come from drawing is not found out, and said.
+    assert value(cluster, "mx.random.seed(50 + rank); stepper.keep(); None") is not None
+    stepping.step(2)
+    kill(cluster, 1)
+    cluster.heal(tell=told.append)
+    assert any(line.startswith("rank 1: from step 22 on it takes the random") for line in told)
+    stepping.close()
+
+
 def test_all_ranks_started_anew_have_what_each_had_measured(cluster: Cluster) -> None:
     stepping = Stepping(cluster)
     stepping.step(8)

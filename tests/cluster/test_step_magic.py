@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
-from running import until
 from ipywidgets.widgets.widget import _instances
+from running import until
 
 from mlxbench_kernel.errors import GivenUp, UsageError
 from mlxbench_kernel.kernel.extension import load_ipython_extension, unload_ipython_extension

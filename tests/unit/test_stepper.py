@@ -16,6 +16,7 @@ from mlx.utils import tree_flatten, tree_map
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.rank.protection import PROTECTION
 from mlxbench_kernel.training import Stepper
+from mlxbench_kernel.training.draws import key_of
 
 Pair = tuple[mx.array, mx.array]
 
@@ -278,6 +279,20 @@ def test_nan_stops_it_with_the_operation_where_it_began(compiled: bool) -> None:
     assert values(run) == before
     run.to(0)
     assert run.graph().said == "no step was taken yet: type %mlx_step 1 first"
+
+
+def test_the_key_of_a_rank_follows_from_that_of_another() -> None:
+    firsts, nows = [], []
+    for seed in (3, 4):
+        mx.random.seed(seed)
+        firsts.append(np.array(mx.random.state[0]).tolist())  # type: ignore[index]
+        for _ in range(2000):
+            mx.eval(mx.random.uniform())
+        nows.append(np.array(mx.random.state[0]).tolist())  # type: ignore[index]
+    assert key_of(firsts[1], firsts[0], nows[0]) == nows[1]
+    assert key_of(firsts[1], firsts[0], firsts[0]) == firsts[1]
+    assert key_of(firsts[0], firsts[0], nows[1]) == nows[1]
+    assert key_of(firsts[1], firsts[0], nows[1]) is None  # reached by no draw
 
 
 def test_a_step_that_cannot_be_evaluated_again_says_why() -> None:
