@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +143,17 @@ def sharded() -> list[str]:
     return [
         name
         for name, tree in PROTECTION.trees.items()
-        if hasattr(tree, "modules") and any(isinstance(each, SHARDED) for each in tree.modules())
+        if any(isinstance(each, SHARDED) for each in _modules(tree))
     ]
+
+
+def _modules(tree: Any) -> Iterator[Module]:
+    """All modules in a tree, at any depth."""
+    if isinstance(tree, Module):
+        yield from tree.modules()
+    elif isinstance(tree, (dict, list, tuple)):
+        for each in tree.values() if isinstance(tree, dict) else tree:
+            yield from _modules(each)
 
 
 def _companions(protection: Protection, own: bool) -> dict[str, Any]:

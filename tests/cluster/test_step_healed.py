@@ -6,11 +6,13 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from running import processes
 
 from mlxbench_kernel.cluster import Cluster
+from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.remote.stepping import Stepping
 
 MODEL = """
@@ -188,4 +190,53 @@ def test_all_ranks_started_anew_have_what_each_had_measured(cluster: Cluster) ->
     assert journal(stepping) == noted
     stepping.step(4)
     assert len(series(stepping, 0, "seconds")) == 16
+    stepping.close()
+
+
+def test_the_part_of_a_sharded_model_is_not_taken_from_another_rank(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    sharded = """
+from mlxbench_kernel import Stepper
+from mlx.nn.layers.distributed import shard_linear
+mx.random.seed(3)
+whole = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+parts = nn.Sequential(
+    shard_linear(whole.layers[0], "all-to-sharded", group=group), nn.ReLU(),
+    shard_linear(whole.layers[2], "sharded-to-all", group=group),
+)
+own = optim.Adam(1e-2)
+inputs, labels = mx.random.normal((50, 8, 8)), mx.random.randint(0, 3, (50, 8))
+value_and_grad = nn.value_and_grad(
+    parts, lambda x, y: nn.losses.cross_entropy(parts(x), y).mean()
+)
+def train(x, y):
+    loss, gradients = value_and_grad(x, y)
+    own.update(parts, gradients)
+    return loss
+stepper = Stepper(
+    step=train, state={"model": parts, "optimizer": own},
+    batches=[(inputs[n], labels[n]) for n in range(50)],
+)
+    """
+    cluster.setup.cells.clear()
+    assert not cluster.execute(sharded, setup=True).errors
+    stepping = Stepping(cluster)
+    stepping.step(12)
+    stepping.save(str(tmp_path / "run"))
+    stepping.step(8)
+    expected = series(stepping, 0)[12:]
+    weights = "parts.layers[0].weight.sum().item()"
+    before = value(cluster, weights)
+    kill(cluster, 1)
+    told: list[str] = []
+    cluster.heal(tell=told.append)
+    assert any(line.startswith("stepper is sharded") for line in told)
+    after = value(cluster, weights)
+    assert after[0] == before[0] and after[1] not in before.values()
+    with pytest.raises(UsageError, match=r"ranks are at steps 20 \(rank 0\), 0 \(rank 1\)"):
+        stepping.step()
+    stepping.load(str(tmp_path / "run"))
+    stepping.step(8)
+    assert series(stepping, 0) == series(stepping, 1) == expected
     stepping.close()
