@@ -18,6 +18,8 @@ from mlx.nn.utils import average_gradients, value_and_grad
 from mlx.utils import tree_flatten, tree_map
 
 from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.rank import frozen
+from mlxbench_kernel.rank.frozen import containers
 from mlxbench_kernel.training.batches import Batch
 from mlxbench_kernel.training.settings import over
 
@@ -177,7 +179,20 @@ class Program:
             def compiled(batches: Any) -> Any:
                 return self._step(batches, clip, measured)
 
-            found = self._steps[key] = compiled
+            def first(batches: Any) -> Any:
+                """A mistake in what is traced leaves MLX's placeholders in the state."""
+                parts = frozen.freeze([containers(self.model), containers(self.optimizer)])
+                random = frozen.random_key()
+                try:
+                    result = compiled(batches)
+                except Exception:
+                    frozen.put_back(parts or [])
+                    frozen.seed(random)
+                    raise
+                self._steps[key] = compiled
+                return result
+
+            found = first
         return found
 
     def _step(

@@ -7,6 +7,7 @@ import ipywidgets as ui
 from mlxbench_kernel.remote.mirror import State
 from mlxbench_kernel.widgets.graphs import view_of_step
 from mlxbench_kernel.widgets.stepping_controls import Ask, button, row
+from mlxbench_kernel.widgets.stepping_page import said_line
 from mlxbench_kernel.widgets.stepping_source import Stepping
 
 OPEN = "Open the graph at this operation"
@@ -25,7 +26,7 @@ class BadStep:
         self._stepping, self._ask = stepping, ask
         self.offer = row(button(OPEN, self._open, "sitemap", "The step is evaluated once more"))
         self.offer.layout.display = "none"
-        self.said = ui.Label()
+        self.said = ui.HTML()
         self.head = row(self.said, button("Close the graph", self._close, "times"))
         self.place = ui.VBox([self.head])
         self._close()
@@ -40,7 +41,7 @@ class BadStep:
             found = self._stepping.graph()
             view = view_of_step(found)
             self._close()
-            self.said.value = f"step {found.step}: {found.said}"
+            self.said.value = said_line(f"step {found.step}: {found.said}")
             self.place.children = (self.head, view)
             self.place.layout.display = ""
 

@@ -76,7 +76,12 @@ def busy_line(doing: str) -> str:
 def status_line(facts: Sequence[str], said: str) -> str:
     """Where the stepper is, and why it stopped."""
     line = f"<div>{escape(' · '.join(fact for fact in facts if fact))}</div>"
-    return line + (f'<div class="mlxbench-step-said">{escape(said)}</div>' if said else "")
+    return line + said_line(said)
+
+
+def said_line(said: str) -> str:
+    """What was found, as a line that wraps; nothing if there is nothing."""
+    return f'<div class="mlxbench-step-said">{escape(said)}</div>' if said else ""
 
 
 def rate(value: float, unit: str) -> str:

@@ -348,7 +348,7 @@ def test_at_nan_the_graph_is_opened_where_it_begins(
         before = bad.place.children
         press(view, OPEN)
         wait(lambda: len(bad.place.children) == 2 and bad.place.children != before)  # noqa: B023
-    assert bad.said.value.startswith("step 0: it begins with rank 1: Log")
+    assert "step 0: it begins with rank 1: Log" in bad.said.value
     shown = bad.place.children[1]
     graph = shown.source.graph
     assert graph.primitives[graph.primitive[shown.focus]] == "Log"

@@ -281,6 +281,20 @@ def test_nan_stops_it_with_the_operation_where_it_began(compiled: bool) -> None:
     assert run.graph().said == "no step was taken yet: type %mlx_step 1 first"
 
 
+def test_a_mistake_in_what_is_compiled_is_said_and_leaves_the_state() -> None:
+    def mistaken(model: nn.Module, x: mx.array, y: mx.array) -> mx.array:
+        return nn.losses.cross_entropy(model(x), y).mean() + undefined  # type: ignore[name-defined]  # noqa: F821
+
+    model, optimizer = network(), optim.Adam(0.01)
+    run = Stepper(model, optimizer, mistaken, batches(), compile=True)
+    before = values(run)
+    for _ in range(2):
+        with pytest.raises(NameError, match="undefined"):
+            run.run(1)
+        assert values(run) == before
+    assert Stepper(model, optimizer, loss_fn, batches(), compile=True).run(3).kind == "done"
+
+
 def test_the_key_of_a_rank_follows_from_that_of_another() -> None:
     firsts, nows = [], []
     for seed in (3, 4):
