@@ -5,8 +5,8 @@ from __future__ import annotations
 import ipywidgets as ui
 
 from mlxbench_kernel.remote.mirror import State
+from mlxbench_kernel.widgets.controls import Ask, button, row
 from mlxbench_kernel.widgets.graphs import view_of_step
-from mlxbench_kernel.widgets.stepping_controls import Ask, button, row
 from mlxbench_kernel.widgets.stepping_page import said_line
 from mlxbench_kernel.widgets.stepping_source import Stepping
 
