@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from faults import wait_until_waiting
 from running import processes
 
 from mlxbench_kernel.cluster import Cluster
@@ -263,12 +264,19 @@ stepper = Stepper(model, optimizer, loss_fn, batch)
 USUAL = "loop.LEASE_SECONDS, running.AGAIN_SECONDS = 0.03, 0.003"
 
 
+def wait_until_it_hangs(made: Stepping) -> None:
+    """Until both ranks have kept step 20, rank 1 hangs, and rank 0 waits for it."""
+    wait_until(lambda: made.state.step == 20)
+    wait_until(lambda: "time.sleep" in made.cluster.doing([1])[1])
+    wait_until_waiting(made.cluster, 0)
+
+
 def test_a_lease_that_is_broken_off_is_in_the_history_as_far_as_it_came(ranks: Cluster) -> None:
     run(ranks, SETUP + HANGING)
     made = Stepping(ranks)
     try:
         made.run(40)
-        wait_until(lambda: made.state.step == 20)
+        wait_until_it_hangs(made)
         ranks.client.call("interrupt", [0, 1], 1)
         wait_until(lambda: not made.state.playing)
         assert made.state.step == 20 and len(losses(made)) == 1
@@ -294,13 +302,14 @@ def test_of_a_lease_in_which_a_rank_was_killed_the_others_have_their_own_numbers
         pid = value(cluster, "__import__('os').getpid()")[1]
         made = Stepping(cluster)
         made.play()
-        wait_until(lambda: made.state.step == 20)
+        wait_until_it_hangs(made)
         os.kill(int(str(pid)), signal.SIGKILL)
         wait_until(lambda: not made.state.playing)
         cluster.setup.cells[:] = [each.replace("[True]", "[False]") for each in cluster.setup.cells]
         cluster.heal()
         wait_until(lambda: made.state.step > 30)
         made.pause()
+        wait_until(lambda: made.histories[0].last("main")["step"] == made.state.step)
         steps, _ = made.histories[0].series("main", "loss_rank", 100_000)
         assert steps.tolist() == list(range(1, made.state.step + 1))
         of_all, _ = made.histories[0].series("main", "loss", 100_000)
