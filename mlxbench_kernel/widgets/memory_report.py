@@ -82,7 +82,7 @@ def to_html(memory: Memory, file: Path) -> None:
 
 
 def _figure(title: str, rows: Any, marks: Any) -> Any:
-    chosen = _thinned(rows[:, COLUMNS.index("footprint")])
+    chosen = thinned(rows[:, COLUMNS.index("footprint")])
     times = (rows[chosen, 0] * 1000).astype("datetime64[ms]")
     figure = go.Figure(layout={"title": title, "height": 320, "yaxis": {"ticksuffix": "B"}})
     for name, called in CURVES.items():
@@ -102,7 +102,7 @@ def _figure(title: str, rows: Any, marks: Any) -> Any:
     return figure
 
 
-def _thinned(values: Any) -> Any:
+def thinned(values: Any) -> Any:
     """Places of at most so many values, the lowest and the highest of each part among them."""
     parts = max(len(values) // (POINTS // 2), 1)
     if parts == 1:

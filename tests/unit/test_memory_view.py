@@ -1,0 +1,300 @@
+"""The view of memory and ``%mlx_mem``, over ranks that make up their figures."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from fake_memory import GB, FakeRanks
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
+from ipywidgets.widgets.widget import _instances
+
+from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.kernel.extension import load_ipython_extension, unload_ipython_extension
+from mlxbench_kernel.memory import attribute
+from mlxbench_kernel.memory.record import COLUMNS, Ring
+from mlxbench_kernel.remote.growth_watch import GrowthWatch, series
+from mlxbench_kernel.remote.memory import Memory
+from mlxbench_kernel.widgets import memory as memory_widgets
+from mlxbench_kernel.widgets.memory import MemoryView
+from mlxbench_kernel.widgets.memory_holdings import boxes
+from mlxbench_kernel.widgets.memory_live import MemoryLive
+from mlxbench_kernel.widgets.memory_report import POINTS, thinned
+
+NAN = float("nan")
+
+
+@pytest.fixture
+def asked() -> FakeRanks:
+    asked = FakeRanks()
+    model = nn.Sequential(nn.Linear(100, 100), nn.Linear(100, 100))
+    spare = mx.ones((1000, 1000))
+    mx.eval(model.parameters(), spare)
+    for rank in (0, 1):
+        asked.holdings[rank] = attribute({"model": model, "spare": spare}).to_dict()
+        asked.samples[rank]["cell"] = 0.0  # they are busy: asked on the control channel
+    return asked
+
+
+@pytest.fixture
+def memory(asked: FakeRanks) -> Iterator[Memory]:
+    memory = Memory(asked)
+    yield memory
+    memory.close()
+
+
+@pytest.fixture
+def view(memory: Memory) -> Iterator[MemoryView]:
+    before = set(_instances)
+    view = MemoryView(memory)
+    yield view
+    view.close()
+    left = [_instances[each] for each in set(_instances) - before]
+    assert not [each for each in left if isinstance(each, MemoryLive)], "it is left behind"
+
+
+def wait(holds: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def inside(widget: Any) -> Iterator[Any]:
+    yield widget
+    for child in getattr(widget, "children", ()):
+        yield from inside(child)
+
+
+def press(view: MemoryView, label: str) -> None:
+    (found,) = (
+        each
+        for each in inside(view)
+        if isinstance(each, ipywidgets.Button) and each.description == label
+    )
+    found._handle_custom_msg({"event": "click"}, [])
+
+
+def test_it_shows_pools_and_ranks_in_json_that_browsers_take(view: MemoryView) -> None:
+    wait(lambda: view.live.bars)
+    text = json.dumps([view.live.bars, view.live.ranks], allow_nan=False)
+    (bar,) = json.loads(text)[0]
+    assert bar["host"] == "studio" and bar["pressure"] == "warn"
+    assert {each["name"] for each in bar["markers"]} >= {"GPU cap", "peak of rank 1"}
+    assert "rank 0 2.00 GB" in repr(view)
+
+
+def test_a_browser_gets_all_there_is_and_then_what_is_new(memory: Memory) -> None:
+    live = MemoryLive(memory.feed, memory.markers)
+    sent: list[tuple[dict[str, Any], list[bytes]]] = []
+    live.send = lambda content, buffers=None: sent.append((content, buffers or []))
+    wait(lambda: memory.feed.ranks[0].ring.taken > 3)
+    live.draw()
+    first = next(content for content, _ in sent if content["kind"] == "samples")
+    assert [part["first"] for part in first["parts"]] == [0, 0]
+    rows = np.frombuffer(next(b for c, b in sent if c["kind"] == "samples")[0]).reshape(-1, 6)
+    assert rows[0, 1] == 2 * GB and abs(rows[0, 0] - time.time()) < 60
+    known = first["parts"][0]["first"] + len(rows)
+    sent.clear()
+    wait(lambda: memory.feed.ranks[0].ring.taken > known)
+    live.draw()
+    more = next(content for content, _ in sent if content["kind"] == "samples")
+    assert more["parts"][0]["first"] == known
+    sent.clear()
+    live._handle_custom_msg({"kind": "ready"}, [])  # another page was opened
+    live.draw()
+    assert next(c for c, _ in sent if c["kind"] == "samples")["parts"][0]["first"] == 0
+    assert [c["rank"] for c, _ in sent if c["kind"] == "marks"] == [0, 1]
+
+
+def test_what_holds_it_is_drawn_and_what_would_free_most(view: MemoryView) -> None:
+    view.panels.selected_index = list(view.panels.titles).index("What holds it")
+    panel = view._panels[view.panels.selected_index]
+    wait(lambda: panel.tables.value)
+    assert "parameters" in panel.said.value and "del spare" in panel.tables.value
+    trace = panel._figure.data[0]
+    assert "rank 0" in trace.labels and "spare" in trace.labels
+    panel.ranks.value = 1
+    wait(lambda: "rank 1" in panel._figure.data[0].labels)
+
+
+def test_boxes_add_up_and_each_lies_in_one_that_is_there(asked: FakeRanks) -> None:
+    from mlxbench_kernel.memory import Holdings
+
+    drawn = boxes(Holdings(**asked.holdings[0]), 0)
+    assert len(set(drawn["ids"])) == len(drawn["ids"])
+    sizes = dict(zip(drawn["ids"], drawn["values"], strict=True))
+    below: dict[str, int] = {}
+    for parent, size in zip(drawn["parents"], drawn["values"], strict=True):
+        assert parent == "" or parent in sizes
+        below[parent] = below.get(parent, 0) + size
+    assert all(size <= sizes[parent] for parent, size in below.items() if parent)
+    assert below["rank 0"] == sizes["rank 0"]
+
+
+def test_a_limit_is_told_before_it_is_set(
+    view: MemoryView, asked: FakeRanks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view.panels.selected_index = list(view.panels.titles).index("Limits")
+    panel = view._panels[view.panels.selected_index]
+    asked.said = {"said": "1.00 GB of cached buffers are given back"}
+    panel.fields["cache"].value = "1GB"
+    wait(lambda: "given back" in panel.said.value)
+    assert ("memory_said", 1, {"sizes": {"cache": "1GB"}}) in asked.asked
+    set_: list[Any] = []
+    monkeypatch.setattr(view.memory, "_do", lambda *arguments: set_.append(arguments) or {})
+    panel.ranks.value = 1
+    press(view, "Set limits")
+    wait(lambda: set_)
+    assert set_ == [([1], "set_limits", {"cache": "1GB"})]
+    asked.said = {"error": "cache limit: a size is written as 4GB, not 'abc'"}
+    panel.fields["cache"].value = "abc"
+    press(view, "Set limits")
+    wait(lambda: "not &#x27;abc&#x27;" in view.error.value)
+    assert panel.fields["cache"].value == "abc", "what was typed is still there"
+
+
+def test_a_press_without_a_limit_says_what_is_missing(view: MemoryView) -> None:
+    press(view, "Set limits")
+    wait(lambda: "no limit was typed" in view.error.value)
+
+
+def test_marks_go_to_the_ranks(view: MemoryView, asked: FakeRanks) -> None:
+    view.name.value = "epoch 2"
+    press(view, "Mark")
+    wait(lambda: ("memory_mark", 1, {"name": "epoch 2"}) in asked.asked)
+    press(view, "End mark")
+    wait(lambda: ("memory_mark", 0, {"name": ""}) in asked.asked)
+
+
+def grown(per_sample: float, column: str, count: int = 400) -> Ring:
+    ring, rows = Ring(), np.full((count, len(COLUMNS)), NAN)
+    rows[:, COLUMNS.index("time")] = np.arange(count) / 10
+    rows[:, COLUMNS.index("active")] = 1e6 + per_sample * np.arange(count)
+    rows[:, COLUMNS.index(column)] = np.arange(count) if column == "step" else 3
+    ring.put(rows)
+    return ring
+
+
+@pytest.mark.parametrize(
+    ("column", "said"), [("step", "with each step"), ("cell", "its cell runs")]
+)
+def test_growth_is_reported_and_then_what_is_behind_it(
+    memory: Memory, column: str, said: str
+) -> None:
+    kept = [mx.ones((100, 100))]
+    mx.eval(kept)
+    watch = GrowthWatch(memory.feed, lambda rank: attribute({"log": kept}))
+    try:
+        seen = memory.feed.ranks[0]
+        seen.ring = grown(0.0, column)
+        watch.decide(seen)
+        assert watch.reported == {}
+        seen.ring = grown(1e4, column)
+        watch.decide(seen)
+        assert said in watch.reported[0].said and not watch.reported[0].found
+        kept += [mx.ones((100, 100)) + n for n in range(300)]
+        mx.eval(kept)
+        seen.ring = grown(1e6, column)
+        watch.decide(seen)
+        assert watch.reported[0].found and "log holds 300 arrays more" in watch.reported[0].said
+    finally:
+        watch.close()
+
+
+def test_steps_before_going_back_are_no_part_of_the_series() -> None:
+    rows = np.full((50, len(COLUMNS)), NAN)
+    rows[:, COLUMNS.index("active")] = 5
+    rows[:, COLUMNS.index("step")] = [*range(30), *range(10, 30)]
+    doing, steps, active = series(rows)
+    assert doing == ("steps", 0.0) and steps == list(range(10, 30)) and len(active) == 20
+
+
+def test_numbers_for_others(view: MemoryView, asked: FakeRanks, tmp_path: Path) -> None:
+    asked.marks[0] = [[0, "cell", "Cell In[3]", time.time() - 5, None]]
+    wait(lambda: view.memory.feed.ranks[0].marks and view.memory.feed.ranks[0].ring.taken > 3)
+    frame = view.to_dataframe()
+    assert {"rank", "host", *COLUMNS} == set(frame.columns)
+    assert set(frame["pressure"]) == {"warn"} and set(frame["rank"]) == {0, 1}
+    assert frame[frame["rank"] == 0]["cell"].tolist()[-1] == "Cell In[3]"
+    view.to_csv(str(tmp_path / "memory.csv"))
+    header, first, *_ = (tmp_path / "memory.csv").read_text().splitlines()
+    assert header.startswith("rank,host,time,active") and ",studio," in first
+    view.to_html(str(tmp_path / "memory.html"))
+    page = (tmp_path / "memory.html").read_text()
+    assert "studio" in page and "Cell In[3]" in page
+    assert "<script src=" not in page and "http-equiv" not in page, "it stands alone"
+
+
+def test_thinning_keeps_extremes() -> None:
+    values = np.zeros(36_000)
+    values[12_345], values[23_456] = 7, -7
+    chosen = thinned(values)
+    assert len(chosen) <= POINTS + 1 and {12_345, 23_456} <= set(chosen.tolist())
+
+
+# -- the magic -------------------------------------------------------------------
+
+
+@pytest.fixture
+def shell(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> Iterator[InteractiveShell]:
+    monkeypatch.setattr(memory_widgets, "watched", lambda cluster: memory)
+    InteractiveShell.clear_instance()
+    shell = InteractiveShell.instance()
+    load_ipython_extension(shell)
+    yield shell
+    unload_ipython_extension(shell)
+    InteractiveShell.clear_instance()
+
+
+def said(shell: InteractiveShell, line: str) -> str:
+    with capture_output() as captured:
+        shell.run_line_magic("mlx_mem", line)
+    shown = "\n".join(each.data.get("text/plain", "") for each in captured.outputs)
+    return (captured.stdout + shown).strip()
+
+
+def test_the_magic_shows_the_view(shell: InteractiveShell) -> None:
+    assert said(shell, "").startswith("Memory: rank 0 2.00 GB")
+
+
+def test_the_magic_tells_of_pools_holdings_and_limits(shell: InteractiveShell) -> None:
+    status = said(shell, "status")
+    assert "2.00 GB" in status and "18.0 GB of 32.0 GB free, pressure warn" in status
+    assert "22.0 GB" in said(shell, "limits")
+    assert "del spare" in said(shell, "holds 1")
+    assert said(shell, "growth") == "no rank grows step after step, as far as was seen"
+    assert "mark epoch 2" in said(shell, "--help") or "mark [NAME]" in said(shell, "--help")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("statsu", "did you mean status"),
+        ("limit", "takes NAME=SIZE"),
+        ("limit gpu=3GB", "takes memory=SIZE"),
+        ("limit cache=1GB --ranks 7", "there is no rank 7"),
+        ("limit cache=1GB --ranks x", "0,2-3"),
+        ("holds zero", "takes a rank, not 'zero'"),
+        ("status now", "takes nothing after it"),
+        ("csv", "takes FILE"),
+    ],
+)
+def test_mistakes_are_one_line(shell: InteractiveShell, line: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as raised:
+        said(shell, line)
+    assert "\n" not in str(raised.value)
+
+
+def test_files_are_written_where_they_are_wanted(shell: InteractiveShell, tmp_path: Path) -> None:
+    assert said(shell, f"csv {tmp_path / 'm.csv'}") == f"written to {tmp_path / 'm.csv'}"
+    assert (tmp_path / "m.csv").stat().st_size > 100
