@@ -13,6 +13,7 @@ what deleting would free, `find_growth` and `causes` whether memory grows step a
 
 from mlxbench_kernel.memory.attribution import attribute
 from mlxbench_kernel.memory.changes import Freeable, Grown, freeable, grew
+from mlxbench_kernel.memory.folding import folded
 from mlxbench_kernel.memory.growth import Cause, Growth, causes, find_growth
 from mlxbench_kernel.memory.holders import HOLDERS
 from mlxbench_kernel.memory.holdings import Holdings
@@ -36,6 +37,7 @@ __all__ = [
     "causes",
     "explain",
     "find_growth",
+    "folded",
     "format_bytes",
     "freeable",
     "gpu_used",

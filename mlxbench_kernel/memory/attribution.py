@@ -7,6 +7,7 @@ Python (`walk`), the buffers and graphs behind arrays in the native module (``bu
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Collection, Mapping
 from operator import itemgetter
 from typing import Any
@@ -18,7 +19,8 @@ from mlxbench_kernel.memory.walk import GRAPH, KINDS, Walk
 
 SECONDS = 1.0
 OBJECTS = 400_000
-UNATTRIBUTED, CACHE = "unattributed", "cache"
+# No names of variables.
+_REST = {"unattributed": "held by nothing found", "cache": "MLX's cache"}
 _ORDER = {kind: place for place, kind in enumerate(KINDS)}
 
 
@@ -195,7 +197,7 @@ class _Found:
         kept = [node for node, is_used in enumerate(used) if is_used]
         new = {node: place for place, node in enumerate(kept)} | {NONE: NONE, UNKNOWN: UNKNOWN}
         found = Holdings(
-            labels=[contents.label(walk.rows[node][0]) for node in kept],
+            labels=self._labels(kept),
             parents=[new[parents[node]] for node in kept],
             kinds=[self.kinds[node] for node in kept],
             own=[self.own[node] for node in kept],
@@ -214,15 +216,26 @@ class _Found:
             stopped=walk.stopped,
             **rest,
         )
-        for kind, size in ((UNATTRIBUTED, found.unattributed), (CACHE, found.cache)):
+        for kind, size in (("unattributed", found.unattributed), ("cache", found.cache)):
             _add_top(found, kind, size)
         return found
+
+    def _labels(self, kept: list[int]) -> list[str]:
+        """Different ones below one node, also where keys have no text of their own."""
+        rows, counts = self.walk.rows, Counter[tuple[int, str]]()
+        labels = []
+        for node in kept:
+            label = contents.label(rows[node][0])
+            counts[rows[node][1], label] += 1
+            count = counts[rows[node][1], label]
+            labels.append(label if count == 1 else f"{label} ({count})")
+        return labels
 
 
 def _add_top(found: Holdings, kind: str, size: int) -> None:
     row: dict[str, Any] = {
-        "labels": kind, "parents": NONE, "kinds": kind, "own": size, "bytes": size, "shared": 0,
-        "host": 0, "nodes": 0, "types": "", "shapes": None,
+        "labels": _REST[kind], "parents": NONE, "kinds": kind, "own": size, "bytes": size,
+        "shared": 0, "host": 0, "nodes": 0, "types": "", "shapes": None,
     }  # fmt: skip
     for name, value in row.items():
         getattr(found, name).append(value)

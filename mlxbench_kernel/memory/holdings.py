@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
 NONE, UNKNOWN = -1, -2  # instead of a node; also in native/buffers.h
+
+
+_REST = ("unattributed", "cache")
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,11 @@ class Holdings:
     labels, parents
         Of each node its last name, ``"weight"``, and the node above; -1 for a variable.
     kinds
-        ``"parameters"``, ``"optimizer"``, ``"kv cache"``, ``"variables"``, ``"graph"`` (an array
-        that is not evaluated: what it keeps alive), ``"snapshots"`` (of `HOLDERS`), ``"history"``
-        (IPython's), ``"unattributed"``, ``"cache"``.
+        ``"parameters"`` (what modules hold), ``"optimizer"``, ``"kv cache"`` (of mlx_lm),
+        ``"gradients"`` (trees in variables with "grad" in their name), ``"variables"``,
+        ``"graph"`` (an array that is not evaluated: what it keeps alive), ``"snapshots"`` (of
+        `HOLDERS`), ``"history"`` (IPython's results, the last error), ``"unattributed"``,
+        ``"cache"``.
     own, bytes
         Bytes of MLX's buffers that count for the node itself, and with all below it.
     shared
@@ -82,10 +87,16 @@ class Holdings:
             found.append(label if parent < 0 else f"{found[parent]}.{label}")
         return found
 
+    def children(self, node: int = NONE) -> list[int]:
+        """The nodes right below a node, the largest first; variables and the like by default."""
+        below = [each for each, parent in enumerate(self.parents) if parent == node]
+        return sorted(below, key=lambda each: (-self.bytes[each], -self.host[each]))
+
     @property
     def unattributed(self) -> int:
         """Bytes that MLX has handed out and nobody was found to hold."""
-        return max(self.active - sum(self.buffer_bytes), 0)
+        owned = (size for size, kind in zip(self.own, self.kinds, strict=True) if kind not in _REST)
+        return max(self.active - sum(owned), 0)
 
     def by_kind(self) -> dict[str, int]:
         """Bytes by kind; they add up to `active` and `cache`."""
@@ -131,5 +142,5 @@ class Holdings:
         return below | {other for again, other in self.same if again in below}
 
     def to_dict(self) -> dict[str, Any]:
-        """As a dict that JSON can take; ``Holdings(**d)`` makes it again."""
-        return asdict(self)
+        """As a dict of its own lists that JSON can take; ``Holdings(**d)`` makes it again."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}

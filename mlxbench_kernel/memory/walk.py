@@ -19,10 +19,14 @@ from mlxbench_kernel.memory.holdings import NONE, UNKNOWN
 ITEMS = 100_000  # of one container
 _LOOKS = 500  # objects between two looks at the clock
 
-PARAMETERS, OPTIMIZER, CACHES, VARIABLES, GRAPH, SNAPSHOTS, HISTORY = KINDS = (
-    "parameters", "optimizer", "kv cache", "variables", "graph", "snapshots", "history",
+PARAMETERS, OPTIMIZER, CACHES, GRADIENTS, VARIABLES, GRAPH, SNAPSHOTS, HISTORY = KINDS = (
+    "parameters",
+    "optimizer",
+    "kv cache",
+    "gradients",
+    "variables", "graph", "snapshots", "history",
 )  # fmt: skip
-RESULTS, ERROR = "IPython", "last error"  # what stands for variables there
+RESULTS, ERROR = "IPython's results", "last error"  # what stands for variables there
 _ERRORS = ("last_exc", "last_value")
 _FIXED = frozenset({SNAPSHOTS, HISTORY})  # whatever it is, it is there as one of these
 
@@ -101,7 +105,8 @@ class Walk:
             (theirs if own else ours).append((name, value))
         ours.sort(key=lambda item: (self._rank(item[1]), item[0].startswith("_")))
         for name, value in ours:
-            self._top(name, value, VARIABLES)
+            is_tree = type(value) in (dict, list, tuple) and "grad" in name.lower()
+            self._top(name, value, GRADIENTS if is_tree else VARIABLES)
         for name, give in list(HOLDERS.items()) if holders else ():
             self._top(name, _given(give), SNAPSHOTS)
         self._top(RESULTS, dict(sorted(theirs, key=itemgetter(0))), HISTORY)
@@ -143,11 +148,12 @@ class Walk:
         known = dict.fromkeys([node for node, _ in self._objects], 1)
         for _, first in self.links:
             known[first] += 1
-        # Beside those: the pair in the list, the variable `value`, and the argument.
+        [ours] = _references([(NONE, object())])
+        counts = zip(self._objects, _references(self._objects), strict=True)
         return [
             node
-            for node, value in self._objects
-            if sys.getrefcount(value) > known[node] + 3 and self.rows[node][2] not in _FIXED
+            for (node, _), count in counts
+            if count > known[node] + ours and self.rows[node][2] not in _FIXED
         ]
 
     def _rank(self, value: Any) -> int:
@@ -252,6 +258,10 @@ class Walk:
             key, parent, _, _ = self.rows[parent]
             found.append(contents.label(key))
         return ".".join(reversed(found))
+
+
+def _references(objects: list[tuple[int, Any]]) -> list[int]:
+    return [sys.getrefcount(value) for _, value in objects]
 
 
 def _in_public(opener: contents.Opener) -> contents.Opener:

@@ -63,7 +63,9 @@ def test_a_buffer_counts_once_and_for_the_one_who_has_a_name_for_it() -> None:
                  "broadcast": broadcast}  # fmt: skip
     found = {held.name: held.bytes for held in largest(namespace, hidden={"Out"})}
     assert found == {"b": 100 * KB, "r": 100 * KB}
-    assert [held.name for held in largest({"Out": {3: base}}, hidden={"Out"})] == ["IPython"]
+    assert [held.name for held in largest({"Out": {3: base}}, hidden={"Out"})] == [
+        "IPython's results"
+    ]
 
 
 def test_looking_evaluates_nothing_and_keeps_the_graph() -> None:

@@ -118,7 +118,9 @@ def test_the_most_first_and_why_some_would_not_be_freed() -> None:
     assert found[2].held_back == {"base": 40 * KB, "view": 40 * KB}
     assert len(freeable(attribute(variables, {"Out"}), count=1)) == 1
     variables["Out"][5] = ones(25 * KB)
-    [out] = [each for each in freeable(attribute(variables, {"Out"})) if each.name == "IPython"]
+    [out] = [
+        each for each in freeable(attribute(variables, {"Out"})) if each.name == "IPython's results"
+    ]
     assert (out.bytes, out.held_back, out.how) == (25 * KB, {"shown": 70 * KB}, "%reset -f out")
 
 

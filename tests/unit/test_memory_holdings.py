@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import threading
 import weakref
 from typing import Any
 
@@ -16,7 +17,7 @@ from mlx.utils import tree_flatten
 from needs import require
 
 from mlxbench_kernel import native
-from mlxbench_kernel.memory import HOLDERS, Holdings, attribute
+from mlxbench_kernel.memory import HOLDERS, Holdings, attribute, folded
 from mlxbench_kernel.memory.walk import ITEMS
 
 KB = 1000
@@ -77,7 +78,7 @@ def test_all_kinds_add_up_to_active_and_cache_memory() -> None:
     assert sum(found.by_kind().values()) == found.active + found.cache
     tops = [size for size, parent in zip(found.bytes, found.parents, strict=True) if parent < 0]
     assert sum(tops) == found.active + found.cache
-    assert found.unattributed == row(found, "unattributed", "bytes")
+    assert found.unattributed == row(found, "held by nothing found", "bytes")
 
 
 def test_a_shared_buffer_counts_once_and_says_with_whom() -> None:
@@ -170,8 +171,12 @@ def test_what_ipython_keeps_is_its_own() -> None:
                  "group": ones(KB)}  # fmt: skip
     found = attribute(variables, hidden={"Out", "group"})
     assert row(found, "named", "own") == 10 * KB
-    assert row(found, "IPython", "bytes", "shared", "kinds") == (21 * KB, 10 * KB, "history")
-    assert row(found, "IPython.Out.2", "own") == 20 * KB
+    assert row(found, "IPython's results", "bytes", "shared", "kinds") == (
+        21 * KB,
+        10 * KB,
+        "history",
+    )
+    assert row(found, "IPython's results.Out.2", "own") == 20 * KB
 
 
 def test_arrays_of_a_failed_cell_are_found_in_its_traceback(monkeypatch) -> None:
@@ -236,6 +241,19 @@ def strange_objects() -> dict[str, Any]:
     compiled = mx.compile(lambda x: x + weights)
     return {"slots": slots, "strange": strange, "closure": closure, "generator": generator,
             "nested": nested, "keys": keys, "compiled": compiled}  # fmt: skip
+
+
+def test_gradients_and_names_that_are_not_text() -> None:
+    model, both = trained()["model"], {Slots(): ones(KB), Slots(): ones(KB)}
+    _, grads = nn.value_and_grad(model, lambda x: model(x).sum())(mx.ones((2, 100)))
+    mx.eval(grads)
+    found = attribute({"model": model, "grads": grads, "both": both, "cache": ones(KB)})
+    assert row(found, "grads.layers.0.weight", "kinds", "shapes") == ("gradients", [100, 100])
+    assert [row(found, f"both.{name}", "own") for name in ("<Slots>", "<Slots> (2)")] == [KB, KB]
+    assert row(found, "cache", "kinds") == "variables" and len(set(found.paths)) == len(found.paths)
+    top = [found.labels[node] for node in found.children() if found.host[node] == 0]
+    sizes = [row(found, name, "bytes") for name in top]
+    assert sizes == sorted(sizes, reverse=True) and "both" in top
 
 
 def test_strange_objects_are_looked_into_without_running_their_code() -> None:
@@ -322,3 +340,45 @@ def test_kept_states_of_a_stepper_and_protected_values_are_found() -> None:
     _, shared = row(found, "protected values", "bytes", "shared")
     assert shared == pytest.approx(size, rel=0.02), "those of now are no more than the model's"
     assert "stepper" not in found.paths
+
+
+def test_a_picture_of_the_largest_has_the_same_sums() -> None:
+    many = {
+        "small": [ones(KB) for _ in range(300)],
+        "large": [ones((9 + i) * KB) for i in range(5)],
+    }
+    whole = attribute({**trained(), "many": many})
+    part = folded(whole, most=60)
+    assert len(part.labels) <= 90 < len(whole.labels)
+    assert part.by_kind() == whole.by_kind() and part.unattributed == whole.unattributed
+    for name in ("model", "many", "many.small", "many.large.4"):
+        assert row(part, name, "bytes") == row(whole, name, "bytes")
+    rest = part.children(part.find("many.small"))[0]
+    left = len(part.children(part.find("many.small"))) - 1
+    assert part.labels[rest] == f"… {300 - left} more" and part.own[rest] == (300 - left) * KB
+    assert folded(whole) is whole
+    assert len(json.dumps(part.to_dict())) < len(json.dumps(whole.to_dict())) / 3
+
+
+def test_beside_a_thread_that_computes() -> None:
+    variables: dict[str, Any] = {"kept": ones(10 * KB)}
+    stop = threading.Event()
+
+    def compute() -> None:
+        with mx.stream(mx.cpu):
+            step = 0
+            while not stop.is_set():
+                x = mx.random.normal((64, 64))
+                mx.async_eval(x, x @ x)
+                variables[f"x{step % 50}"] = [x, x @ x]
+                variables.pop(f"x{(step + 7) % 50}", None)
+                mx.eval(x * 2)
+                step += 1
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    found = [attribute(variables, graphs=False) for _ in range(200)]
+    stop.set()
+    thread.join()
+    assert {row(each, "kept", "own") for each in found} == {10 * KB}
+    assert any(each.by_kind()["variables"] > 20 * KB for each in found)
