@@ -74,6 +74,7 @@ def attribute(
     return found.holdings(
         active=mx.get_active_memory(),
         cache=mx.get_cache_memory(),
+        graphs=graphs,
         seconds=time.perf_counter() - began,
     )
 

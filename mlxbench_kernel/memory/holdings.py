@@ -52,6 +52,9 @@ class Holdings:
         no other one, -2 for what is not known: MLX or Python count more references than were found.
     active, cache
         MLX's counters at that moment, in bytes.
+    graphs
+        Whether graphs were looked behind. Without that, what they hold is unattributed, and
+        `freeable` may promise too much.
     stopped
         Where something was left out, in words; empty if all was seen.
     seconds
@@ -76,6 +79,7 @@ class Holdings:
     second: list[int] = field(default_factory=list)
     active: int = 0
     cache: int = 0
+    graphs: bool = True
     stopped: list[str] = field(default_factory=list)
     seconds: float = 0.0
 

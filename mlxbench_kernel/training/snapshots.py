@@ -8,6 +8,7 @@ too large a gap are written to files instead, as far as an eighth of the free di
 
 from __future__ import annotations
 
+import itertools
 import random
 import shutil
 import weakref
@@ -131,7 +132,7 @@ class Snapshots:
         self._looked = 0
         self._folder: Path | None = None
         self._room = 0  # bytes that may still be put there
-        _ALL.add(self)
+        _ALL[next(_NUMBERS)] = self  # the order in which they were made
 
     def take(self, branch: str, step: int, parts: Parts, flags: Flags, pinned: bool) -> Snapshot:
         """Keep a state, all of which is evaluated, the random key too."""
@@ -267,7 +268,8 @@ class Snapshots:
         return found
 
 
-_ALL: weakref.WeakSet[Snapshots] = weakref.WeakSet()
+_ALL: weakref.WeakValueDictionary[int, Snapshots] = weakref.WeakValueDictionary()
+_NUMBERS = itertools.count()
 
 
 def _held() -> dict[str, Any]:
@@ -276,7 +278,7 @@ def _held() -> dict[str, Any]:
         f"{each.branch} {each.step}" + (f" of stepper {number}" if number else ""): list(
             each.arrays()
         )
-        for number, snapshots in enumerate(list(_ALL))
+        for number, snapshots in enumerate(list(_ALL.values()))
         for each in snapshots.all()
     }
 

@@ -18,9 +18,10 @@ from mlxbench_kernel.widgets.memory_tables import freeable_table, grown_table
 # Each can be seen on white and on black.
 COLOURS = {
     "parameters": "#3b82c4", "optimizer": "#e0702a", "kv cache": "#2a9d5c",
-    "variables": "#8a6fd1", "graph": "#c2559d", "snapshots": "#a98500", "history": "#2a9fb0",
-    "unattributed": "#757575", "cache": "#a89f91",
+    "gradients": "#c94f4f", "variables": "#8a6fd1", "graph": "#c2559d", "snapshots": "#a98500",
+    "history": "#2a9fb0", "unattributed": "#757575", "cache": "#a89f91",
 }  # fmt: skip
+NO_VARIABLES = ("unattributed", "cache")  # nothing is below these
 MOST = 1_500  # boxes of a treemap: the browser draws no more of them in time
 ROOT = "rank"
 
@@ -43,7 +44,7 @@ def boxes(found: Holdings, rank: int) -> dict[str, list[Any]]:
     paths, there = found.paths, set(chosen)
     for node in sorted(chosen):
         parent, kind = found.parents[node], found.kinds[node]
-        if (parent >= 0 and parent not in there) or paths[node] == kind:
+        if (parent >= 0 and parent not in there) or kind in NO_VARIABLES:
             continue
         above = f"{root}/{kind if parent < 0 else parent}"
         told = [paths[node]]

@@ -6,6 +6,7 @@ import gc
 import json
 import threading
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -19,6 +20,8 @@ from needs import require
 from mlxbench_kernel import native
 from mlxbench_kernel.memory import HOLDERS, Holdings, attribute, folded
 from mlxbench_kernel.memory.walk import ITEMS
+from mlxbench_kernel.rank.protection import PROTECTION
+from mlxbench_kernel.training import Stepper, snapshots
 
 KB = 1000
 
@@ -152,15 +155,15 @@ def test_caches_of_mlx_lm_and_what_registers_itself() -> None:
         each.update_and_fetch(mx.ones((1, 2, 5, 8)), mx.ones((1, 2, 5, 8)))
     mx.eval([each.state for each in caches])
     model, old = trained()["model"], ones(30 * KB)
-    HOLDERS["kept states"] = lambda: {"step 3": [model.layers[0].weight, old]}
+    HOLDERS["old states"] = lambda: {"step 3": [model.layers[0].weight, old]}
     HOLDERS["broken"] = lambda: [][0]
     try:
         found = attribute({"caches": caches, "model": model})
     finally:
-        del HOLDERS["kept states"], HOLDERS["broken"]
+        del HOLDERS["old states"], HOLDERS["broken"]
     assert row(found, "caches.0.keys", "kinds", "own") == ("kv cache", real(caches[0].keys))
     assert found.by_kind()["kv cache"] == real([each.state for each in caches])
-    assert row(found, "kept states.step 3", "bytes", "shared", "kinds") == (
+    assert row(found, "old states.step 3", "bytes", "shared", "kinds") == (
         30 * KB, real(model.layers[0].weight), "snapshots",
     )  # fmt: skip
 
@@ -313,13 +316,22 @@ def test_the_result_is_json_and_comes_back() -> None:
 def test_beside_a_thread_that_evaluates_graphs_are_left_alone() -> None:
     source = ones(10 * KB)
     found = attribute({"lazy": source * 2, "source": source}, graphs=False)
-    assert row(found, "lazy", "own", "nodes", "shared") == (0, 0, 0)
+    assert row(found, "lazy", "own", "nodes", "shared") == (0, 0, 0) and not found.graphs
     assert row(found, "source", "own") == 10 * KB
 
 
-def test_kept_states_of_a_stepper_and_protected_values_are_found() -> None:
-    from mlxbench_kernel.training import Stepper
+@pytest.fixture
+def unprotected(monkeypatch) -> Iterator[None]:
+    """No steppers of other tests, and afterwards nothing is protected, and mx.eval is MLX's."""
+    monkeypatch.setattr(snapshots, "_ALL", weakref.WeakValueDictionary())
+    yield
+    PROTECTION.trees.clear()
+    PROTECTION.kept.clear()
+    mx.eval, PROTECTION._watching = PROTECTION._evaluate, False
 
+
+@pytest.mark.usefixtures("unprotected")
+def test_kept_states_of_a_stepper_and_protected_values_are_found() -> None:
     model, optimizer = nn.Linear(100, 100), optim.Adam(0.1)
     mx.eval(model)
     batches = [(mx.ones((4, 100)), mx.ones((4, 100))) for _ in range(5)]
