@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import ipywidgets as ui
@@ -97,3 +97,15 @@ def wanted(text: str, what: str) -> str:
     if not text.strip():
         raise UsageError(f"{what} is empty: type it into the field")
     return text.strip()
+
+
+def parts_of(widget: Any) -> Iterator[Any]:
+    """A widget with all that are inside it, and what these are laid out by."""
+    yield widget
+    for child in getattr(widget, "children", ()):
+        yield from parts_of(child)
+    if isinstance(widget, ui.DOMWidget):
+        yield from (
+            part for part in (widget.layout, getattr(widget, "style", None))
+            if isinstance(part, ui.Widget)
+        )  # fmt: skip

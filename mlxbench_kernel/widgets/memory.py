@@ -15,7 +15,7 @@ from mlxbench_kernel.remote.memory import Memory
 from mlxbench_kernel.remote.memory_feed import OfThisProcess
 from mlxbench_kernel.units import format_bytes
 from mlxbench_kernel.widgets import memory_report
-from mlxbench_kernel.widgets.controls import button, field, row
+from mlxbench_kernel.widgets.controls import button, field, parts_of, row
 from mlxbench_kernel.widgets.memory_holdings import HoldingsPanel
 from mlxbench_kernel.widgets.memory_limits import LimitsPanel
 from mlxbench_kernel.widgets.memory_live import MemoryLive
@@ -95,6 +95,9 @@ class MemoryView(ui.VBox):  # type: ignore[misc]
         self._unwatch = None
         self._commands.close()
         self._redraws.close()
+        for part in reversed(list(parts_of(self))):
+            if part is not self:
+                part.close()
         super().close()
 
     def _mark(self) -> None:

@@ -91,7 +91,7 @@ class HoldingsPanel:
 
     def __init__(self, memory: Memory, ask: Ask) -> None:
         self._memory, self._ask = memory, ask
-        self.ranks = ui.Dropdown(options=[("rank 0", 0)], layout={"width": "8em"})
+        self.ranks = ui.Dropdown(options=self._options(), layout={"width": "8em"})
         self.ranks.observe(lambda _change: self._look(), "value")
         self.said, self.tables, self.changes = ui.HTML(), ui.HTML(), ui.HTML()
         self.since = ui.Dropdown(options=[], layout={"width": "14em"})
@@ -117,12 +117,15 @@ class HoldingsPanel:
     def show(self) -> None:
         """Look, the first time that it is open."""
         if len(self.ranks.options) != self._memory.size:
-            self.ranks.options = [(f"rank {rank}", rank) for rank in range(self._memory.size)]
+            self.ranks.options = self._options()
         if self._figure is None:
             self._figure = go.FigureWidget(layout=LAYOUT)
             self._figure._config = {"displaylogo": False, "responsive": True}
             self._place.children = [self._figure]
             self._look()
+
+    def _options(self) -> list[tuple[str, int]]:
+        return [(f"rank {rank}", rank) for rank in range(self._memory.size)]
 
     def _look(self) -> None:
         if self._figure is not None:

@@ -32,7 +32,7 @@ class LimitsPanel:
 
     def __init__(self, memory: Memory, ask: Ask) -> None:
         self._memory, self._ask = memory, ask
-        self.ranks = ui.Dropdown(options=[("all ranks", ALL)], layout={"width": "8em"})
+        self.ranks = ui.Dropdown(options=self._options(), layout={"width": "8em"})
         self.fields = {name: field(f"{name} limit, as 12GB or 75%", self._set) for name in LIMITS}
         for each in self.fields.values():
             each.observe(lambda _change: self._ask("", self._foresee), "value")
@@ -53,11 +53,14 @@ class LimitsPanel:
         """Show the limits as last heard."""
         memory = self._memory
         if len(self.ranks.options) != memory.size + 1:
-            each = [(f"rank {rank}", rank) for rank in range(memory.size)]
-            self.ranks.options = [("all ranks", ALL), *each]
+            self.ranks.options = self._options()
         table = limits(memory)._repr_html_()
         if table != self.table.value:
             self.table.value = table
+
+    def _options(self) -> list[tuple[str, int]]:
+        each = [(f"rank {rank}", rank) for rank in range(self._memory.size)]
+        return [("all ranks", ALL), *each]
 
     def _chosen(self) -> list[int] | None:
         return None if self.ranks.value == ALL else [int(self.ranks.value)]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import ipywidgets as ui
 import numpy as np
 
 from mlxbench_kernel.remote.mirror import State
-from mlxbench_kernel.widgets.controls import row
+from mlxbench_kernel.widgets.controls import parts_of, row
 from mlxbench_kernel.widgets.stepping_controls import Movement
 from mlxbench_kernel.widgets.stepping_edits import Breakpoints, Settings
 from mlxbench_kernel.widgets.stepping_figure import StepperFigure
@@ -92,7 +92,7 @@ class StepperView(ui.VBox):  # type: ignore[misc]
         self._unwatch = None
         self._commands.close()
         self._redraws.close()
-        for part in reversed(list(_parts(self))):
+        for part in reversed(list(parts_of(self))):
             if part is not self:
                 part.close()
         super().close()
@@ -196,7 +196,7 @@ class StepperView(ui.VBox):  # type: ignore[misc]
         self._set(self.busy, busy_line(doing) if long else "")
         if long != self._off:
             self._off = long
-            for part in _parts(self):
+            for part in parts_of(self):
                 if isinstance(part, ui.Button):
                     part.disabled = long
         return bool(doing) and not long
@@ -230,15 +230,3 @@ class StepperView(ui.VBox):  # type: ignore[misc]
     def _set(widget: Any, text: str) -> None:
         if widget.value != text:
             widget.value = text
-
-
-def _parts(widget: Any) -> Iterator[Any]:
-    """A widget with all that are inside it, and what these are laid out by."""
-    yield widget
-    for child in getattr(widget, "children", ()):
-        yield from _parts(child)
-    if isinstance(widget, ui.DOMWidget):
-        yield from (
-            part for part in (widget.layout, getattr(widget, "style", None))
-            if isinstance(part, ui.Widget)
-        )  # fmt: skip

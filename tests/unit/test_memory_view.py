@@ -36,11 +36,10 @@ NAN = float("nan")
 @pytest.fixture
 def asked() -> FakeRanks:
     asked = FakeRanks()
-    model = nn.Sequential(nn.Linear(100, 100), nn.Linear(100, 100))
-    spare = mx.ones((1000, 1000))
-    mx.eval(model.parameters(), spare)
+    names = {"model": nn.Sequential(nn.Linear(100, 100)), "spare": mx.ones((1000, 1000))}
+    mx.eval(names["model"].parameters(), names["spare"])
     for rank in (0, 1):
-        asked.holdings[rank] = attribute({"model": model, "spare": spare}).to_dict()
+        asked.holdings[rank] = attribute(names).to_dict()
         asked.samples[rank]["cell"] = 0.0  # they are busy: asked on the control channel
     return asked
 
