@@ -19,6 +19,7 @@ _EXPORTS = {
     "Cluster": "cluster",
     "ClusterError": "errors",
     "CollectiveMismatch": "errors",
+    "FitPlan": "memory.fit",
     "Graph": "graph",
     "MemoryView": "widgets.memory",
     "Stepper": "training",
