@@ -1,0 +1,136 @@
+"""Plans against peaks that were measured while mlx-lm itself generated and trained."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import pytest
+from fit_models import folder_of
+from mlx_lm.generate import generate_step
+from mlx_lm.tuner.datasets import CacheDataset
+from mlx_lm.tuner.trainer import TrainingArgs, train
+from mlx_lm.tuner.utils import linear_to_lora_layers
+from mlx_lm.utils import load_model
+
+from mlxbench_kernel import FitPlan
+
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama"},
+    "llama, tied": {"model_type": "llama", "tie_word_embeddings": True},
+    "llama, sliding": {
+        "model_type": "llama",
+        "sliding_window": 128,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "num_hidden_layers": 3,
+    },
+    "qwen3": {"model_type": "qwen3"},
+    "qwen3, 4 bits": {"model_type": "qwen3", "bits": 4, "num_hidden_layers": 3},
+}
+WITHIN = 0.1
+
+
+def measured(folder: Path, run: Callable[[nn.Module], Any]) -> int:
+    """The peak while the model is there and `run`."""
+    gc.collect()
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    model, _ = load_model(folder)
+    mx.reset_peak_memory()
+    run(model)
+    return mx.get_peak_memory() - before
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu() -> Any:
+    before = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    yield
+    mx.set_default_device(before)
+
+
+@pytest.mark.parametrize(
+    ("name", "context"),
+    [*((name, 300) for name in MODELS), ("llama, sliding", 2100)],  # more than a piece of a prompt
+)
+def test_generating(tmp_path: Path, name: str, context: int) -> None:
+    folder = folder_of(tmp_path / "model", **MODELS[name])
+    (row,) = FitPlan(folder, ["64GB"], context).rows
+
+    def run(model: nn.Module) -> None:
+        for _ in generate_step(mx.zeros(context - 2, mx.int32), model, max_tokens=2):
+            pass
+
+    assert row.need == pytest.approx(measured(folder, run), rel=WITHIN)
+
+
+def test_a_model_that_is_there_already(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "model", "llama")
+    model, _ = load_model(folder)
+    (given,), (stored,) = FitPlan(model, [10**9], 300).rows, FitPlan(folder, [10**9], 300).rows
+    assert given == stored
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "batch"),
+    [
+        ("llama", "train", 1),
+        ("llama, tied", "train", 3),
+        ("qwen3", "lora", 3),
+        ("qwen3, 4 bits", "lora", 1),
+    ],
+)
+def test_training(tmp_path: Path, name: str, mode: str, batch: int) -> None:
+    context = 48
+    folder = folder_of(tmp_path / "model", **MODELS[name])
+    (row,) = FitPlan(folder, ["64GB"], context, batch, mode, snapshots=0).rows
+
+    def run(model: nn.Module) -> None:
+        if mode == "lora":
+            model.freeze()
+            linear_to_lora_layers(model, 16, {"rank": 8, "dropout": 0.0, "scale": 20.0})
+        data = _Texts([([each + 1] * (context + 1), 0) for each in range(batch)])
+        arguments = TrainingArgs(
+            batch_size=batch, iters=2, max_seq_length=context + 1,
+            adapter_file=str(tmp_path / "adapters.safetensors"),
+        )  # fmt: skip
+        train(model, optim.Adam(1e-5), CacheDataset(data), args=arguments)
+
+    assert row.need == pytest.approx(measured(folder, run), rel=WITHIN)
+
+
+class _Texts(list[Any]):
+    """What mlx-lm makes a dataset of."""
+
+    def process(self, text: Any) -> Any:
+        return text
+
+
+def test_snapshots_are_states_of_what_changes(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "model", "llama")
+    (two,) = FitPlan(folder, ["64GB"], 64, 1, "train").rows
+    (none,) = FitPlan(folder, ["64GB"], 64, 1, "train", snapshots=0).rows
+    assert none.snapshots == 0
+    assert two.snapshots == 2 * (two.parameters + two.optimizer)
+    assert two.need == none.need + two.snapshots
+    (lora,) = FitPlan(folder, ["64GB"], 64, 1, "lora").rows
+    assert 0 < lora.snapshots < two.snapshots / 10
+
+
+def test_planning_takes_no_memory(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "model", "llama")
+    mx.random.seed(3)
+    key = mx.array(mx.random.state[0]).tolist()
+    gc.collect()
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    for mode in ("infer", "lora", "train"):
+        FitPlan(folder, ["64GB"] * 2, 300, mode=mode)
+    assert mx.get_peak_memory() - before < 100_000
+    assert mx.random.state[0].tolist() == key
