@@ -104,6 +104,23 @@ class Looking:
                 ranks.append(dataclasses.replace(info, memory=memory, state=_doing(sample)))
         return ranks
 
+    def free_memory(self) -> dict[str, tuple[int, int]]:
+        """By host the bytes that are free there now, and how many ranks it has, as `FitPlan` takes
+        them; of GPUs with memory of their own that of the fullest, for each rank of the host.
+
+        Raises
+        ------
+        ClusterError
+            A rank does not answer.
+        """
+        found: dict[str, tuple[int, int]] = {}
+        for each in self.status():
+            if each.memory is None:
+                raise ClusterError(f"rank {each.rank} on {each.host} does not answer: {each.state}")
+            free, ranks = found.get(each.host, (each.memory.available, 0))
+            found[each.host] = min(free, each.memory.available), ranks + 1
+        return found
+
     def doing(self, ranks: Sequence[int]) -> dict[int, str]:
         """What ranks are doing; those that do not answer are "silent", or "gone"."""
         self._require_controller()

@@ -26,7 +26,7 @@ from mlxbench_kernel.kernel import subcommands
 from mlxbench_kernel.kernel.command import Command
 from mlxbench_kernel.kernel.commands import RunCell
 from mlxbench_kernel.kernel.graph_magics import ShowGraph
-from mlxbench_kernel.kernel.memory_magics import LIMITS
+from mlxbench_kernel.kernel.memory_magics import LIMITS, PLANNED
 from mlxbench_kernel.kernel.memory_magics import WORDS as MEMORY_WORDS
 from mlxbench_kernel.kernel.step_magics import WORDS as STEP_WORDS
 from mlxbench_kernel.kernel.step_magics import StepMagics
@@ -111,7 +111,8 @@ class RanksMatcher:
         elif not words:
             found = [name for name in MEMORY_WORDS if name]
         else:
-            found = [f"{name}=" for name in LIMITS] if words[0] == "limit" else []
+            after = {"limit": LIMITS, "fit": PLANNED}.get(words[0], ())
+            found = [f"{name}=" for name in after]
         return _result(word, sorted(each for each in found if each.startswith(word)))
 
     def _words(self, cell: bool, before: str, word: str) -> Iterable[str]:

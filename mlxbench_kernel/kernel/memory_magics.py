@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from IPython.core.magic import Magics, line_magic, magics_class
 from IPython.display import display
@@ -15,11 +15,17 @@ from mlxbench_kernel.units import format_bytes
 
 if TYPE_CHECKING:
     from mlxbench_kernel.kernel.magics import RanksMagics
+    from mlxbench_kernel.memory.fit import FitPlan
     from mlxbench_kernel.remote.memory import Memory
 
 WORDS = {
     "": Word("", "", "the view: pools, timelines, what holds memory, limits"),
     "status": Word("", "status", "pools and ranks, in a table"),
+    "fit": Word(
+        "MODEL [NAME=VALUE …]",
+        "fit ./Llama-3B context=16384 mode=lora",
+        "whether a model fits on the ranks: context, batch, mode, shard",
+    ),
     "limit": Word("NAME=SIZE …", "limit cache=1GB", "set limits: memory, cache, wired"),
     "limits": Word("", "limits", "the limits of now"),
     "clear-cache": Word("", "clear-cache", "give MLX's cache back to the system"),
@@ -32,6 +38,7 @@ WORDS = {
     "html": Word("FILE", "html memory.html", "write a report that stands alone"),
 }
 
+PLANNED = ("context", "batch", "mode", "shard")
 LIMITS = ("memory", "cache", "wired")
 
 
@@ -88,6 +95,8 @@ class MemoryMagics(Magics):
             print(f"{format_bytes(memory.clear_cache(ranks))} were given back to the system")
         elif name == "reset-peak":
             memory.reset_peak(ranks)
+        elif name == "fit":
+            print(_plan(rest, self._ranks))
         elif name == "holds":
             found = memory.look(_rank(rest or "0"))
             print(" · ".join(f"{kind} {format_bytes(n)}" for kind, n in found.by_kind().items()))
@@ -129,6 +138,23 @@ def _split(line: str) -> tuple[str, RankSelection | None]:
     except ValueError as error:
         raise UsageError(f"%mlx_mem: --ranks {error}") from None
     return " ".join([*words[:place], *words[place + 2 :]]), chosen
+
+
+def _plan(text: str, ranks: RanksMagics) -> FitPlan:
+    from mlxbench_kernel.memory.fit import FitPlan
+
+    model, *words = text.split()
+    settings: dict[str, Any] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        if name not in PLANNED or not value:
+            raise UsageError(
+                f"%mlx_mem fit takes {', '.join(f'{each}=' for each in PLANNED)} after the model, "
+                f"not {word!r}: type %mlx_mem {WORDS['fit'].example}"
+            )
+        settings[name] = int(value) if value.isdigit() else value
+    known = ranks.shell.user_ns.get(model, model)
+    return FitPlan(known, 1 if ranks.cluster is None else ranks.cluster, **settings)
 
 
 def _rank(text: str) -> int:
