@@ -289,6 +289,25 @@ def test_a_model_that_is_no_language_model() -> None:
     assert plan.rows[0].activations is None and "could not be called" in str(plan)
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_nothing_that_could_be_trained(ranks: int) -> None:
+    model = nn.Linear(10, 10)
+    with pytest.raises(UsageError, match="no layers that LoRA can be put on"):
+        FitPlan(model, ["1GB"] * ranks, 64, mode="lora")
+    model.freeze()
+    with pytest.raises(UsageError, match="every parameter of the model is frozen"):
+        FitPlan(model, ["1GB"] * ranks, 64, mode="train")
+
+
+def test_without_the_native_module(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = FitPlan(folders["llama"], ["1GB"], 512).rows[0]
+    monkeypatch.setattr("mlxbench_kernel.native.load", lambda: None)
+    (row,) = FitPlan(folders["llama"], ["1GB"], 512).rows
+    assert (row.parameters, row.cache, row.activations) == (full.parameters, full.cache, None)
+
+
 def test_a_model_is_left_as_it_is(folders: dict[str, Path]) -> None:
     from mlx_lm.utils import load_model
 

@@ -19,6 +19,8 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import load_model
 
 from mlxbench_kernel import FitPlan
+from mlxbench_kernel.memory.fit.collectives import Rank
+from mlxbench_kernel.memory.fit.inference import generating
 
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama"},
@@ -67,6 +69,39 @@ def test_generating(tmp_path: Path, name: str, context: int) -> None:
             pass
 
     assert row.need == pytest.approx(measured(folder, run), rel=WITHIN)
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "latent attention": {
+        "model_type": "deepseek_v3", "moe_intermediate_size": 256, "num_hidden_layers": 3,
+        "num_key_value_heads": 8, "n_shared_experts": 1, "n_routed_experts": 8, "kv_lora_rank": 64,
+        "q_lora_rank": 64, "qk_rope_head_dim": 16, "v_head_dim": 32, "qk_nope_head_dim": 32,
+        "num_experts_per_tok": 2, "first_k_dense_replace": 1,
+    },
+    "experts, sinks, windows": {
+        "model_type": "gpt_oss", "num_local_experts": 8, "num_experts_per_tok": 2,
+        "num_hidden_layers": 4, "intermediate_size": 256, "sliding_window": 128,
+    },
+    "state space": {
+        "model_type": "mamba2", "num_heads": 16, "intermediate_size": 512, "state_size": 32,
+        "layer_norm_epsilon": 1e-5, "conv_kernel": 4, "n_groups": 2, "use_bias": False,
+        "use_conv_bias": True, "time_step_limit": [0.0, 1e9], "time_step_rank": "auto",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_caches_of_other_kinds_over_a_prompt_of_many_pieces(tmp_path: Path, name: str) -> None:
+    folder = folder_of(tmp_path / "model", **OTHERS[name])
+    context, piece = 256 * 5 + 60, 256
+    need = generating(FitPlan(folder, ["1GB"]).source.model, Rank(0, 1), context, 1, piece)
+
+    def run(model: nn.Module) -> None:
+        prompt = mx.zeros(context - 2, mx.int32)
+        for _ in generate_step(prompt, model, max_tokens=2, prefill_step_size=piece):
+            pass
+
+    assert need.total == pytest.approx(measured(folder, run), rel=WITHIN)
 
 
 def test_a_model_that_is_there_already(tmp_path: Path) -> None:

@@ -40,6 +40,8 @@ def choose(plan: FitPlan) -> tuple[str, str]:
             try:
                 left = plan.left(way, plan.context, plan.batch)
             except UsageError as error:
+                if way == "data":  # which always goes: something else is wrong
+                    raise
                 reason = plan.against[way] = _short(error)
             else:
                 if left >= 0:
@@ -51,7 +53,7 @@ def choose(plan: FitPlan) -> tuple[str, str]:
             passed.append(f"{way!r} does not go ({reason})")
     assert least is not None, "'data' always goes"
     others = [reason for reason in passed if not reason.startswith(f"as {least[1]!r}")]
-    return least[1], "; ".join(["least is missing so", *others])
+    return least[1], "; ".join(["nothing fits, and so the least is missing", *others])
 
 
 def changes(plan: FitPlan) -> Iterator[str]:

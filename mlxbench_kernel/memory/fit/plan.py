@@ -76,8 +76,8 @@ class FitPlan:
     that gives the peak (`graph.predict`, which follows MLX's CPU backend). On a CPU peaks measured
     in the tests are within 10 % of it. Not predicted: temporary buffers of kernels, and on a GPU
     buffers that stay as long as their command buffer (see `graph.peak`); what MLX keeps in its
-    cache, which it gives back when it comes near its limit; the process itself (0.1 to 0.3 GB);
-    what is shared between two steps of generation that overlap. `margin` is there for these.
+    cache, which it gives back when it comes near its limit; the process itself; what loading takes
+    for a moment (a tensor that is sharded is read whole before). `margin` is there for these.
 
     Parameters
     ----------
