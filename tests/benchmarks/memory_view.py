@@ -24,7 +24,7 @@ async ([code, ranks, hour]) => {
   const url = URL.createObjectURL(new Blob([code], { type: "text/javascript" }));
   const widget = (await import(url)).default;
   const handlers = {};
-  const segments = [{ kind: "system", bytes: 4e9, rank: -1 }, { kind: "others", bytes: 6e9, rank: -1 }];
+  const segments = ["system", "others"].map((kind) => ({ kind, bytes: 5e9, rank: -1 }));
   for (let rank = 0; rank < ranks; rank++)
     for (const kind of ["active", "cache", "rest"]) segments.push({ kind, bytes: 1e9, rank });
   segments.push({ kind: "free", bytes: 30e9, rank: -1 });
@@ -51,7 +51,8 @@ async ([code, ranks, hour]) => {
       const data = new Float64Array(rows * 6);
       for (let row = 0; row < rows; row++) {
         const active = 1e9 + 5e8 * Math.random();
-        data.set([begun + (count + row) / 10, active, 4e8, 2e9, active + 6e8, count + row], row * 6);
+        const number = count + row;
+        data.set([begun + number / 10, active, 4e8, 2e9, active + 6e8, number], row * 6);
       }
       parts.push({ rank, first: count });
       buffers.push(new DataView(data.buffer));

@@ -203,6 +203,7 @@ export class Timeline {
   }
 
   private spanOf(rank: number, name: string): Span | null {
+    if (name === NONE) return null;
     const { marks, ring } = this.chart(rank);
     const mark: Mark | undefined = marks.find((each) => `${each.name} (${clock(each.begin)})` === name);
     return mark ? { from: mark.begin, to: mark.end ?? ring.last } : null;

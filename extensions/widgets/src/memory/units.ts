@@ -22,8 +22,10 @@ export function duration(seconds: number): string {
   return `${minutes} min ${Math.round(seconds - 60 * minutes)} s`;
 }
 
+const CLOCK = new Intl.DateTimeFormat([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
+
 export function clock(time: number): string {
-  return new Date(time * 1000).toLocaleTimeString([], { hour12: false });
+  return CLOCK.format(time * 1000);
 }
 
 /** Colours of ranks, to be seen on white and on black. */
