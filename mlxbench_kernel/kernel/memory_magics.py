@@ -100,12 +100,15 @@ class MemoryMagics(Magics):
         elif name == "holds":
             found = memory.look(_rank(rest or "0"))
             print(" · ".join(f"{kind} {format_bytes(n)}" for kind, n in found.by_kind().items()))
+            if waiting := memory_tables.waiting(found):
+                print(waiting)
             display(memory_tables.freeable_table(found))
         elif name == "grew":
             for rank in ranks or [0]:
                 display(memory_tables.grown_table(memory.grew(rank, rest)))
         elif name == "growth":
-            said = [each.said for _, each in sorted(memory.growth.reported.items())]
+            reported = sorted(memory.growth.reported.items())
+            said = [each.said for _, each in reported if each.said]
             print("\n".join(said) or "no rank grows step after step, as far as was seen")
         elif name == "mark":
             memory.mark(rest)

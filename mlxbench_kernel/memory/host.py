@@ -56,3 +56,22 @@ def read(path: str | Path) -> str | None:
         return None
     finally:
         os.close(file)
+
+
+def read_again(path: str) -> str | None:
+    """As `read`, of a file that is read many times a second and is never another one.
+
+    It stays open: after a tenth of a second without work, opening it takes most of the time
+    (1.2 ms against 0.25 ms, measured 2026-11-28 on a virtual machine with Linux 6.18).
+    """
+    key = os.getpid(), path  # in a fork, /proc/self is another process
+    try:
+        file = _OPEN.get(key)
+        if file is None:
+            file = _OPEN[key] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return os.pread(file, 65_536, 0).decode()
+    except OSError:
+        return None
+
+
+_OPEN: dict[tuple[int, str], int] = {}

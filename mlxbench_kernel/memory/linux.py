@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from mlxbench_kernel.memory import cgroup
-from mlxbench_kernel.memory.host import HostMemory, read
+from mlxbench_kernel.memory.host import HostMemory, read, read_again
 
 # Kernel memory that is neither a user's nor given up when memory runs short. VmallocUsed is not
 # among it: kernel stacks and per-cpu memory can be in it, and device memory that is only mapped.
@@ -21,6 +21,7 @@ STALLED = 5.0  # percent of ten seconds; see `pressure`
 _NAMES = ("MemTotal", "MemAvailable", "SwapTotal", "SwapFree", "Zswap", *WIRED)
 # These alone: to take all of some fifty apart takes 2.5 times as long.
 _FIELD = re.compile(rf"^({'|'.join(_NAMES)}): +(\d+) kB$", re.MULTILINE)
+_HELD = re.compile(r"^(?:RssAnon|RssShmem|VmSwap):\s+(\d+) kB$", re.MULTILINE)
 _STALL = re.compile(r"^(some|full) avg10=([\d.]+)", re.MULTILINE)
 
 
@@ -38,8 +39,7 @@ def footprint() -> int:
 
 def parse_status(text: str) -> int:
     """Footprint in bytes from the text of ``/proc/PID/status``."""
-    wanted = ("RssAnon:", "RssShmem:", "VmSwap:")
-    return sum(1024 * int(line.split()[1]) for line in text.splitlines() if line.startswith(wanted))
+    return 1024 * sum(map(int, _HELD.findall(text)))
 
 
 def pool() -> tuple[int, int]:
@@ -76,7 +76,7 @@ def host() -> HostMemory:
         compressed=compressed(fields.get("Zswap"), zram() if swap_total else 0),
         swap_used=None if swap_total is None else swap_total - fields["SwapFree"],
         swap_total=swap_total,
-        pressure=pressure(read("/proc/pressure/memory")),
+        pressure=pressure(read_again("/proc/pressure/memory")),
     )
 
 
@@ -137,7 +137,7 @@ def oom_kills() -> dict[str, int]:
 
 
 def _required(path: str) -> str:
-    text = read(path)
+    text = read_again(path)
     if text is None:
         raise OSError(f"Linux did not let {path} be read")
     return text

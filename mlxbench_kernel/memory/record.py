@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxbench_kernel.memory.pools import pools
+from mlxbench_kernel.memory.pools import Pool, pools
 from mlxbench_kernel.memory.samples import footprint
 
 # Bytes, but for the time (Unix time of this process, in seconds), pressure (0 normal, 1 warn,
@@ -30,6 +30,7 @@ COLUMNS = (
     "gpu_total", "gpu_available", "step", "cell",
 )  # fmt: skip
 MOST = 36_000  # samples: an hour at 10 Hz
+POOL_SECONDS = 0.5  # for which what is known of the pools is good enough: most of what a look takes
 PERIOD = 0.1  # seconds from one sample to the next, at the fastest
 REST_PERIOD = 1.0  # the same when nobody has asked for a while
 ASKED_SECONDS = 10.0  # for which a question is remembered
@@ -267,7 +268,7 @@ def look(step: float = float("nan"), cell: float = float("nan")) -> Samples:
     """One sample now, float64 [columns] as in `COLUMNS`; evaluates nothing, from any thread."""
     import mlx.core as mx
 
-    found = pools()
+    found = _POOLS.now()
     host = next(each for each in found if not each.name.startswith("cuda"))
     gpu = next((each for each in found if each is not host), None)
     known = (
@@ -283,6 +284,22 @@ def look(step: float = float("nan"), cell: float = float("nan")) -> Samples:
             step, cell,
         ]
     )  # fmt: skip
+
+
+class _Pools:
+    """The pools as they were at most `POOL_SECONDS` ago."""
+
+    def __init__(self) -> None:
+        self._at = float("-inf")
+        self._found: tuple[Pool, ...] = ()
+
+    def now(self) -> tuple[Pool, ...]:
+        if time.monotonic() - self._at > POOL_SECONDS:
+            self._found, self._at = pools(), time.monotonic()
+        return self._found
+
+
+_POOLS = _Pools()
 
 
 def encode(rows: Samples) -> str:

@@ -29,17 +29,15 @@ class Reported:
     growth
         How much.
     said
-        In words, with what is behind it as soon as that is known.
+        In words, with what is behind it; "" as long as that is not known, and where it is what a
+        stepper keeps: that has a budget.
     before
-        What held memory when it was found.
-    found
-        Whether the cause was looked for.
+        What held memory when it was found; None once the cause was looked for.
     """
 
     growth: Growth
     said: str
     before: Holdings | None
-    found: bool = False
 
 
 class GrowthWatch:
@@ -88,14 +86,17 @@ class GrowthWatch:
         if known is None:
             self._of[seen.rank] = doing
             before = self._look(seen.rank)
-            self.reported[seen.rank] = Reported(growth, _said(seen, doing, growth), before)
-        elif not known.found and known.before is not None:
+            self.reported[seen.rank] = Reported(growth, "", before)
+        elif known.before is not None:
             if active[-1] - known.before.active < LATER * known.growth.bytes:
                 return
-            behind = causes(known.before, self._look(seen.rank))
-            what = "; ".join(each.said for each in behind) or "no variable was found behind it"
-            said = f"{_said(seen, doing, growth)}: {what}"
-            self.reported[seen.rank] = Reported(growth, said, None, found=True)
+            now = self._look(seen.rank)
+            said = "" if _is_kept(known.before, now) else _said(seen, doing, growth)
+            if said:
+                behind = causes(known.before, now)
+                what = "; ".join(each.said for each in behind) or "no variable was found behind it"
+                said += f": {what}"
+            self.reported[seen.rank] = Reported(growth, said, None)
 
 
 def series(rows: Samples) -> tuple[tuple[str, float], list[int], list[int]]:
@@ -123,6 +124,12 @@ def series(rows: Samples) -> tuple[tuple[str, float], list[int], list[int]]:
     rows = rows[~np.isnan(rows[:, CELL])]
     ends = np.flatnonzero(np.diff(rows[:, CELL], append=math.nan) != 0)
     return ("cells", 0.0), list(range(len(ends))), _whole(rows[ends])
+
+
+def _is_kept(before: Holdings, now: Holdings) -> bool:
+    """Whether most of a growth is states that a stepper keeps."""
+    more = now.by_kind().get("snapshots", 0) - before.by_kind().get("snapshots", 0)
+    return more > (now.active - before.active) / 2
 
 
 def _whole(rows: Samples) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import threading
@@ -25,6 +26,10 @@ from mlxbench_kernel.memory.record import (
 
 ANSWER_SECONDS = 0.5  # after which a rank is late, and is asked apart from the others
 LATE_SECONDS = 2.0  # that one which is late may take
+# While ranks have something to do, as an answer takes more of their time than a sample: samples
+# are taken as often as ever, and come some at a time.
+BUSY_PERIOD = 0.4
+STEP, CELL = COLUMNS.index("step"), COLUMNS.index("cell")
 SKEW = 0.1  # seconds that clocks of hosts may differ without it being seen
 Changed = Callable[[], None]
 
@@ -224,12 +229,21 @@ class MemoryFeed:
                     ANSWER_SECONDS,
                 )
             self._tell()
-            due = max(due + self.period, time.monotonic())
+            period = max(self.period, BUSY_PERIOD) if self._is_busy() else self.period
+            due = max(due + period, time.monotonic())
             self._closed.wait(due - time.monotonic())
             while not self._watchers and not self._closed.is_set():
                 if time.monotonic() > due + REST_PERIOD:
                     break
                 self._closed.wait(self.period)
+
+    def _is_busy(self) -> bool:
+        """Whether a rank runs a cell, or a stepper takes steps."""
+        for each in self.ranks:
+            _, rows = each.ring.since(each.ring.taken - 5)
+            if len(rows) and (not math.isnan(rows[-1, CELL]) or rows[-1, STEP] > rows[0, STEP]):
+                return True
+        return False
 
     def _ask_late(self) -> None:
         while not self._closed.wait(self.period) and not self.asked.closed:

@@ -121,7 +121,7 @@ class MemoryView(ui.VBox):  # type: ignore[misc]
         except Exception as error:  # else it would stand still, and nobody knew why
             self._error = f"the view could not be drawn: {one_line(error)}"
         self._set(self.error, error_line(self._commands.error or self._error))
-        grown = [each.said for _, each in sorted(self.memory.growth.reported.items())]
+        grown = [each.said for _, each in sorted(self.memory.growth.reported.items()) if each.said]
         self._set(self.growth, "".join(f"<div>⚠ {escape(line)}</div>" for line in grown))
         self._set(self.busy, busy_line(self._commands.doing) if self._commands.doing else "")
         return False

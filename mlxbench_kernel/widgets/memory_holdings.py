@@ -13,7 +13,7 @@ from mlxbench_kernel.memory import Holdings
 from mlxbench_kernel.remote.memory import Memory
 from mlxbench_kernel.units import format_bytes
 from mlxbench_kernel.widgets.controls import Ask, button, row
-from mlxbench_kernel.widgets.memory_tables import freeable_table, grown_table
+from mlxbench_kernel.widgets.memory_tables import freeable_table, grown_table, waiting
 
 # Each can be seen on white and on black.
 COLOURS = {
@@ -142,7 +142,8 @@ class HoldingsPanel:
             colours = drawn.pop("colors")
             trace.update(**drawn, marker={"colors": colours})
         sizes = [f"{kind} {format_bytes(size)}" for kind, size in by_kind(found).items() if size]
-        stopped = "".join(f"<div>{escape(each)}</div>" for each in found.stopped)
+        more = [line for line in (waiting(found), *found.stopped) if line]
+        stopped = "".join(f"<div>{escape(each)}</div>" for each in more)
         self.said.value = f"<div>{escape(' · '.join(sizes))}</div>{stopped}"
         self.tables.value = freeable_table(found)._repr_html_()
         names = [name for name, _ in reversed(self._memory.looks(rank))]

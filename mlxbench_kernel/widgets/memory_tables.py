@@ -73,3 +73,15 @@ def grown_table(found: Sequence[Grown]) -> Table:
     ]
     caption = "" if rows else "nothing grew"
     return Table(("name", "kind", "bytes", "arrays", "graph nodes"), rows, caption)
+
+
+def waiting(found: Holdings) -> str:
+    """The variables with most that is not evaluated behind them, in a line; "" without any."""
+    nodes = {
+        label: count
+        for label, parent, count in zip(found.labels, found.parents, found.nodes, strict=True)
+        if parent < 0 and count
+    }
+    most = sorted(nodes.items(), key=lambda item: -item[1])[:5]
+    told = ", ".join(f"{name} ({count:,} operations)" for name, count in most)
+    return f"not evaluated yet: {told}" if told else ""

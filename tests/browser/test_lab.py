@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -86,4 +87,17 @@ def test_stepping_a_training_runs_from_top_to_bottom(lab: Lab, browser: Browser)
     assert view.count() == 1 and shades(view) > 40
     options = view.locator("option").all_text_contents()
     assert any("clipped: 69–129, from main" in each.replace("\xa0", " ") for each in options)
+    page.close()
+
+
+def test_unified_memory_runs_from_top_to_bottom(lab: Lab, browser: Browser) -> None:
+    page = browser.new_page(viewport={"width": 1300, "height": 9000})
+    outputs = run_tutorial(lab, page, "04_unified_memory")
+    text = outputs.inner_text()
+    assert "were given back to the system" in text
+    assert "not evaluated yet: total" in text
+    assert re.search(r"rank 0 grows while its cell runs, by [\d.]+ MB so far: log holds", text)
+    assert "del log" in text and "fits: " in text and "studio" in text
+    view = outputs.locator(".mlxmem")
+    assert view.count() == 1 and all(shades(each) > 4 for each in view.locator("canvas").all())
     page.close()

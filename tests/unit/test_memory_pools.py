@@ -99,7 +99,8 @@ def test_any_thread_can_ask() -> None:
 @needs_linux
 def test_a_host_that_swaps(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = {"/proc/meminfo": MEMINFO, "/proc/pressure/memory": PRESSURE.format("5.00", "0.30")}
-    monkeypatch.setattr(linux, "read", lambda path: texts.get(str(path)))
+    for name in ("read", "read_again"):
+        monkeypatch.setattr(linux, name, lambda path: texts.get(str(path)))
     monkeypatch.setattr(linux, "_groups", tuple)
     assert linux.host() == HostMemory(
         total=24_684_084 * KB,
@@ -156,6 +157,7 @@ def meminfo(monkeypatch: pytest.MonkeyPatch) -> None:
         return MEMINFO if str(path) == "/proc/meminfo" else read(path)
 
     monkeypatch.setattr(linux, "read", known)
+    monkeypatch.setattr(linux, "read_again", known)
 
 
 @needs_linux

@@ -20,7 +20,7 @@ from ipywidgets.widgets.widget import _instances
 
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.kernel.extension import load_ipython_extension, unload_ipython_extension
-from mlxbench_kernel.memory import attribute
+from mlxbench_kernel.memory import HOLDERS, attribute
 from mlxbench_kernel.memory.record import COLUMNS, Ring
 from mlxbench_kernel.remote.growth_watch import GrowthWatch, series
 from mlxbench_kernel.remote.memory import Memory
@@ -200,14 +200,32 @@ def test_growth_is_reported_and_then_what_is_behind_it(
         assert watch.reported == {}
         seen.ring = grown(1e4, column)
         watch.decide(seen)
-        assert said in watch.reported[0].said and not watch.reported[0].found
+        assert watch.reported[0].said == "", "why is not known yet"
         kept += [mx.ones((100, 100)) + n for n in range(300)]
         mx.eval(kept)
         seen.ring = grown(1e6, column)
         watch.decide(seen)
-        assert watch.reported[0].found and "log holds 300 arrays more" in watch.reported[0].said
+        assert said in watch.reported[0].said
+        assert "log holds 300 arrays more" in watch.reported[0].said
     finally:
         watch.close()
+
+
+def test_states_that_a_stepper_keeps_are_no_leak(memory: Memory) -> None:
+    kept: list[mx.array] = []
+    HOLDERS["states of this test"] = lambda: list(kept)
+    watch = GrowthWatch(memory.feed, lambda rank: attribute({}))
+    try:
+        seen = memory.feed.ranks[0]
+        for _ in range(2):
+            seen.ring = grown(1e6, "step")
+            watch.decide(seen)
+            kept += [mx.ones((1000, 1000)) + n for n in range(100)]
+            mx.eval(kept)
+        assert watch.reported[0].before is None and watch.reported[0].said == ""
+    finally:
+        watch.close()
+        del HOLDERS["states of this test"]
 
 
 def test_steps_before_going_back_are_no_part_of_the_series() -> None:

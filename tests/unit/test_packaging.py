@@ -30,7 +30,7 @@ from mlxbench_kernel.kernel.spec import NAME, RESOURCES
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "mlxbench_kernel"
-BUNDLE = "mlxbench_kernel/widgets/static/graph.js"
+BUNDLES = [f"mlxbench_kernel/widgets/static/{name}.js" for name in ("graph", "memory")]
 
 
 @pytest.fixture(scope="module")
@@ -120,14 +120,14 @@ def test_wheel_and_sdist_hold_the_whole_package(built: Path) -> None:
     with tarfile.open(sdist) as archive:
         in_sdist = {name.partition("/")[2] for name in archive.getnames()}
 
-    assert {"mlxbench_kernel/native/module.cpp", BUNDLE} <= ours
+    assert {"mlxbench_kernel/native/module.cpp", *BUNDLES} <= ours
     assert ours <= in_wheel
     assert ours | {"LICENSE", "README.md", "notebooks/00_quickstart.ipynb"} <= in_sdist
     assert not [each for each in in_wheel | in_sdist if ".venv" in each or "__pycache__" in each]
 
 
 def test_the_bundle_is_small_and_needs_nothing_from_elsewhere() -> None:
-    bundle = (ROOT / BUNDLE).read_text()
+    bundle = "".join((ROOT / each).read_text() for each in BUNDLES)
     assert len(bundle) < 400_000
     assert not re.search(r"""\bimport\s*[({"']|\bfetch\(|XMLHttpRequest|WebSocket""", bundle)
 

@@ -113,6 +113,7 @@ export class Chart {
         },
         hooks: {
           drawClear: [(plot) => this.bands(plot)],
+          draw: [(plot) => this.names(plot)],
           setSelect: [(plot) => this.selected(plot)],
         },
       },
@@ -128,44 +129,60 @@ export class Chart {
     this.chosen({ from, to });
   }
 
-  /** Cells and marks behind the curves, numbers of steps at the bottom. */
+  /** Cells and marks behind the curves. */
   private bands(plot: uPlot): void {
+    this.inside(plot, (ctx, box) => {
+      this.spans(plot).forEach(({ mark, left, right }, place) => {
+        const isCell = mark.kind === "cell";
+        ctx.fillStyle = isCell ? `rgba(128, 128, 128, ${place % 2 ? 0.2 : 0.12})` : `${MARK}30`;
+        ctx.fillRect(left, box.top, Math.max(right - left, devicePixelRatio), box.height);
+      });
+    });
+  }
+
+  /** Their names, and numbers of steps, before the curves. */
+  private names(plot: uPlot): void {
+    this.inside(plot, (ctx, box) => {
+      const ratio = devicePixelRatio;
+      ctx.font = `${10 * ratio}px sans-serif`;
+      ctx.textBaseline = "top";
+      const ends: Record<string, number> = {}; // where the last text of a row ends
+      const write = (row: "cell" | "mark" | "step", text: string, left: number, room: number) => {
+        const width = ctx.measureText(text).width;
+        if (left < (ends[row] ?? Number.NEGATIVE_INFINITY) || room < 0.6 * width) return;
+        ctx.fillStyle = row === "mark" ? MARK : this.ink();
+        ctx.fillText(text, left + 3 * ratio, box.top + { cell: 1, mark: 12, step: 23 }[row] * ratio);
+        ends[row] = left + width + 10 * ratio;
+      };
+      for (const { mark, left, right } of this.spans(plot))
+        write(mark.kind, mark.name, left, mark.kind === "cell" ? right - left : Number.POSITIVE_INFINITY);
+      const { from, to } = this.shown;
+      for (const [time, step] of this.ring.steps(from, to, box.width / ratio))
+        write("step", `step ${step}`, plot.valToPos(time, "x", true), Number.POSITIVE_INFINITY);
+    });
+  }
+
+  private inside(plot: uPlot, draw: (ctx: CanvasRenderingContext2D, box: uPlot.BBox) => void): void {
     if (this.overlaid) return;
     const { ctx, bbox } = plot;
-    const ratio = devicePixelRatio;
-    const { from, to } = this.shown;
     ctx.save();
     ctx.beginPath();
     ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
     ctx.clip();
-    ctx.font = `${10 * ratio}px sans-serif`;
-    ctx.textBaseline = "top";
-    const rows: Record<string, number> = { cell: -1, mark: -1 }; // where the last label of a kind ends
-    this.marks.forEach((mark, place) => {
-      const end = mark.end ?? to;
-      if (end < from || mark.begin > to) return;
-      const left = Math.max(plot.valToPos(mark.begin, "x", true), bbox.left);
-      const right = plot.valToPos(Math.min(end, to), "x", true);
-      const isCell = mark.kind === "cell";
-      ctx.fillStyle = isCell ? `rgba(128, 128, 128, ${place % 2 ? 0.2 : 0.12})` : `${MARK}30`;
-      ctx.fillRect(left, bbox.top, Math.max(right - left, ratio), bbox.height);
-      const room = ctx.measureText(mark.name).width;
-      if (left > rows[mark.kind] && (right - left > room * 0.6 || !isCell)) {
-        ctx.fillStyle = isCell ? this.ink() : MARK;
-        ctx.fillText(mark.name, left + 3 * ratio, bbox.top + (isCell ? 1 : 13) * ratio);
-        rows[mark.kind] = left + room + 6 * ratio;
-      }
-    });
-    ctx.fillStyle = this.ink();
-    ctx.textBaseline = "bottom";
-    let last = Number.NEGATIVE_INFINITY;
-    for (const [time, step] of this.ring.steps(from, to, bbox.width / ratio)) {
-      const left = plot.valToPos(time, "x", true);
-      if (left < last + 64 * ratio) continue;
-      ctx.fillText(`step ${step}`, left, bbox.top + bbox.height - ratio);
-      last = left;
-    }
+    draw(ctx, bbox);
     ctx.restore();
+  }
+
+  /** The marks in sight, with where they begin and end, in pixels of the canvas. */
+  private spans(plot: uPlot): { mark: Mark; left: number; right: number }[] {
+    const { from, to } = this.shown;
+    return this.marks
+      .filter((mark) => (mark.end ?? to) >= from && mark.begin <= to)
+      .map((mark) => ({
+        mark,
+        left: Math.max(plot.valToPos(mark.begin, "x", true), plot.bbox.left),
+        right: plot.valToPos(Math.min(mark.end ?? to, to), "x", true),
+      }));
   }
 
   private ink(): string {

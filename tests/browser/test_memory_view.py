@@ -1,0 +1,126 @@
+"""The memory view in JupyterLab: with ranks that make up their figures, and with real ones."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from lab import Lab, picture, run_all, shades
+from painted import pale_texts
+from playwright.sync_api import Browser, Locator, Page, expect
+
+TESTS = Path(__file__).parents[1]
+MEMORY = f"""
+import sys
+sys.path.insert(0, {str(TESTS)!r})
+import mlx.core as mx
+from fake_memory import GB, FakeRanks
+from mlxbench_kernel.memory import attribute
+from mlxbench_kernel.remote.memory import Memory
+from mlxbench_kernel.widgets.memory import MemoryView
+
+fake = FakeRanks(["studio", "studio", "mini"])
+fake.samples[1] = {{"active": 4 * GB, "cache": 0.0, "footprint": 4.5 * GB}}
+names = {{"weights": mx.ones((1000, 1000)), "log": [mx.ones((100, 1000)) + n for n in range(5)]}}
+mx.eval(names["weights"], names["log"])
+for rank in range(3):
+    fake.holdings[rank] = attribute(names).to_dict()
+    fake.samples.setdefault(rank, {{}})["cell"] = 0.0
+view = MemoryView(Memory(fake))
+view
+"""
+BUSY = """
+import os, time
+while not os.path.exists("enough"):
+    time.sleep(0.1)
+"""
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    page = browser.new_page(viewport={"width": 1300, "height": 1500})
+    errors: list[str] = []
+    page.on("pageerror", lambda error: "blob:" in (error.stack or "") and errors.append(str(error)))
+    yield page
+    page.close()
+    assert not errors
+
+
+def opened(page: Page, lab: Lab, name: str, *cells: str) -> Locator:
+    lab.write(name, MEMORY, *cells)
+    lab.notebook(page, name)
+    run_all(page)
+    view = page.locator(".mlxmem")
+    view.locator(".mlxmem-bar").first.wait_for(timeout=60_000)
+    return view
+
+
+def test_pools_and_timelines_are_live_while_a_cell_runs(lab: Lab, page: Page) -> None:
+    view = opened(page, lab, "memory.ipynb", BUSY)
+    expect(view.locator(".mlxmem-title b")).to_have_text(["studio · memory", "mini · memory"])
+    expect(view.locator(".mlxmem-pressure").first).to_have_text("pressure warn")
+    first = view.locator(".mlxmem-legend").first
+    expect(first).to_contain_text("rank 1 MLX active4.00 GB")
+    expect(view.locator(".mlxmem-marker span").first).to_contain_text("peak of rank 0 4.00 GB")
+    charts = view.locator(".mlxmem-chart canvas")
+    assert charts.count() == 3
+    expect(page.locator(".jp-InputPrompt").last).to_have_text("[*]:")
+    before = charts.first.screenshot()
+    page.wait_for_timeout(1500)
+    assert charts.first.screenshot() != before, "it stands still while the cell runs"
+    assert all(shades(chart) > 4 for chart in charts.all())
+    (lab.folder / "enough").touch()
+    page.get_by_text("MLX Bench | Idle").wait_for()
+    (lab.folder / "enough").unlink()
+
+
+def test_a_span_is_compared_zoomed_and_left(lab: Lab, page: Page) -> None:
+    view = opened(page, lab, "span.ipynb")
+    area = view.locator(".u-over").first
+    page.wait_for_timeout(3000)
+    box = area.bounding_box()
+    assert box is not None
+    right, middle = box["x"] + box["width"], box["y"] + box["height"] / 2
+    page.mouse.move(right - 30, middle)
+    page.mouse.down()
+    page.mouse.move(right - 3, middle, steps=5)
+    page.mouse.up()
+    said = view.locator(".mlxmem-selection")
+    expect(said).to_contain_text(re.compile(r"\d\d:\d\d:\d\d to \d\d:\d\d:\d\d \([\d.]+ s\)"))
+    expect(said).to_contain_text("rank 2: active 0 B")
+    expect(view.get_by_role("button", name="stand still, or follow")).to_have_text("Follow")
+    view.get_by_role("button", name="show this span").click()
+    expect(said).to_be_empty()
+    shown = area.screenshot()
+    page.wait_for_timeout(1000)
+    assert area.screenshot() == shown, "it goes on though it was paused"
+    area.dblclick()
+    expect(view.get_by_role("button", name="stand still, or follow")).to_have_text("Pause")
+
+
+def test_what_holds_it_is_drawn_and_gone_into(lab: Lab, page: Page) -> None:
+    opened(page, lab, "holds.ipynb")
+    page.get_by_text("What holds it").click()
+    treemap = page.locator(".js-plotly-plot .treemaplayer")
+    treemap.get_by_text("weights").first.wait_for(timeout=60_000)
+    expect(page.locator(".jp-OutputArea").get_by_text("del weights")).to_be_visible()
+    picture(page, "memory")
+    treemap.get_by_text("log").first.click(force=True)  # the box takes it
+    expect(treemap.get_by_text("weights")).to_have_count(0)
+
+
+@pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
+def test_it_can_be_read_in_both_themes(lab: Lab, page: Page, theme: str) -> None:
+    view = opened(page, lab, f"{theme.split()[1]}.ipynb")
+    dark = theme.endswith("Dark")
+    page.get_by_role("menuitem", name="Settings", exact=True).click()
+    for label in ("Theme", theme):
+        page.locator(".lm-Menu-itemLabel", has_text=re.compile(f"^{label}$")).click()
+    page.wait_for_function(
+        "dark => document.body.dataset.jpThemeLight === String(!dark)", arg=dark, timeout=15_000
+    )
+    page.wait_for_timeout(1000)
+    picture(page, f"memory-{'dark' if dark else 'light'}")
+    assert not pale_texts(view)
