@@ -87,5 +87,8 @@ class FakeRanks:
     def memory_said(self, rank: int, sizes: Mapping[str, Any]) -> dict[str, str]:
         return self.said
 
+    def memory_busy(self, rank: int) -> bool:
+        return True
+
     def memory_holdings(self, rank: int) -> dict[str, Any]:
         return self.holdings[rank]

@@ -25,8 +25,8 @@ class MemoryAnswers:
     ----------
     calls : dict
         The functions by the names of the calls: ``memory`` (`Record.tell`), ``memory_mark``
-        (`Record.mark`), ``memory_limits``, ``memory_said``, ``memory_holdings``,
-        ``memory_looks`` and ``memory_look``.
+        (`Record.mark`), ``memory_busy`` (`Record.is_in_cell`), ``memory_limits``,
+        ``memory_said``, ``memory_holdings``, ``memory_looks`` and ``memory_look``.
     """
 
     def __init__(self, namespace: Mapping[str, Any], hidden: Mapping[str, Any]) -> None:
@@ -37,6 +37,7 @@ class MemoryAnswers:
             "memory_mark": RECORD.mark,
             "memory_limits": self.limits,
             "memory_said": self.said,
+            "memory_busy": lambda: RECORD.is_in_cell,
             "memory_holdings": self.holdings,
             "memory_looks": self.looks.names,
             "memory_look": self.looks.find,

@@ -183,6 +183,11 @@ class Record:
         return None
 
     @property
+    def is_in_cell(self) -> bool:
+        """Whether a cell of the user's runs."""
+        return self._open("cell") is not None
+
+    @property
     def is_asked(self) -> bool:
         """Whether anybody has ever asked."""
         return self._thread is not None

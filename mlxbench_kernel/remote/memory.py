@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -15,7 +14,7 @@ from mlxbench_kernel.memory import Grown, Holdings, grew
 from mlxbench_kernel.memory.record import PERIOD
 from mlxbench_kernel.remote.asking import ask_ranks
 from mlxbench_kernel.remote.growth_watch import GrowthWatch
-from mlxbench_kernel.remote.memory_feed import Asked, Changed, MemoryFeed, OfRanks
+from mlxbench_kernel.remote.memory_feed import Asked, Changed, MemoryFeed, OfRanks, OfThisProcess
 from mlxbench_kernel.remote.on_memory import do, on_memory
 
 ANSWER_SECONDS = 5.0
@@ -83,11 +82,18 @@ class Memory:
         A rank that runs a cell answers too; then what lazy graphs hold is not told.
         """
         chosen = self.choose(ranks)
-        busy = [rank for rank in chosen if not math.isnan(self.feed.ranks[rank].last["cell"])]
+        busy = self._busy(chosen)
         idle = [rank for rank in chosen if rank not in busy]
         found = self._ask("memory_holdings", busy) if busy else {}
         found |= self._do(idle, "holdings") if idle else {}
         return {rank: Holdings(**told) for rank, told in sorted(found.items())}
+
+    def _busy(self, ranks: Sequence[int]) -> list[int]:
+        """Those that run a cell of the user's; not this process, where it asks in one itself."""
+        own = isinstance(self.feed.asked, OfThisProcess)
+        if own and threading.current_thread() is threading.main_thread():
+            return []
+        return [rank for rank, busy in self._ask("memory_busy", ranks).items() if busy]
 
     def look(self, rank: int) -> Holdings:
         """`holdings` of one rank.

@@ -26,6 +26,7 @@ from mlxbench_kernel.memory.record import (
 
 ANSWER_SECONDS = 0.5  # after which a rank is late, and is asked apart from the others
 LATE_SECONDS = 2.0  # that one which is late may take
+DOWN_SECONDS = 60.0  # that a cluster may be down before it is given up
 # While ranks have something to do, as an answer takes more of their time than a sample: samples
 # are taken as often as ever, and come some at a time.
 BUSY_PERIOD = 0.4
@@ -217,11 +218,17 @@ class MemoryFeed:
 
     def _ask_prompt(self) -> None:
         due = time.monotonic()
+        down = float("inf")  # since when the cluster is
         while not self._closed.is_set():
             if self.asked.closed:
+                down = min(down, time.monotonic())
                 self._see_who_lives()
                 self._tell()
-                return
+                if time.monotonic() - down > DOWN_SECONDS:  # else it may be starting anew
+                    self.close()
+                self._closed.wait(self.period)
+                continue
+            down = float("inf")
             with suppress(Exception):  # a cluster that goes down meanwhile
                 self._see_who_lives()
                 self._ask(
@@ -246,8 +253,8 @@ class MemoryFeed:
         return False
 
     def _ask_late(self) -> None:
-        while not self._closed.wait(self.period) and not self.asked.closed:
-            with suppress(Exception):
+        while not self._closed.wait(self.period):
+            with suppress(Exception):  # a cluster that is down
                 for each in self.ranks:
                     if each.since is not None and not each.why and self._is_gone(each):
                         each.why = self.asked.why_gone(each.rank) or "gone"

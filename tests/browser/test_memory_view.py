@@ -27,7 +27,6 @@ names = {{"weights": mx.ones((1000, 1000)), "log": [mx.ones((100, 1000)) + n for
 mx.eval(names["weights"], names["log"])
 for rank in range(3):
     fake.holdings[rank] = attribute(names).to_dict()
-    fake.samples.setdefault(rank, {{}})["cell"] = 0.0
 view = MemoryView(Memory(fake))
 view
 """

@@ -140,7 +140,7 @@ def test_what_holds_it_is_found_by_name_also_while_a_cell_runs(
     found = memory.look(0)
     assert found.bytes[found.find("model.layers.0.weight")] == MB
     assert found.kinds[found.find("model")] == "parameters"
-    assert found.nodes[found.find("waiting")] > 0
+    assert found.nodes[found.find("waiting")] > 0, "it is idle, so graphs are gone into"
     began = threading.Event()
     cell = threading.Thread(
         target=lambda: (began.set(), run(ranks, "import time; time.sleep(3)")), daemon=True
@@ -153,6 +153,16 @@ def test_what_holds_it_is_found_by_name_also_while_a_cell_runs(
     assert time.monotonic() - asked < 2.5
     assert busy.bytes[busy.find("model.layers.0.weight")] == MB
     cell.join()
+
+
+def test_want_of_memory_in_a_cell_is_told_with_sizes_and_what_to_do(ranks: Cluster) -> None:
+    # As MLX raises on Metal and CUDA; its allocator for the CPU ends the process instead.
+    said = "[malloc] Unable to allocate 64000000000 bytes."
+    result = ranks.execute(f"raise RuntimeError({said!r})", ranks=[1])
+    text = "\n".join(result.errors[1]["traceback"])
+    assert said in text and "64.0 GB" in text and "MLX holds" in text and "%mlx_mem" in text
+    other = ranks.execute("raise RuntimeError('another')", ranks=[1])
+    assert "MLX holds" not in "\n".join(other.errors[1]["traceback"])
 
 
 def test_a_killed_rank_is_said_and_is_there_again_after_healing(ranks: Cluster) -> None:
@@ -169,5 +179,19 @@ def test_a_killed_rank_is_said_and_is_there_again_after_healing(ranks: Cluster) 
     fresh(memory)
     _, rows = victim.ring.since(0)
     assert (np.diff(rows[:, 0]) > 0).all(), "what was before is still there"
+    end()
+    memory.close()
+
+
+def test_watching_goes_on_with_ranks_that_were_started_anew(ranks: Cluster) -> None:
+    memory = Memory(ranks)
+    end = memory.watch(lambda: None)
+    before = [each.pid for each in memory.feed.ranks]
+    ranks.restart()
+    wait(lambda: all(each.since is None for each in memory.feed.ranks))
+    fresh(memory)
+    assert [each.pid for each in memory.feed.ranks] == [each.pid for each in ranks.info.ranks]
+    assert not set(before) & {each.pid for each in memory.feed.ranks}
+    assert not memory.feed.closed
     end()
     memory.close()

@@ -40,7 +40,6 @@ def asked() -> FakeRanks:
     mx.eval(names["model"].parameters(), names["spare"])
     for rank in (0, 1):
         asked.holdings[rank] = attribute(names).to_dict()
-        asked.samples[rank]["cell"] = 0.0  # they are busy: asked on the control channel
     return asked
 
 
@@ -238,6 +237,9 @@ def test_steps_before_going_back_are_no_part_of_the_series() -> None:
 
 def test_numbers_for_others(view: MemoryView, asked: FakeRanks, tmp_path: Path) -> None:
     asked.marks[0] = [[0, "cell", "Cell In[3]", time.time() - 5, None]]
+    asked.samples[0]["cell"] = 0.0
+    taken = view.memory.feed.ranks[0].ring.taken
+    wait(lambda: view.memory.feed.ranks[0].ring.taken > taken + 1)
     wait(lambda: view.memory.feed.ranks[0].marks and view.memory.feed.ranks[0].ring.taken > 3)
     frame = view.to_dataframe()
     assert {"rank", "host", *COLUMNS} == set(frame.columns)
