@@ -11,7 +11,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass
 from typing import Any
@@ -86,6 +86,14 @@ class Ring:
         self._lock = threading.Lock()
         self._rows: Samples = np.empty((min(FIRST, most), columns))
 
+    def append(self, row: Sequence[float]) -> None:
+        """Append one row; ten times a second, so that it is kept simple."""
+        with self._lock:
+            if self.taken == len(self._rows) < self._most:
+                self._make_room(1)
+            self._rows[self.taken % len(self._rows)] = row
+            self.taken += 1
+
     def put(self, rows: Samples) -> None:
         """Append rows, float64 [n, columns]."""
         with self._lock:
@@ -94,13 +102,16 @@ class Ring:
     def _put(self, rows: Samples) -> None:
         self.taken += max(len(rows) - self._most, 0)
         rows = rows[-self._most :]
-        while len(self._rows) < min(self.taken + len(rows), self._most):
-            # Rows lie where they always were: the ring has not come round yet.
-            more = min(len(self._rows), self._most - len(self._rows))
-            self._rows = np.concatenate([self._rows, np.empty((more, self._rows.shape[1]))])
+        self._make_room(len(rows))
         places = (self.taken + np.arange(len(rows))) % len(self._rows)
         self._rows[places] = rows
         self.taken += len(rows)
+
+    def _make_room(self, rows: int) -> None:
+        """Rows lie where they always were: the ring has not come round yet."""
+        while len(self._rows) < min(self.taken + rows, self._most):
+            more = min(len(self._rows), self._most - len(self._rows))
+            self._rows = np.concatenate([self._rows, np.empty((more, self._rows.shape[1]))])
 
     def since(self, number: int, most: int = MOST) -> tuple[int, Samples]:
         """Rows from a number on, oldest first: at most so many, and the number after them."""
@@ -203,7 +214,7 @@ class Record:
                 float("nan") if step is None else float(step()),
                 float("nan") if cell is None else float(cell.number),
             )
-            self.ring.put(row[None])
+            self.ring.append(row)
 
     def tell(
         self, since: int = 0, version: int = -1, period: float = PERIOD, record: str = ""
@@ -269,8 +280,8 @@ class Record:
                 self.take()
 
 
-def look(step: float = float("nan"), cell: float = float("nan")) -> Samples:
-    """One sample now, float64 [columns] as in `COLUMNS`; evaluates nothing, from any thread."""
+def look(step: float = float("nan"), cell: float = float("nan")) -> list[float]:
+    """One sample now, a number for each of `COLUMNS`; evaluates nothing, from any thread."""
     import mlx.core as mx
 
     found = _POOLS.now()
@@ -281,14 +292,12 @@ def look(step: float = float("nan"), cell: float = float("nan")) -> Samples:
         None if host.pressure is None else PRESSURES.index(host.pressure),
         *((None, None) if gpu is None else (gpu.total, gpu.available)),
     )  # fmt: skip
-    return np.array(
-        [
-            time.time(), mx.get_active_memory(), mx.get_cache_memory(), mx.get_peak_memory(),
-            footprint(),
-            *(float("nan") if each is None else float(each) for each in known),
-            step, cell,
-        ]
-    )  # fmt: skip
+    return [
+        time.time(), mx.get_active_memory(), mx.get_cache_memory(), mx.get_peak_memory(),
+        footprint(),
+        *(float("nan") if each is None else float(each) for each in known),
+        step, cell,
+    ]  # fmt: skip
 
 
 class _Pools:

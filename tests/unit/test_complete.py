@@ -40,6 +40,12 @@ def asked(cluster):
         ("%%mlx_dist --ti", ["%%mlx_dist --timeout"]),
         ("x = 1\n%mlx_dist st", ["x = 1\n%mlx_dist status"]),
         ("mlx_dist st", ["mlx_dist status"]),  # IPython's automagic
+        ("%mlx_mem st", ["%mlx_mem status"]),
+        ("%mlx_mem limit ca", ["%mlx_mem limit cache="]),
+        ("%mlx_mem fit Llama mo", ["%mlx_mem fit Llama mode="]),
+        ("%mlx_mem reset-peak --ranks ", [
+            "%mlx_mem reset-peak --ranks 0", "%mlx_mem reset-peak --ranks 1",
+        ]),
     ],
 )  # fmt: skip
 def test_tab_on_a_line_of_the_magic(shell, up, monkeypatch, text, offered):

@@ -25,6 +25,10 @@ def test_a_ring_keeps_the_last_rows_whatever_comes_at_once() -> None:
     assert end == ring.taken == 7000
     assert rows[:, 0].tolist() == list(range(4000, 7000))
     ring.put(np.arange(7000, 12_000, dtype=float)[:, None])
+    one = Ring(columns=1, most=3000)
+    for number in range(5000):
+        one.append([number])
+    assert one.since(0)[1][:, 0].tolist() == list(range(2000, 5000))
     end, rows = ring.since(11_990, most=4)
     assert end == 11_994 and rows[:, 0].tolist() == [11_990, 11_991, 11_992, 11_993]
     assert ring.last is not None and ring.last.tolist() == [11_999]
@@ -33,7 +37,7 @@ def test_a_ring_keeps_the_last_rows_whatever_comes_at_once() -> None:
 def test_a_sample_has_what_mlx_and_the_system_say() -> None:
     array = mx.ones((1000, 1000))
     mx.eval(array)
-    sample = dict(zip(COLUMNS, record.look(step=3).tolist(), strict=True))
+    sample = dict(zip(COLUMNS, record.look(step=3), strict=True))
     assert sample["active"] == mx.get_active_memory() and sample["cache"] == mx.get_cache_memory()
     assert sample["peak"] == mx.get_peak_memory()
     assert sample["footprint"] > 4_000_000
