@@ -38,6 +38,7 @@ WORDS = {
     "html": Word("FILE", "html memory.html", "write a report that stands alone"),
 }
 
+OF_RANKS = ("limit", "clear-cache", "reset-peak", "grew")
 PLANNED = ("context", "batch", "mode", "shard")
 LIMITS = ("memory", "cache", "wired")
 
@@ -81,6 +82,11 @@ class MemoryMagics(Magics):
 
         memory = view.watched(self._ranks.cluster)
         ranks = None if chosen is None else chosen.among(memory.size)
+        if ranks is not None and name not in OF_RANKS:
+            raise UsageError(
+                f"%mlx_mem {name} takes no --ranks; with it are {', '.join(OF_RANKS)}: "
+                f"type %mlx_mem {WORDS[name].example}".rstrip()
+            )
         if name == "":
             display(view.MemoryView(memory))
         elif name == "status":

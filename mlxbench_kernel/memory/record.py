@@ -188,15 +188,17 @@ class Record:
     @property
     def last_cell(self) -> Mark | None:
         """The last cell that has ended; None while one runs, and before the first."""
-        for mark in reversed(self.marks):
-            if mark.kind == "cell":
-                return mark if mark.end == mark.end else None
+        with self._lock:
+            for mark in reversed(self.marks):
+                if mark.kind == "cell":
+                    return mark if mark.end == mark.end else None
         return None
 
     @property
     def is_in_cell(self) -> bool:
         """Whether a cell of the user's runs."""
-        return self._open("cell") is not None
+        with self._lock:
+            return self._open("cell") is not None
 
     @property
     def is_asked(self) -> bool:
@@ -207,9 +209,9 @@ class Record:
 
     def take(self) -> None:
         """Take a sample now; from any thread."""
-        cell = self._open("cell")
         step = self.step
         with self._lock:
+            cell = self._open("cell")
             row = look(
                 float("nan") if step is None else float(step()),
                 float("nan") if cell is None else float(cell.number),
@@ -276,7 +278,7 @@ class Record:
                 self._wake.clear()
                 due = time.monotonic()
                 continue
-            with suppress(OSError):  # the system did not answer: there is no sample of now
+            with suppress(Exception):  # there is no sample of now, but there will be others
                 self.take()
 
 

@@ -53,7 +53,7 @@ class GrowthWatch:
     Attributes
     ----------
     reported : dict
-        `Reported` by rank, for those that grow or grew in what they do now.
+        `Reported` by rank, for those that grow or grew.
     """
 
     def __init__(self, feed: MemoryFeed, look: Callable[[int], Holdings]) -> None:
@@ -77,9 +77,12 @@ class GrowthWatch:
         """Look at the last samples of a rank."""
         _, rows = seen.ring.since(seen.ring.taken - SAMPLES)
         doing, steps, active = series(rows)
-        if self._of.get(seen.rank, doing) != doing:  # what grew there is over
-            self.reported.pop(seen.rank, None)
         known = self.reported.get(seen.rank)
+        if known is not None and self._of[seen.rank] != doing:
+            # It does something else now. What was found out stays until that grows too.
+            if known.before is not None:
+                del self.reported[seen.rank]
+            known = None
         growth = find_growth(steps, active)
         if growth is None:
             return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -49,11 +48,12 @@ class Memory:
         self.feed = MemoryFeed(OfRanks(of) if isinstance(of, Cluster) else of, period)
         self.markers: dict[int, dict[str, float]] = {}
         self.known_limits: dict[int, dict[str, Any]] = {}
-        self._looked = 0.0
+        self._doing = threading.Lock()  # one request at a time where cells run
         self._looking = threading.Lock()
         self.look_at_limits()
         self.growth = GrowthWatch(self.feed, self.look)
-        self._unwatch = self.feed.watch(self._sometimes, background=True)
+        self._closed = threading.Event()
+        threading.Thread(target=self._keep_limits, name="mlxbench-limits", daemon=True).start()
 
     @property
     def size(self) -> int:
@@ -66,7 +66,7 @@ class Memory:
 
     def close(self) -> None:
         """Look no more."""
-        self._unwatch()
+        self._closed.set()
         self.growth.close()
         self.feed.close()
 
@@ -82,18 +82,18 @@ class Memory:
         A rank that runs a cell answers too; then what lazy graphs hold is not told.
         """
         chosen = self.choose(ranks)
-        busy = self._busy(chosen)
-        idle = [rank for rank in chosen if rank not in busy]
-        found = self._ask("memory_holdings", busy) if busy else {}
-        found |= self._do(idle, "holdings") if idle else {}
+        if isinstance(self.feed.asked, OfThisProcess):
+            # Graphs only in the thread that evaluates them.
+            here = threading.current_thread() is threading.main_thread()
+            return {0: Holdings(**(do("holdings") if here else self._told_holdings(chosen)[0]))}
+        busy = self._ask("memory_busy", chosen)  # those that do not answer are left out
+        found = self._told_holdings([rank for rank in busy if busy[rank]])
+        if idle := [rank for rank in busy if not busy[rank]]:
+            found |= self._do(idle, "holdings")
         return {rank: Holdings(**told) for rank, told in sorted(found.items())}
 
-    def _busy(self, ranks: Sequence[int]) -> list[int]:
-        """Those that run a cell of the user's; not this process, where it asks in one itself."""
-        own = isinstance(self.feed.asked, OfThisProcess)
-        if own and threading.current_thread() is threading.main_thread():
-            return []
-        return [rank for rank, busy in self._ask("memory_busy", ranks).items() if busy]
+    def _told_holdings(self, ranks: Sequence[int]) -> dict[int, Any]:
+        return self._ask("memory_holdings", ranks) if ranks else {}
 
     def look(self, rank: int) -> Holdings:
         """`holdings` of one rank.
@@ -149,8 +149,8 @@ class Memory:
     def look_at_limits(self) -> None:
         """Ask all ranks that answer."""
         with self._looking:
-            self._looked = time.monotonic()
-            self.known_limits |= self._ask("memory_limits", self.feed.asked.living())
+            there = [each.rank for each in list(self.feed.ranks) if each.since is None]
+            self.known_limits |= self._ask("memory_limits", there)
             self.markers |= {
                 rank: {
                     name: float(said[key]) for key, name in NAMES.items() if said[key] is not None
@@ -166,7 +166,10 @@ class Memory:
         UsageError
             A size is wrong.
         """
-        told = self._ask("memory_said", self.choose(ranks), sizes=sizes)
+        chosen = self.choose(ranks)
+        told = self._ask("memory_said", chosen, sizes=sizes)
+        if missing := set(chosen) - told.keys():
+            raise ClusterError(f"rank {min(missing)} has not answered in {ANSWER_SECONDS:g} s")
         errors = {each["error"] for each in told.values() if "error" in each}
         if errors:
             raise UsageError(min(errors))
@@ -226,13 +229,14 @@ class Memory:
         try:
             if self.cluster is None:
                 return {0: do(name, *arguments)}
-            return ask_ranks(
-                self.cluster, ranks, lambda text: None, None, name, *arguments, of=on_memory
-            )
+            with self._doing:
+                return ask_ranks(
+                    self.cluster, ranks, lambda text: None, None, name, *arguments, of=on_memory
+                )
         finally:
             self.look_at_limits()
 
-    def _sometimes(self) -> None:
-        if time.monotonic() - self._looked > LIMIT_SECONDS:
+    def _keep_limits(self) -> None:
+        while not self._closed.wait(LIMIT_SECONDS) and not self.feed.closed:
             with suppress(Exception):  # a cluster that goes down meanwhile
                 self.look_at_limits()

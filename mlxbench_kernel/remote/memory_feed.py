@@ -16,6 +16,7 @@ from mlxbench_kernel.cluster import Cluster
 from mlxbench_kernel.memory.answers import MemoryAnswers
 from mlxbench_kernel.memory.record import (
     COLUMNS,
+    MARKS,
     PERIOD,
     REST_PERIOD,
     Mark,
@@ -259,7 +260,7 @@ class MemoryFeed:
                     if each.since is not None and not each.why and self._is_gone(each):
                         each.why = self.asked.why_gone(each.rank) or "gone"
                 if self._late:
-                    self._ask(sorted(self._late), LATE_SECONDS)
+                    self._ask(sorted(self._late.copy()), LATE_SECONDS)
 
     def _is_gone(self, seen: Seen) -> bool:
         return seen.rank not in self.asked.living()
@@ -269,6 +270,7 @@ class MemoryFeed:
         for rank, host, pid in who:
             if rank < len(self.ranks) and self.ranks[rank].pid != pid:  # it was started anew
                 self.ranks[rank].host, self.ranks[rank].pid = host, pid
+                self.ranks[rank].quickest, self.ranks[rank].skew = float("inf"), 0.0
             elif rank >= len(self.ranks):
                 self.ranks.append(Seen(rank, host, pid))
         if who:
@@ -302,11 +304,12 @@ class MemoryFeed:
                     self._late.add(rank)
                     seen[rank].since = seen[rank].since or time.time()
             waiting = [rank for rank in told if self._take(seen[rank], told[rank], sent)]
+            for rank in told.keys() - set(waiting):  # all of it is here: asked with the others
+                self._late.discard(rank)
 
     def _take(self, seen: Seen, told: Mapping[str, Any], sent: float) -> bool:
         """Keep what a rank has told; whether there is more."""
-        arrived = time.time()
-        self._late.discard(seen.rank)
+        arrived, gone = time.time(), seen.since
         seen.since, seen.why = None, ""
         if arrived - sent < seen.quickest:
             seen.quickest = arrived - sent
@@ -321,7 +324,9 @@ class MemoryFeed:
                 mark.begin += seen.skew
                 mark.end += seen.skew
             if told["record"] != seen.record:
-                seen.earlier = seen.marks
+                for mark in seen.marks:  # what ran when its process ended
+                    mark.end = mark.end if mark.end == mark.end else gone or arrived
+                seen.earlier = seen.marks[-MARKS:]
             seen.marks = seen.earlier + marks
         seen.record, seen.cursor, seen.version = told["record"], told["next"], told["version"]
         return bool(told["more"])

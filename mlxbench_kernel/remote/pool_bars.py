@@ -13,6 +13,7 @@ from mlxbench_kernel.remote.memory_feed import Seen
 STALE_SECONDS = 2.0  # after which a number is shown as old
 TREND_SECONDS = 30.0  # over which swap is said to grow or to shrink
 TREND_BYTES = 16 << 20
+TOLD = ("wired", "compressed", "swap", "pressure")  # by most systems
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,8 @@ def _of_host(
     pool = samples[newest.rank]
     age = now - pool["time"]
     stale = age if age > STALE_SECONDS else 0.0
-    alive = {each.rank: samples[each.rank] for each in ranks if each.since is None or not each.why}
+    there = [each for each in ranks if not each.why] or ranks  # the last that was seen, if no more
+    alive = {each.rank: samples[each.rank] for each in there}
     apart = not math.isnan(pool["gpu_total"])
     system = _known(pool["wired"]) + _known(pool["compressed"])
     marks = {rank: limits.get(rank, {}) for rank in alive}
@@ -137,7 +139,7 @@ def _of_host(
             "" if math.isnan(pool["pressure"]) else PRESSURES[int(pool["pressure"])],
             pool["swap"],
             _trend(newest, now),
-            tuple(name for name in ("wired", "compressed", "swap") if math.isnan(pool[name])),
+            tuple(name for name in TOLD if math.isnan(pool[name])),
             stale,
         )
     ]
@@ -147,6 +149,8 @@ def _of_host(
         ours = {rank: (("active", each["active"]), ("cache", each["cache"]))}
         stack = _stack(total, each["gpu_available"], 0.0, ours)
         markers = _markers(total, stack, {rank: each}, marks)
+        age = now - each["time"]
+        stale = age if age > STALE_SECONDS else 0.0
         found.append(Bar(host, f"GPU of rank {rank}", total, stack, markers, stale=stale))
     return found
 
@@ -189,10 +193,10 @@ def _markers(
     marks: Mapping[int, Mapping[str, float]],
 ) -> tuple[Marker, ...]:
     """What is marked: of each rank, and once where it is the same for all."""
-    begins: dict[int, float] = {}
+    begins: dict[tuple[int, str], float] = {}
     passed = 0.0
     for segment in stack:
-        begins.setdefault(segment.rank, passed)
+        begins[segment.rank, segment.kind] = passed
         passed += segment.bytes
     wanted = {rank: {"peak": each["peak"], **marks[rank]} for rank, each in alive.items()}
     found = []
@@ -201,7 +205,8 @@ def _markers(
         same = name != "peak" and len(values) == len(alive) and len(set(values.values())) == 1
         for rank, value in list(values.items())[: 1 if same else None]:
             of = "" if same or len(alive) == 1 else f" of rank {rank}"
-            found.append(Marker(f"{name}{of}", value, begins[rank] + value))
+            kind = "cache" if name == "cache limit" else "active"
+            found.append(Marker(f"{name}{of}", value, begins[rank, kind] + value))
     return tuple(each for each in found if each.at <= total)
 
 

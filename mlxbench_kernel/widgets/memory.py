@@ -56,13 +56,16 @@ class MemoryView(ui.VBox):  # type: ignore[misc]
         marks = row(
             self.name,
             button("Mark", self._mark, "bookmark", "Begin a span with this name in the timelines"),
-            button("End mark", lambda: self._ask("", lambda: self.memory.mark("")), "", "End it"),
+            button(
+                "End mark", lambda: self._quick.do("", lambda: self.memory.mark("")), "", "End it"
+            ),
         )
         above = [Page(), self.error, self.busy, self.growth]
         super().__init__([*above, self.live, marks, self.panels])
         self.add_class("mlxbench-step")
         self._error = ""
         self._commands = Commands(self._changed)
+        self._quick = Commands(self._changed)  # what does not wait for cells: marks
         self._redraws = Redraws(self._draw, lambda: True)
         self._unwatch: Callable[[], None] | None = self.memory.watch(self._changed)
         self._changed()
@@ -94,6 +97,7 @@ class MemoryView(ui.VBox):  # type: ignore[misc]
         self._unwatch()
         self._unwatch = None
         self._commands.close()
+        self._quick.close()
         self._redraws.close()
         for part in reversed(list(parts_of(self))):
             if part is not self:
@@ -102,7 +106,7 @@ class MemoryView(ui.VBox):  # type: ignore[misc]
 
     def _mark(self) -> None:
         name = self.name.value.strip() or "mark"
-        self._ask("", lambda: self.memory.mark(name))
+        self._quick.do("", lambda: self.memory.mark(name))
         self.name.value = ""
 
     def _ask(self, doing: str, command: Callable[[], object]) -> None:
@@ -121,7 +125,8 @@ class MemoryView(ui.VBox):  # type: ignore[misc]
         except Exception as error:  # else it would stand still, and nobody knew why
             self._error = f"the view could not be drawn: {one_line(error)}"
         self._set(self.error, error_line(self._commands.error or self._error))
-        grown = [each.said for _, each in sorted(self.memory.growth.reported.items()) if each.said]
+        reported = sorted(self.memory.growth.reported.copy().items())
+        grown = [each.said for _, each in reported if each.said]
         self._set(self.growth, "".join(f"<div>⚠ {escape(line)}</div>" for line in grown))
         self._set(self.busy, busy_line(self._commands.doing) if self._commands.doing else "")
         return False
@@ -134,6 +139,8 @@ class MemoryView(ui.VBox):  # type: ignore[misc]
 
 def watched(cluster: Cluster | None) -> Memory:
     """What watches a cluster, or the notebook's own kernel: one for all views of it."""
+    for gone in [key for key, each in _WATCHED.items() if each.feed.closed]:
+        _WATCHED.pop(gone).close()
     key = "" if cluster is None else cluster.id
     found = _WATCHED.get(key)
     if found is None or found.feed.closed or found.cluster is not cluster:

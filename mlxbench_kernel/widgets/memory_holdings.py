@@ -147,9 +147,8 @@ class HoldingsPanel:
         self.said.value = f"<div>{escape(' · '.join(sizes))}</div>{stopped}"
         self.tables.value = freeable_table(found)._repr_html_()
         names = [name for name, _ in reversed(self._memory.looks(rank))]
-        if names:
-            self.since.options = list(dict.fromkeys(names))
-            self.since.value = names[0]
+        self.since.options = list(dict.fromkeys(names))
+        self.since.value = names[0] if names else None
 
     def _compare(self) -> None:
         self._ask("comparing", self._compared)

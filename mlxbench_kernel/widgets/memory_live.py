@@ -7,6 +7,7 @@ while the kernel is busy.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -48,6 +49,7 @@ class MemoryLive(anywidget.AnyWidget):
         ready: Callable[[], None] = lambda: None,
     ) -> None:
         self._feed, self._limits, self._ready = feed, limits, ready
+        self._again = threading.Event()  # all there is, to a browser that has nothing
         self._sent: dict[int, int] = {}
         self._marks: dict[int, tuple[str, int]] = {}
         super().__init__()
@@ -55,11 +57,14 @@ class MemoryLive(anywidget.AnyWidget):
 
     def _answer(self, widget: Any, content: Any, buffers: Any) -> None:
         if isinstance(content, dict) and content.get("kind") == "ready":
-            self._sent, self._marks = {}, {}
+            self._again.set()
             self._ready()
 
     def draw(self) -> None:
         """Send what is new."""
+        if self._again.is_set():
+            self._again.clear()
+            self._sent, self._marks = {}, {}
         ranks = list(self._feed.ranks)
         self.bars = [_plain(bar) for bar in bars(ranks, self._limits)]
         self.ranks = [

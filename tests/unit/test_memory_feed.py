@@ -67,7 +67,7 @@ def test_what_is_not_known_is_no_zero() -> None:
     asked.samples[0] = {"wired": NAN, "compressed": NAN, "swap": NAN, "pressure": NAN}
     with feeding(asked) as feed:
         (bar,) = bars(feed.ranks, {})
-    assert bar.unknown == ("wired", "compressed", "swap") and bar.pressure == ""
+    assert bar.unknown == ("wired", "compressed", "swap", "pressure") and bar.pressure == ""
     assert np.isnan(bar.swap)
 
 

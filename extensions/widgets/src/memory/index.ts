@@ -35,7 +35,11 @@ export default {
       later();
     };
     model.on("change:bars", later);
-    model.on("change:ranks", later);
+    const told = () => {
+      timeline.changed();
+      later();
+    };
+    model.on("change:ranks", told);
     model.on("msg:custom", take);
     const sizes = new ResizeObserver(() => {
       bars.show();
@@ -48,7 +52,7 @@ export default {
       cancelAnimationFrame(asked);
       sizes.disconnect();
       model.off("change:bars", later);
-      model.off("change:ranks", later);
+      model.off("change:ranks", told);
       model.off("msg:custom", take);
       timeline.dispose();
     };

@@ -58,6 +58,11 @@ export class Timeline {
     this.stale = true;
   }
 
+  /** Something beside samples is another. */
+  changed(): void {
+    this.stale = true;
+  }
+
   /** Draw what is new; called before the browser paints. */
   draw(force = false): void {
     if (!force && !this.stale) return;
