@@ -19,8 +19,9 @@ MB = 2**20
 @pytest.fixture(scope="module")
 def device() -> cuda.CudaDevice:
     seen = cuda.device() if mx.is_available(mx.gpu) else None
-    require(seen is not None and shutil.which("nvidia-smi") is not None, "there is no NVIDIA GPU")
-    assert seen is not None
+    if seen is None:  # nothing that CI could install
+        pytest.skip("there is no NVIDIA GPU")
+    require(shutil.which("nvidia-smi") is not None, "no nvidia-smi")
     mx.eval(mx.ones((1000,)) + 1)  # what the process takes at its first use is taken
     return seen
 
