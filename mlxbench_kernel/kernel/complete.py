@@ -26,11 +26,12 @@ from mlxbench_kernel.kernel import subcommands
 from mlxbench_kernel.kernel.command import Command
 from mlxbench_kernel.kernel.commands import RunCell
 from mlxbench_kernel.kernel.graph_magics import ShowGraph
-from mlxbench_kernel.kernel.memory_magics import LIMITS, PLANNED
+from mlxbench_kernel.kernel.memory_magics import PLANNED
 from mlxbench_kernel.kernel.memory_magics import WORDS as MEMORY_WORDS
 from mlxbench_kernel.kernel.step_magics import WORDS as STEP_WORDS
 from mlxbench_kernel.kernel.step_magics import StepMagics
 from mlxbench_kernel.kernel.subcommands import SUBCOMMANDS
+from mlxbench_kernel.memory.limits import NAMES as LIMITS
 
 if TYPE_CHECKING:
     from mlxbench_kernel.kernel.magics import RanksMagics

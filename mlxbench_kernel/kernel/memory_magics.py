@@ -11,6 +11,7 @@ from IPython.display import display
 from mlxbench_kernel.errors import StorageError, UsageError
 from mlxbench_kernel.kernel.ranks import RankSelection
 from mlxbench_kernel.kernel.words import Word, help_text, read
+from mlxbench_kernel.memory.limits import NAMES as LIMITS
 from mlxbench_kernel.units import format_bytes
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ WORDS = {
 
 OF_RANKS = ("limit", "clear-cache", "reset-peak", "grew")
 PLANNED = ("context", "batch", "mode", "shard")
-LIMITS = ("memory", "cache", "wired")
 
 
 @magics_class

@@ -7,7 +7,7 @@ the memory limit does to evaluation is in ``mlx/transforms.cpp`` (`eval_impl`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.memory import samples
@@ -39,6 +39,9 @@ class Limits:
     memory: int | None
     cache: int | None
     wired: int | None
+
+
+NAMES = tuple(each.name for each in fields(Limits))
 
 
 def current(*, idle: bool = False) -> Limits:

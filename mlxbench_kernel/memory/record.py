@@ -64,6 +64,11 @@ class Mark:
     begin: float
     end: float = float("nan")
 
+    @property
+    def lasts(self) -> bool:
+        """Whether it has not ended."""
+        return self.end != self.end
+
 
 class Ring:
     """The last rows of numbers.
@@ -180,19 +185,18 @@ class Record:
 
     def _open(self, kind: str) -> Mark | None:
         """The last one of a kind, if it lasts."""
-        for mark in reversed(self.marks):
-            if mark.kind == kind:
-                return mark if mark.end != mark.end else None
-        return None
+        last = self._last(kind)
+        return last if last is not None and last.lasts else None
+
+    def _last(self, kind: str) -> Mark | None:
+        return next((mark for mark in reversed(self.marks) if mark.kind == kind), None)
 
     @property
     def last_cell(self) -> Mark | None:
         """The last cell that has ended; None while one runs, and before the first."""
         with self._lock:
-            for mark in reversed(self.marks):
-                if mark.kind == "cell":
-                    return mark if mark.end == mark.end else None
-        return None
+            last = self._last("cell")
+            return last if last is not None and not last.lasts else None
 
     @property
     def is_in_cell(self) -> bool:

@@ -164,34 +164,25 @@ class MemoryFeed:
         self.asked, self.period = asked, max(period, PERIOD)
         self.ranks = [Seen(*each) for each in asked.who()]
         self._watchers: list[Changed] = []
-        self._others: list[Changed] = []  # that are no reason to ask often
         self._closed = threading.Event()
         self._late: set[int] = set()
         self._fill()
         for name, work in (("memory", self._ask_prompt), ("memory late", self._ask_late)):
             threading.Thread(target=work, name=f"mlxbench-{name}", daemon=True).start()
 
-    def watch(self, changed: Changed, background: bool = False) -> Changed:
+    def watch(self, changed: Changed) -> Changed:
         """Have a function called after something new was heard, on a thread of its own.
-
-        Parameters
-        ----------
-        changed
-            The function.
-        background
-            Whether it is no reason to ask often.
 
         Returns
         -------
         function
             Ends it.
         """
-        watchers = self._others if background else self._watchers
-        watchers.append(changed)
+        self._watchers.append(changed)
 
         def end() -> None:
             with suppress(ValueError):
-                watchers.remove(changed)
+                self._watchers.remove(changed)
 
         return end
 
@@ -325,12 +316,12 @@ class MemoryFeed:
                 mark.end += seen.skew
             if told["record"] != seen.record:
                 for mark in seen.marks:  # what ran when its process ended
-                    mark.end = mark.end if mark.end == mark.end else gone or arrived
+                    mark.end = (gone or arrived) if mark.lasts else mark.end
                 seen.earlier = seen.marks[-MARKS:]
             seen.marks = seen.earlier + marks
         seen.record, seen.cursor, seen.version = told["record"], told["next"], told["version"]
         return bool(told["more"])
 
     def _tell(self) -> None:
-        for changed in [*self._watchers, *self._others]:
+        for changed in list(self._watchers):
             changed()

@@ -118,8 +118,6 @@ def _of_host(
     samples = {each.rank: each.last for each in ranks}
     newest = max(ranks, key=lambda each: each.last["time"])
     pool = samples[newest.rank]
-    age = now - pool["time"]
-    stale = age if age > STALE_SECONDS else 0.0
     there = [each for each in ranks if not each.why] or ranks  # the last that was seen, if no more
     alive = {each.rank: samples[each.rank] for each in there}
     apart = not math.isnan(pool["gpu_total"])
@@ -140,7 +138,7 @@ def _of_host(
             pool["swap"],
             _trend(newest, now),
             tuple(name for name in TOLD if math.isnan(pool[name])),
-            stale,
+            _stale(pool, now),
         )
     ]
     for rank, each in alive.items() if apart else ():
@@ -149,10 +147,15 @@ def _of_host(
         ours = {rank: (("active", each["active"]), ("cache", each["cache"]))}
         stack = _stack(total, each["gpu_available"], 0.0, ours)
         markers = _markers(total, stack, {rank: each}, marks)
-        age = now - each["time"]
-        stale = age if age > STALE_SECONDS else 0.0
-        found.append(Bar(host, f"GPU of rank {rank}", total, stack, markers, stale=stale))
+        found.append(
+            Bar(host, f"GPU of rank {rank}", total, stack, markers, stale=_stale(each, now))
+        )
     return found
+
+
+def _stale(sample: Mapping[str, float], now: float) -> float:
+    age = now - sample["time"]
+    return age if age > STALE_SECONDS else 0.0
 
 
 def _known(value: float) -> float:

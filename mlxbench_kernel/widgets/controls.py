@@ -109,3 +109,16 @@ def parts_of(widget: Any) -> Iterator[Any]:
             part for part in (widget.layout, getattr(widget, "style", None))
             if isinstance(part, ui.Widget)
         )  # fmt: skip
+
+
+def close_inside(view: Any) -> None:
+    """Close all that is inside a widget, the innermost first."""
+    for part in reversed(list(parts_of(view))):
+        if part is not view:
+            part.close()
+
+
+def say(widget: Any, text: str) -> None:
+    """Show a text, unless it is shown: the browser then hears nothing."""
+    if widget.value != text:
+        widget.value = text

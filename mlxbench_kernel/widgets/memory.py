@@ -15,7 +15,7 @@ from mlxbench_kernel.remote.memory import Memory
 from mlxbench_kernel.remote.memory_feed import OfThisProcess
 from mlxbench_kernel.units import format_bytes
 from mlxbench_kernel.widgets import memory_report
-from mlxbench_kernel.widgets.controls import button, field, parts_of, row
+from mlxbench_kernel.widgets.controls import button, close_inside, field, row, say
 from mlxbench_kernel.widgets.memory_holdings import HoldingsPanel
 from mlxbench_kernel.widgets.memory_limits import LimitsPanel
 from mlxbench_kernel.widgets.memory_live import MemoryLive
@@ -99,9 +99,7 @@ class MemoryView(ui.VBox):  # type: ignore[misc]
         self._commands.close()
         self._quick.close()
         self._redraws.close()
-        for part in reversed(list(parts_of(self))):
-            if part is not self:
-                part.close()
+        close_inside(self)
         super().close()
 
     def _mark(self) -> None:
@@ -124,17 +122,12 @@ class MemoryView(ui.VBox):  # type: ignore[misc]
             self._error = ""
         except Exception as error:  # else it would stand still, and nobody knew why
             self._error = f"the view could not be drawn: {one_line(error)}"
-        self._set(self.error, error_line(self._commands.error or self._error))
+        say(self.error, error_line(self._commands.error or self._error))
         reported = sorted(self.memory.growth.reported.copy().items())
         grown = [each.said for _, each in reported if each.said]
-        self._set(self.growth, "".join(f"<div>⚠ {escape(line)}</div>" for line in grown))
-        self._set(self.busy, busy_line(self._commands.doing) if self._commands.doing else "")
+        say(self.growth, "".join(f"<div>⚠ {escape(line)}</div>" for line in grown))
+        say(self.busy, busy_line(self._commands.doing) if self._commands.doing else "")
         return False
-
-    @staticmethod
-    def _set(widget: Any, text: str) -> None:
-        if widget.value != text:
-            widget.value = text
 
 
 def watched(cluster: Cluster | None) -> Memory:

@@ -8,13 +8,13 @@ from typing import Any
 import ipywidgets as ui
 
 from mlxbench_kernel.errors import BenchError, UsageError
+from mlxbench_kernel.memory.limits import NAMES as LIMITS
 from mlxbench_kernel.remote.memory import Memory
 from mlxbench_kernel.units import format_bytes
-from mlxbench_kernel.widgets.controls import Ask, button, field, row
+from mlxbench_kernel.widgets.controls import Ask, button, field, row, say
 from mlxbench_kernel.widgets.memory_tables import limits
 
 ALL = -1
-LIMITS = ("memory", "cache", "wired")
 
 
 class LimitsPanel:
@@ -54,9 +54,7 @@ class LimitsPanel:
         memory = self._memory
         if len(self.ranks.options) != memory.size + 1:
             self.ranks.options = self._options()
-        table = limits(memory)._repr_html_()
-        if table != self.table.value:
-            self.table.value = table
+        say(self.table, limits(memory)._repr_html_())
 
     def _options(self) -> list[tuple[str, int]]:
         each = [(f"rank {rank}", rank) for rank in range(self._memory.size)]

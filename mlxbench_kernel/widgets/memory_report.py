@@ -91,7 +91,7 @@ def _figure(title: str, rows: Any, marks: Any) -> Any:
         figure.add_scatter(x=times, y=values, name=called, mode="lines", **stack)
     last = rows[-1, 0]
     for mark in marks:
-        end = mark.end if mark.end == mark.end else last
+        end = last if mark.lasts else mark.end
         if end >= rows[0, 0] and mark.begin <= last:
             begin, end = ((at * 1000) for at in (max(mark.begin, rows[0, 0]), end))
             figure.add_vrect(

@@ -6,12 +6,11 @@ import math
 from collections.abc import Sequence
 
 from mlxbench_kernel.memory import Grown, Holdings, freeable
+from mlxbench_kernel.memory.limits import NAMES as LIMITS
 from mlxbench_kernel.remote.memory import Memory
 from mlxbench_kernel.remote.pool_bars import bars, how_late
 from mlxbench_kernel.units import format_bytes
 from mlxbench_kernel.widgets.table import Table
-
-LIMITS = ("memory", "cache", "wired", "cap")
 
 
 def size(value: float | None) -> str:
@@ -40,7 +39,7 @@ def status(memory: Memory) -> Table:
 def limits(memory: Memory) -> Table:
     """A line for each rank."""
     rows = [
-        [str(rank), *(size(said[name]) for name in LIMITS)]
+        [str(rank), *(size(said[name]) for name in (*LIMITS, "cap"))]
         for rank, said in sorted(memory.known_limits.items())
     ]
     header = ("rank", "memory limit", "cache limit", "wired limit", "GPU cap")

@@ -10,7 +10,7 @@ import ipywidgets as ui
 import numpy as np
 
 from mlxbench_kernel.remote.mirror import State
-from mlxbench_kernel.widgets.controls import parts_of, row
+from mlxbench_kernel.widgets.controls import close_inside, parts_of, row, say
 from mlxbench_kernel.widgets.stepping_controls import Movement
 from mlxbench_kernel.widgets.stepping_edits import Breakpoints, Settings
 from mlxbench_kernel.widgets.stepping_figure import StepperFigure
@@ -92,9 +92,7 @@ class StepperView(ui.VBox):  # type: ignore[misc]
         self._unwatch = None
         self._commands.close()
         self._redraws.close()
-        for part in reversed(list(parts_of(self))):
-            if part is not self:
-                part.close()
+        close_inside(self)
         super().close()
 
     def _toggle(self, label: str) -> Any:
@@ -115,7 +113,7 @@ class StepperView(ui.VBox):  # type: ignore[misc]
             self._error = ""
         except Exception as error:  # else it would stand still, and nobody knew why
             self._error, left = f"the view could not be drawn: {one_line(error)}", False
-        self._set(self.error, error_line(self._commands.error or self._error))
+        say(self.error, error_line(self._commands.error or self._error))
         return left
 
     def redraw(self) -> bool:
@@ -193,7 +191,7 @@ class StepperView(ui.VBox):  # type: ignore[misc]
         """Show what is being done; whether that has to be looked at again."""
         doing = self._commands.doing
         long = bool(doing) and time.monotonic() - self._commands.since > LONG
-        self._set(self.busy, busy_line(doing) if long else "")
+        say(self.busy, busy_line(doing) if long else "")
         if long != self._off:
             self._off = long
             for part in parts_of(self):
@@ -219,14 +217,9 @@ class StepperView(ui.VBox):  # type: ignore[misc]
             tokens or samples,
             f"layers sampled every {state.sampling} steps" if state.sampling > 1 else "",
         ]
-        self._set(self.status, status_line(facts, state.said))
+        say(self.status, status_line(facts, state.said))
 
     def _show_panel(self, state: State) -> None:
         """The one that is open; the others are not seen."""
         if self.panels.selected_index is not None:
             self._panels[self.panels.selected_index].show(state)
-
-    @staticmethod
-    def _set(widget: Any, text: str) -> None:
-        if widget.value != text:
-            widget.value = text

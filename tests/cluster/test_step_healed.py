@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running import processes
+from running import processes, until
 
 from mlxbench_kernel.cluster import Cluster
 from mlxbench_kernel.errors import UsageError
@@ -56,13 +55,6 @@ def value(ranks: Cluster, expression: str) -> dict[int, object]:
         return ranks.results()
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def series(stepping: Stepping, rank: int, name: str = "loss", branch: str = "main") -> list[float]:
     found: list[float] = stepping.histories[rank].series(branch, name, 100_000)[1].tolist()
     return found
@@ -70,7 +62,7 @@ def series(stepping: Stepping, rank: int, name: str = "loss", branch: str = "mai
 
 def kill(cluster: Cluster, rank: int) -> None:
     os.kill(cluster.info.ranks[rank].pid, signal.SIGKILL)
-    wait_until(lambda: len(cluster.living()) == 1)
+    until(lambda: len(cluster.living()) == 1)
 
 
 def journal(stepping: Stepping) -> list[tuple[int, str, str]]:

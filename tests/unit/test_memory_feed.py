@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
 from fake_memory import GB, FakeRanks
+from pressing import wait
 
 from mlxbench_kernel.remote import memory_feed
 from mlxbench_kernel.remote.memory_feed import MemoryFeed
@@ -26,13 +27,6 @@ def feeding(asked: FakeRanks) -> Iterator[MemoryFeed]:
         feed.close()
 
 
-def wait(feed: MemoryFeed, holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def parts(bar: Bar) -> dict[tuple[str, int], float]:
     return {(each.kind, each.rank): round(each.bytes / GB, 3) for each in bar.segments}
 
@@ -43,7 +37,7 @@ def test_there_is_something_to_show_at_once_and_more_comes() -> None:
         assert [each.last["active"] for each in feed.ranks] == [2 * GB, 2 * GB]
         heard: list[int] = []
         end = feed.watch(lambda: heard.append(feed.ranks[0].ring.taken))
-        wait(feed, lambda: len(heard) > 3)
+        wait(lambda: len(heard) > 3)
         assert heard[-1] > heard[0]
         end()
 
@@ -109,15 +103,15 @@ def test_a_rank_that_died_says_so_and_since_when() -> None:
     asked = FakeRanks()
     with feeding(asked) as feed:
         asked.gone.add(1)
-        wait(feed, lambda: feed.ranks[1].why)
+        wait(lambda: feed.ranks[1].why)
         taken = feed.ranks[0].ring.taken
-        wait(feed, lambda: feed.ranks[0].ring.taken > taken)
+        wait(lambda: feed.ranks[0].ring.taken > taken)
         said = how_late(feed.ranks[1])
         assert said.startswith("gone since ") and "killed by SIGKILL" in said
         assert ("active", 1) not in parts(bars(feed.ranks, {})[0])
         asked.gone.clear()
         asked.pids[1], asked.records[1], asked.taken[1] = 5001, "two", 0
-        wait(feed, lambda: feed.ranks[1].since is None)
+        wait(lambda: feed.ranks[1].since is None)
         assert how_late(feed.ranks[1]) == "" and feed.ranks[1].pid == 5001
 
 
@@ -125,15 +119,15 @@ def test_a_late_host_does_not_hold_up_the_others(monkeypatch: pytest.MonkeyPatch
     asked = FakeRanks(["studio", "mini"])
     with feeding(asked) as feed:
         asked.silent.add(1)
-        wait(feed, lambda: feed.ranks[1].since)
+        wait(lambda: feed.ranks[1].since)
         asked.asked.clear()
         taken = feed.ranks[0].ring.taken
-        wait(feed, lambda: feed.ranks[0].ring.taken > taken + 3)
+        wait(lambda: feed.ranks[0].ring.taken > taken + 3)
         assert how_late(feed.ranks[1]).startswith("no answer since ")
         later = time.time() + 10
         assert [bar.stale > 0 for bar in bars(feed.ranks, {}, now=later)] == [True, True]
         asked.silent.clear()
-        wait(feed, lambda: feed.ranks[1].since is None)
+        wait(lambda: feed.ranks[1].since is None)
 
 
 def test_clocks_of_other_hosts_are_brought_to_ours() -> None:
@@ -151,9 +145,9 @@ def test_marks_of_a_process_that_is_gone_stay() -> None:
     asked.marks[0] = [[0, "cell", "Cell In[1]", 1.0, 2.0]]
     with feeding(asked) as feed:
         asked.records[0], asked.marks[0] = "two", [[0, "cell", "Cell In[2]", 3.0, 4.0]] * 2
-        wait(feed, lambda: len(feed.ranks[0].marks) == 3)
+        wait(lambda: len(feed.ranks[0].marks) == 3)
         asked.marks[0].append([1, "cell", "Cell In[3]", 5.0, None])
-        wait(feed, lambda: len(feed.ranks[0].marks) == 4)
+        wait(lambda: len(feed.ranks[0].marks) == 4)
         assert feed.ranks[0].marks[0].name == "Cell In[1]"
 
 
@@ -161,5 +155,5 @@ def test_it_ends_with_its_cluster() -> None:
     asked = FakeRanks()
     with feeding(asked) as feed:
         asked.closed = True
-        wait(feed, lambda: feed.ranks[0].why)
+        wait(lambda: feed.ranks[0].why)
         assert "the cluster is down" in how_late(feed.ranks[0])

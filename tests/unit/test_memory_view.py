@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import ipywidgets
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -17,6 +16,7 @@ from fake_memory import GB, FakeRanks
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from ipywidgets.widgets.widget import _instances
+from pressing import press, wait
 
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.kernel.extension import load_ipython_extension, unload_ipython_extension
@@ -58,28 +58,6 @@ def view(memory: Memory) -> Iterator[MemoryView]:
     view.close()
     left = [_instances[each] for each in set(_instances) - before]
     assert not [each for each in left if isinstance(each, MemoryLive)], "it is left behind"
-
-
-def wait(holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def inside(widget: Any) -> Iterator[Any]:
-    yield widget
-    for child in getattr(widget, "children", ()):
-        yield from inside(child)
-
-
-def press(view: MemoryView, label: str) -> None:
-    (found,) = (
-        each
-        for each in inside(view)
-        if isinstance(each, ipywidgets.Button) and each.description == label
-    )
-    found._handle_custom_msg({"event": "click"}, [])
 
 
 def test_it_shows_pools_and_ranks_in_json_that_browsers_take(view: MemoryView) -> None:

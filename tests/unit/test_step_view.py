@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from fake_stepping import BREAKPOINTS, LAYERS, FakeStepping
 from ipywidgets.widgets.widget import Widget, _instances
+from pressing import inside, press, wait
 
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.remote.mirror import KeptStep
@@ -36,30 +37,6 @@ def view(stepping: FakeStepping) -> Iterator[StepperView]:
     view = StepperView(stepping)
     yield view
     view.close()
-
-
-def wait(holds: Callable[[], object]) -> None:
-    """Until something that happens on another thread has happened."""
-    deadline = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def inside(widget: Any) -> Iterator[Any]:
-    yield widget
-    for child in getattr(widget, "children", ()):
-        yield from inside(child)
-
-
-def press(view: StepperView, label: str) -> None:
-    """Press a button as the browser does."""
-    (found,) = (
-        each
-        for each in inside(view)
-        if isinstance(each, ipywidgets.Button) and each.description == label
-    )
-    found._handle_custom_msg({"event": "click"}, [])
 
 
 def enter(field: Any, text: str) -> None:
