@@ -44,7 +44,7 @@ def test_a_pause_of_the_network_costs_nothing_but_time(
     try:
         assert output.seen.wait(PAUSE_SECONDS)
         (first, *_) = (status for status in output.statuses if "silent" in status)
-        assert int(re.findall(r"silent for (\d+) s", first)[0]) <= PAUSE_SECONDS / 2
+        assert int(re.findall(r"silent for (\d+) s", first)[0]) <= 5
         states = {rank.rank: rank.state for rank in cluster.status()}
         assert states[1].startswith("silent for ") and "busy" in states[0]
         time.sleep(began + PAUSE_SECONDS - time.monotonic())  # the row's fault is its duration
