@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from mlxbench_kernel.memory.overflow import explain
-from mlxbench_kernel.memory.record import RECORD
 
 EXPLAINED = (RuntimeError, MemoryError)
 
@@ -48,6 +47,7 @@ def follow_cells(shell: Any, after: Callable[[], None]) -> None:
     after
         Called after each cell, in the thread that runs them.
     """
+    from mlxbench_kernel.memory.record import RECORD  # with NumPy: a quarter of a kernel's start
 
     def begin(info: Any) -> None:
         RECORD.begin_cell(f"Cell In[{shell.execution_count - 1}]")
