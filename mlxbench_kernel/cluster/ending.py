@@ -35,6 +35,7 @@ def _end(
             deadline = time.monotonic() + LEAVE_SECONDS
             while client.ids and machinery.engines_running() and time.monotonic() < deadline:
                 time.sleep(0.02)  # the ends of other processes are no event of this one
+        machinery.let_go()
         left = hosts.clean(machinery.plans)
         machinery.stop()
     finally:

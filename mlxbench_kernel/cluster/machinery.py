@@ -17,6 +17,7 @@ from traitlets import Dict, List, Unicode
 from mlxbench_kernel.cluster import launchers, lifetime
 from mlxbench_kernel.cluster.client import BenchClient
 from mlxbench_kernel.cluster.deaths import Death
+from mlxbench_kernel.cluster.ssh_rank import SSHRankLauncher
 from mlxbench_kernel.cluster.state import controller_lives, note_controller, process_started
 from mlxbench_kernel.errors import ClusterError
 
@@ -296,6 +297,15 @@ class Machinery(ipyparallel.Cluster):  # type: ignore[misc]
                 return found
         plan = self.plans[rank]
         return Death() if plan["ssh"] else Death.here(None, plan["folder"])
+
+    def let_go(self) -> None:
+        """Watch no rank on another host any more once its present connection has ended.
+
+        Before `hosts.clean`: what began to watch after that would be left on the host a while.
+        """
+        for launcher in self._launchers().values():
+            if isinstance(launcher, SSHRankLauncher):
+                launcher.let_go()
 
     def stop(self) -> None:
         """Stop every process; those that do not end by themselves are killed."""

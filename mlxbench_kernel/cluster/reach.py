@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from typing import IO
 
 from mlxbench_kernel.cluster import ssh
 from mlxbench_kernel.cluster.report import HostReport
+from mlxbench_kernel.interrupts import held
 
 MARK = "mlxbench-reach:"
 
@@ -104,15 +106,15 @@ def listeners(
         ssh.Call(report.ssh, report.local, report.executable, _LISTEN, tuple(ips[report.ssh]))
         for report in reports
     ]
-    processes = [ssh.start(call) for call in calls]
-    running = {
-        call.host: process
-        for call, process in zip(calls, processes, strict=True)
-        if not isinstance(process, ssh.Answer)
-    }
+    running: dict[str, subprocess.Popen[bytes]] = {}
     deadline = time.monotonic() + timeout
     pool = ThreadPoolExecutor(max(len(calls), 1))
     try:
+        with held():  # a Ctrl-C here would leave a process that nobody knows
+            for call in calls:
+                started = ssh.start(call)
+                if not isinstance(started, ssh.Answer):
+                    running[call.host] = started
         first = {}
         for call in calls:
             process = running.get(call.host)

@@ -18,6 +18,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
+from mlxbench_kernel.interrupts import held
 from mlxbench_kernel.rank.files import CAUSES
 
 CONNECT_SECONDS = 5
@@ -136,17 +137,22 @@ def run(calls: Sequence[Call], timeout: float) -> list[Answer]:
 def run_each(calls: Sequence[Call], timeout: float) -> Iterator[tuple[int, Answer]]:
     """Run all calls at once; each answer with its index as soon as it is there."""
     deadline = time.monotonic() + timeout
-    started = [start(call) for call in calls]
-    running = {i: process for i, process in enumerate(started) if not isinstance(process, Answer)}
+    running: dict[int, subprocess.Popen[bytes]] = {}
+    failed: dict[int, Answer] = {}
     with ThreadPoolExecutor(max(len(calls), 1)) as pool:
         try:
+            with held():  # a Ctrl-C here would leave a process that nobody knows
+                for index, call in enumerate(calls):
+                    process = start(call)
+                    if isinstance(process, Answer):
+                        failed[index] = process
+                    else:
+                        running[index] = process
             pending = {
                 pool.submit(finish, process, calls[index], deadline): index
                 for index, process in running.items()
             }
-            for index, answer in enumerate(started):
-                if isinstance(answer, Answer):
-                    yield index, answer
+            yield from failed.items()
             while pending:
                 for done in wait(pending, return_when=FIRST_COMPLETED).done:
                     yield pending.pop(done), done.result()

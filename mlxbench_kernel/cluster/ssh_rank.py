@@ -195,13 +195,17 @@ class SSHRankLauncher(SSHEngineLauncher):  # type: ignore[misc]
         except RuntimeError:  # the loop is closed: nobody is interested any more
             pass
 
+    def let_go(self) -> None:
+        """Begin no other connection to the rank; what watches it now goes on to its end."""
+        self._stop_waiting.set()
+
     async def stop(self) -> None:
         """Stop watching; the rank was asked to leave, or ended by `hosts.clean`."""
         if self._wait_thread is None:
             return  # it was never started
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, self._wait_thread.join, LEAVE_SECONDS)
-        self._stop_waiting.set()
+        self.let_go()
         if self._watching is not None:
             ssh.kill(self._watching)
         await loop.run_in_executor(None, self._wait_thread.join)

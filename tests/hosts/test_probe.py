@@ -7,6 +7,7 @@ import os
 import platform
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -17,7 +18,7 @@ import machines
 import psutil
 import pytest
 
-from mlxbench_kernel.cluster import hosts, reach
+from mlxbench_kernel.cluster import hosts, reach, ssh
 from mlxbench_kernel.cluster.hostfile import Host
 from mlxbench_kernel.errors import ClusterError
 
@@ -174,6 +175,28 @@ def test_an_interrupt_ends_the_looking_at_once(sshd: machines.Sshd) -> None:
     assert time.monotonic() - started < 2
     thread.join()
     assert not any(child.name() == "ssh" for child in this.children())
+
+
+def test_an_interrupt_while_a_process_is_started_leaves_none(
+    sshd: machines.Sshd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (report,) = hosts.probe([Host("mac-a")], None, 20.0).values()
+    start = ssh.start
+
+    def interrupted(call: ssh.Call) -> subprocess.Popen[bytes] | ssh.Answer:
+        process = start(call)
+        os.kill(os.getpid(), signal.SIGINT)  # before anything could keep the process
+        return process
+
+    monkeypatch.setattr(ssh, "start", interrupted)
+    before = set(psutil.Process().children())
+    with pytest.raises(KeyboardInterrupt):
+        hosts.probe([Host("silent")], None, 20.0)
+    assert set(psutil.Process().children()) <= before
+    looked = reach.listeners([report], {"mac-a": ["127.0.0.1"]}, 5.0)
+    with pytest.raises(KeyboardInterrupt), looked:
+        pass
+    assert set(psutil.Process().children()) <= before
 
 
 def test_a_host_name_is_never_an_option(sshd: machines.Sshd, tmp_path: Path) -> None:
