@@ -22,6 +22,7 @@ _EXPORTS = {
     "CollectiveMismatch": "errors",
     "FitPlan": "memory.fit",
     "Graph": "graph",
+    "LanguageModel": "widgets.language_model",
     "MemoryView": "widgets.memory",
     "Stepper": "training",
     "StorageError": "errors",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -36,10 +37,13 @@ class Cluster(Looking):
     ipyparallel client, for what is not offered here.
     """
 
+    _last: Callable[[], Cluster | None] = staticmethod(lambda: None)
+
     def __init__(self, info: ClusterInfo, machinery: Machinery, client: BenchClient) -> None:
         super().__init__(info, machinery, client)
         self.faults = Faults(self)
         self.setup = SetupCells(info.home)
+        Cluster._last = weakref.ref(self)
         # Around what uses the ranks: has what runs on them in the background wait meanwhile.
         self.between: Callable[[], AbstractContextManager[None]] = getattr(
             self, "between", nullcontext
@@ -94,6 +98,20 @@ class Cluster(Looking):
         """
         options = Options(n, hostfile, backend, dict(env or {}), python, timeout, keep, seed)
         return cls(*BringUp(options, progress).run())
+
+    @classmethod
+    def latest(cls) -> Cluster:
+        """The cluster that this process has started or attached to last.
+
+        Raises
+        ------
+        UsageError
+            There is none, or it is down.
+        """
+        found = cls._last()
+        if found is None or found.client.closed:
+            raise UsageError("no ranks are up: type %mlx_dist up -n 2")
+        return found
 
     @classmethod
     def attach(cls, id: str, timeout: float = 10.0) -> Cluster:

@@ -11,11 +11,13 @@ import ipyparallel
 from mlxbench_kernel.cluster import OWN_CELL, Cluster
 from mlxbench_kernel.errors import ClusterError, UsageError
 from mlxbench_kernel.remote.kept import on_kept
+from mlxbench_kernel.remote.said import SAID
 
 ANSWER_SECONDS = 60.0
 STOP_SECONDS = 1.0  # from one request to stop to the next
 
 Tell = Callable[[str], None]
+Heard = Callable[[int, dict[str, Any]], None]
 
 
 def ask_ranks(
@@ -28,6 +30,7 @@ def ask_ranks(
     of: Callable[..., Any] = on_kept,
     show: Tell = lambda text: None,
     result: bool = True,
+    heard: Heard = lambda rank, told: None,
 ) -> dict[int, Any]:
     """Have ranks do something; the results, by rank.
 
@@ -52,6 +55,8 @@ def ask_ranks(
         Is told who is late, "" for nobody, while the ranks are at it.
     result
         Whether the results are wanted.
+    heard
+        Is told, on the client's thread, what ranks say meanwhile (`said.say`).
 
     Raises
     ------
@@ -62,7 +67,7 @@ def ask_ranks(
     """
     call = f"__import__({of.__module__!r}, fromlist=[{of.__name__!r}]).{of.__name__}"
     code = f"{OWN_CELL}\n{call}(*{(name, *arguments)!r})"
-    stop = _StopWithTheFirst(cluster, ranks, show)
+    stop = _StopWithTheFirst(cluster, ranks, show, heard)
     errors = cluster.execute(code, ranks=ranks, timeout=timeout, output=stop, tell=tell).errors
     gone = {rank for rank, error in errors.items() if error["ename"] == ClusterError.__name__}
     said = {(error["ename"], error["evalue"]) for error in errors.values()}
@@ -107,12 +112,12 @@ class _StopWithTheFirst:
         Where the ranks are.
     ranks
         Where the cell runs.
-    show
+    show, heard
         As for `ask_ranks`.
     """
 
-    def __init__(self, cluster: Cluster, ranks: Sequence[int], show: Tell) -> None:
-        self._cluster, self._show = cluster, show
+    def __init__(self, cluster: Cluster, ranks: Sequence[int], show: Tell, heard: Heard) -> None:
+        self._cluster, self._show, self._heard = cluster, show, heard
         self._ranks = set(ranks)
         self._asked = 0.0
 
@@ -126,7 +131,10 @@ class _StopWithTheFirst:
             client.call("interrupt", sorted(left), timeout=STOP_SECONDS)
 
     def message(self, rank: int, kind: str, content: dict[str, Any]) -> None:
-        """Nothing is shown of what a copy prints."""
+        """Hand on what is said; nothing is shown of what is printed."""
+        told = content.get("data", {}).get(SAID) if kind == "display_data" else None
+        if told is not None:
+            self._heard(rank, told)
 
     def page(self, rank: int, data: dict[str, Any]) -> None:
         """Nothing here uses the pager."""

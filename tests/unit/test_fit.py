@@ -133,9 +133,9 @@ def test_a_way_that_does_not_go(
 
 
 def test_numbers_of_ranks_that_do_not_go(folders: dict[str, Path]) -> None:
-    with pytest.raises(UsageError, match="among 3 ranks as 'tensor'"):
+    with pytest.raises(UsageError, match="3 ranks do not divide its 8 heads and 4 KV heads"):
         FitPlan(folders["llama"], ["1GB"] * 3, 64, shard="tensor")
-    with pytest.raises(UsageError, match="12 layers do not go on 13 ranks"):
+    with pytest.raises(UsageError, match="it has 12 layers for 13 ranks"):
         FitPlan(folders["qwen2"], ["1GB"] * 13, 64, shard="pipeline")
 
 

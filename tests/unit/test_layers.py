@@ -15,9 +15,10 @@ import mlxbench_kernel
 PACKAGE = Path(mlxbench_kernel.__file__).parent
 # What each folder may import beside itself, the files at the top and the version.
 MAY_IMPORT = {
-    "kernel": {"widgets", "remote", "training", "graph", "cluster", "memory", "native"},
-    "widgets": {"remote", "training", "graph", "cluster", "memory"},
-    "remote": {"training", "graph", "cluster", "memory"},
+    "kernel": {"widgets", "remote", "models", "training", "graph", "cluster", "memory", "native"},
+    "widgets": {"remote", "models", "training", "graph", "cluster", "memory"},
+    "remote": {"models", "training", "graph", "cluster", "memory"},
+    "models": {"training", "graph", "memory", "native", "rank"},
     "training": {"graph", "memory", "native", "rank"},
     "cluster": {"rank", "memory", "native"},
     "rank": {"memory", "native"},
@@ -69,7 +70,7 @@ def test_imports_point_inwards(folder: str) -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize("folder", ["graph", "memory", "native"])
+@pytest.mark.parametrize("folder", ["graph", "memory", "models", "native", "training"])
 def test_plain_libraries_do_without_jupyter(folder: str) -> None:
     wrong = [pair for pair in imports(folder) if pair[1].split(".")[0] in ONLY_FOR_JUPYTER]
     assert not wrong

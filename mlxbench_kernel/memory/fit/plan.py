@@ -160,7 +160,7 @@ class FitPlan:
         self.ranks = sum(len(host.ranks) for host in self.hosts)
         self.source = read_source(model_or_path)
         self._sharing = Sharing(self.source, self.hosts, mode, self.margin, snapshots)
-        self.against = ways(self.source.model, mode)
+        self.against = ways(self.source.model, mode, self.ranks)
         self.shard, self.why = (shard, "") if shard != "auto" else self._choose()
         if reason := self.against[self.shard]:
             possible = " or ".join(repr(way) for way, wrong in self.against.items() if not wrong)

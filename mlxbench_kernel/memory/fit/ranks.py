@@ -104,11 +104,6 @@ class Sharing:
         assert self.model is not None
         inner: Any = self.model.model
         layers, size = len(inner.layers), self._size
-        if layers < size:
-            raise UsageError(
-                f"FitPlan: {layers} layers do not go on {size} ranks as 'pipeline': give {layers} "
-                "ranks or fewer"
-            )
         split = even(layers, size)
         if takes_split(self.model):
             whole, _ = self._need(self.model, Rank(0, 1), context, batch)

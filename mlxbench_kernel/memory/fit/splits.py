@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,10 +19,11 @@ from mlxbench_kernel.memory.fit.need import Unknown, thinking
 from mlxbench_kernel.memory.fit.stand_ins import bytes_of, copied
 
 WAYS = ("tensor", "pipeline", "data")
+HEADS = {"num_attention_heads": "heads", "num_key_value_heads": "KV heads"}
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)(?:\.|$)")
 
 
-def ways(model: Module | None, mode: str) -> dict[str, str]:
+def ways(model: Module | None, mode: str, ranks: int) -> dict[str, str]:
     """Why each way does not go with a model; "" where it does.
 
     Parameters
@@ -30,6 +32,8 @@ def ways(model: Module | None, mode: str) -> dict[str, str]:
         None where mlx-lm cannot build it.
     mode
         "infer", "lora" or "train".
+    ranks
+        Their number.
     """
     release = f"mlx-lm {version('mlx-lm')}"
     if model is None:
@@ -40,11 +44,35 @@ def ways(model: Module | None, mode: str) -> dict[str, str]:
         tensor = f"{release} has no model.shard for it"
     elif mode == "lora":
         tensor = f"{release} puts no LoRA on sharded layers"
+    else:
+        tensor = _against_heads(model, ranks)
     if not hasattr(getattr(model, "model", None), "pipeline"):
         pipeline = f"{release} has no pipeline for it"
     elif mode != "infer":
         pipeline = "no gradients go through MLX's send and recv"
+    elif (layers := len(_inner(model).layers)) < ranks:
+        pipeline = f"it has {layers} layers for {ranks} ranks"
     return {"tensor": tensor, "pipeline": pipeline, "data": ""}
+
+
+def _inner(model: Module) -> Any:
+    return model.model
+
+
+def _against_heads(model: Module, ranks: int) -> str:
+    """Why the heads of a model cannot be shared out among ranks; "" where they can."""
+    args: Any = getattr(model, "args", None)
+    text = getattr(args, "text_config", None)
+    config = text if isinstance(text, dict) else {}
+    found = {name: config.get(name, getattr(args, name, None)) for name in HEADS}
+    counts = {name: count for name, count in found.items() if isinstance(count, int) and count}
+    wrong = [f"{count} {HEADS[name]}" for name, count in counts.items() if count % ranks]
+    if not wrong:
+        return ""
+    common = math.gcd(*counts.values())
+    fitting = [str(number) for number in range(2, common + 1) if common % number == 0]
+    which = f"{', '.join(fitting)} ranks do" if fitting else "no number of ranks does"
+    return f"{ranks} ranks do not divide its {' and '.join(wrong)} ({which})"
 
 
 def sharded(model: Module, rank: Rank) -> Module:

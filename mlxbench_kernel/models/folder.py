@@ -1,0 +1,94 @@
+"""The folder of a model: found, checked before anything is loaded, and compared between hosts."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.memory.fit.headers import INDEX, read_config, read_headers
+
+# One of them holds the vocabulary (transformers 5.24; tiktoken's own).
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tiktoken.model", "vocab.json")
+
+
+def find(path_or_repo: str, revision: str | None = None) -> Path:
+    """The folder of a model; one of a hub is downloaded with mlx-lm's own downloader.
+
+    That asks nobody where ``HF_HUB_OFFLINE=1`` is set, and then finds what was downloaded before.
+
+    Raises
+    ------
+    UsageError
+        There is no such folder, and no such model could be downloaded.
+    """
+    path = Path(path_or_repo).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if path.exists():
+        raise UsageError(f"{path_or_repo} is a file: give the folder with its config.json")
+    if path_or_repo.count("/") != 1 or path_or_repo.startswith((".", "/", "~")):
+        raise UsageError(
+            f"there is no folder {path_or_repo}: give the folder of a model, or its name on the "
+            "hub, as mlx-community/NAME"
+        )
+    from mlx_lm import utils
+
+    download: Any = utils._download
+    try:
+        return Path(download(path_or_repo, revision=revision))
+    except Exception as error:  # of the hub's library, and of what it is built on
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
+        fix = (
+            "HF_HUB_OFFLINE is set: unset it, or give a folder"
+            if offline
+            else "look at the name and the network, or give a folder"
+        )
+        raise UsageError(f"{path_or_repo} could not be downloaded ({line}): {fix}") from error
+
+
+def check(folder: Path) -> dict[str, Any]:
+    """Look at a folder before anything of it is loaded.
+
+    Returns
+    -------
+    dict
+        Its config.
+
+    Raises
+    ------
+    UsageError
+        It has no config or tokenizer, or weights that are missing, corrupt or cut short.
+    """
+    try:
+        config = read_config(folder)
+        read_headers(folder)
+    except UsageError as error:
+        raise UsageError(str(error).removeprefix("FitPlan: ")) from error
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise UsageError(
+            f"there is no tokenizer in {folder} (none of {', '.join(TOKENIZERS)}): copy it there "
+            "from where the model is from"
+        )
+    return config
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """What tells the files of two hosts apart, by file, without reading weights.
+
+    SHA-256 of ``config.json``, the index and the tokenizer, and of each file of weights its header
+    and size.
+    """
+    found = {}
+    for name in ("config.json", INDEX, *TOKENIZERS):
+        if (folder / name).is_file():
+            found[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    for file in sorted(folder.glob("model*.safetensors")):
+        with file.open("rb") as opened:
+            size = int.from_bytes(opened.read(8), "little")
+            header = hashlib.sha256(opened.read(size)).hexdigest()
+        found[file.name] = f"{header} {file.stat().st_size}"
+    return found

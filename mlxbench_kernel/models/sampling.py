@@ -1,0 +1,64 @@
+"""What is chosen from the probabilities, by the names that mlx-lm gives it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from mlxbench_kernel.errors import UsageError
+
+# Of ``mlx_lm.sample_utils.make_sampler`` and ``make_logits_processors``, and of ``generate_step``
+# (mlx-lm 0.32.2).
+SAMPLER = (
+    "temp", "top_p", "min_p", "min_tokens_to_keep", "top_k", "xtc_probability", "xtc_threshold",
+)  # fmt: skip
+PROCESSORS = (
+    "logit_bias", "repetition_penalty", "repetition_context_size", "presence_penalty",
+    "presence_context_size", "frequency_penalty", "frequency_context_size",
+)  # fmt: skip
+STEP = (
+    "max_kv_size", "prefill_step_size", "kv_bits", "kv_group_size", "quantized_kv_start",
+    "num_draft_tokens",
+)  # fmt: skip
+OPTIONS = (*SAMPLER, *PROCESSORS, *STEP)
+_OTHER_NAMES = {"temperature": "temp"}
+
+
+def check(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options by mlx-lm's names.
+
+    Raises
+    ------
+    UsageError
+        One is not known, or its value cannot be.
+    """
+    found = {_OTHER_NAMES.get(name, name): value for name, value in options.items()}
+    for name in found:
+        if name not in OPTIONS:
+            near = difflib.get_close_matches(name, (*OPTIONS, *_OTHER_NAMES), 1)
+            meant = f"did you mean {near[0]}?" if near else f"type one of {', '.join(OPTIONS)}"
+            raise UsageError(f"{name} is not a sampling option: {meant}")
+    for name in ("top_p", "min_p", "xtc_probability"):
+        if name in found and not 0 <= found[name] <= 1:
+            raise UsageError(f"{name}={found[name]!r} is no probability: type 0 to 1")
+    if found.get("temp", 0) < 0:
+        raise UsageError(f"temp={found['temp']!r} is negative: type 0 (greedy) or more")
+    if found.get("top_k", 0) < 0:
+        raise UsageError(f"top_k={found['top_k']!r} is negative: type 0 (all) or more")
+    return found
+
+
+def for_step(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of ``mlx_lm.stream_generate`` that these options make."""
+    from mlx_lm.sample_utils import make_logits_processors, make_sampler
+
+    known = check(options)
+    sampler = {name: known[name] for name in SAMPLER if name in known}
+    processors = {name: known[name] for name in PROCESSORS if name in known}
+    found = {name: known[name] for name in STEP if name in known}
+    if sampler:
+        found["sampler"] = make_sampler(**sampler)
+    if processors:
+        found["logits_processors"] = make_logits_processors(**processors)
+    return found

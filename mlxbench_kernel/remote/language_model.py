@@ -1,0 +1,393 @@
+"""`ModelOnRanks`: a language model that the ranks of a cluster hold, as a notebook uses it."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from mlxbench_kernel.cluster import Cluster
+from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.remote.asking import Heard, Tell, ask_ranks
+from mlxbench_kernel.remote.on_model import on_model
+from mlxbench_kernel.units import format_bytes
+
+Progress = Callable[[float, str], None]
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `FitPlan` found on the ranks' hosts before anything was loaded.
+
+    Attributes
+    ----------
+    fits : bool
+        Whether every host has room.
+    shard, why : str
+        How the model is shared, and of "auto" why so.
+    split : list of int
+        Layers of each rank of a pipeline.
+    rows : list of dict
+        By rank, see `memory.fit.Row`; bytes.
+    text, markdown : str
+        All of it for a person.
+    """
+
+    fits: bool
+    shard: str
+    why: str
+    split: list[int]
+    rows: list[dict[str, Any]]
+    text: str
+    markdown: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_markdown_(self) -> str:
+        return self.markdown
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A text that was generated.
+
+    Attributes
+    ----------
+    text : str
+        Without the prompt.
+    tokens : list of int
+        Generated, the one that ended it included; empty where it was broken off.
+    finish : str
+        "stop", "length" or "interrupted".
+    figures : dict
+        ``prompt_tokens``, ``reused`` (of these in a cache), ``tokens``, ``first`` (seconds to the
+        first token), ``prompt_rate`` and ``rate`` (tokens per second).
+    ranks : dict
+        By rank ``kv_bytes``, ``active``, ``peak`` (bytes) and ``collectives`` (share of the time).
+    """
+
+    text: str
+    tokens: list[int]
+    finish: str
+    figures: dict[str, Any]
+    ranks: dict[int, dict[str, Any]]
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class ModelOnRanks:
+    """A language model that ranks hold; made by `load`.
+
+    On each rank the variable `name` is a `mlxbench_kernel.models.Part`: ``lm.model`` and
+    ``lm.tokenizer`` there are mlx-lm's own.
+
+    Attributes
+    ----------
+    cluster : Cluster
+        Whose ranks.
+    name : str
+        Of the variable on the ranks.
+    path : str
+        Folder or name that it was loaded from.
+    shard : str
+        "tensor", "pipeline" or "data" (a replica on each rank).
+    plan : Plan or None
+        Made before loading; None where none was wanted.
+    parts : dict
+        By rank ``nbytes`` (of the parameters there), ``read_bytes``, ``seconds``, ``context``
+        (tokens that the model is made for, or None), ``has_chat_template``.
+    architecture : str
+        As mlx-lm calls it.
+    tell : function
+        Is told in words what was done about a fault.
+    """
+
+    def __init__(self, cluster: Cluster, name: str, path: str) -> None:
+        self.cluster, self.name, self.path = cluster, name, path
+        self.shard = self.architecture = ""
+        self.plan: Plan | None = None
+        self.parts: dict[int, dict[str, Any]] = {}
+        self.tell: Tell = lambda text: None
+
+    @classmethod
+    def load(
+        cls,
+        path_or_repo: str | os.PathLike[str],
+        shard: str = "auto",
+        *,
+        cluster: Cluster | None = None,
+        name: str = "lm",
+        context: int | None = None,
+        adapter: str | os.PathLike[str] | None = None,
+        draft: str | os.PathLike[str] | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        anyway: bool = False,
+        progress: Progress = lambda done, text: None,
+        planned: Callable[[Plan], None] = lambda plan: None,
+        show: Tell = lambda text: None,
+    ) -> Self:
+        """Load a model on all ranks; of the weights each reads only its share.
+
+        Parameters
+        ----------
+        path_or_repo
+            Folder of a model as mlx-lm reads it, the same on all hosts, or its name on the hub.
+        shard
+            "tensor" (parts of each layer on every rank), "pipeline" (whole layers), "data" (a
+            replica on each rank), or "auto": the first of these that goes and fits.
+        cluster
+            The ranks; by default those that were started last.
+        name
+            Of the variable on the ranks.
+        context
+            Tokens that are to fit; by default 8 192, or what the model is made for if that is less.
+        adapter
+            Folder of adapters, as `mlx_lm.lora` saves them.
+        draft
+            A smaller model with the same tokenizer, for speculative decoding.
+        revision, trust_remote_code
+            As for mlx-lm's ``load``.
+        anyway
+            Whether to load what is not planned to fit.
+        progress, planned, show
+            Told how far it is, what the plan is before anything is loaded, and who is late.
+
+        Raises
+        ------
+        UsageError
+            Something that was given cannot be, files are not whole or not the same on all hosts,
+            or the model does not fit: with the plan's table. Nothing was loaded.
+        ClusterError
+            A rank is gone, or failed.
+        """
+        if not name.isidentifier():
+            raise UsageError(f"name={name!r} is no name of a variable: type lm")
+        made = cls(cluster or Cluster.latest(), name, _told(path_or_repo))
+        progress(0.0, "looking at the files")
+        folders = made._find(revision)
+        progress(0.02, "planning")
+        made._make_plan(folders[0], shard, context, anyway, planned)
+        options = {
+            "trust_remote_code": trust_remote_code,
+            "split": made.plan.split if made.plan else None,
+            "adapter": None if adapter is None else _told(adapter),
+            "draft": None if draft is None else _told(draft),
+        }
+        done: dict[int, float] = {}
+
+        def heard(rank: int, told: dict[str, Any]) -> None:
+            done[rank] = told["done"] / max(told["total"], 1)
+            all_of_it = format_bytes(told["total"] * made.size)
+            progress(0.05 + 0.95 * sum(done.values()) / made.size, f"reading {all_of_it}")
+
+        arguments = {rank: (name, folders[rank], made.shard, options) for rank in made.ranks}
+        made.parts = made._ask("load", arguments, heard=heard, show=show)
+        made.shard = made.parts[0]["shard"]
+        progress(1.0, "loaded")
+        return made
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+        return self.cluster.size
+
+    @property
+    def ranks(self) -> list[int]:
+        """All of them."""
+        return list(range(self.size))
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that the model is made for; None where its config does not say."""
+        found: int | None = self.parts[0]["context"]
+        return found
+
+    def __repr__(self) -> str:
+        held = format_bytes(sum(each["nbytes"] for each in self.parts.values()))
+        how = f"{self.shard} on {self.size} ranks" if self.size > 1 else "on one rank"
+        name = Path(self.path).name or self.path
+        return f"LanguageModel {name} ({self.architecture}), {how}, {held} of parameters"
+
+    def ask(
+        self,
+        call: str,
+        *arguments: Any,
+        ranks: Sequence[int] | None = None,
+        heard: Heard = lambda rank, told: None,
+        show: Tell = lambda text: None,
+    ) -> dict[int, Any]:
+        """Have ranks do one of `on_model.CALLS` with this model; the results, by rank.
+
+        Raises
+        ------
+        UsageError, ClusterError
+            See `ask_ranks`.
+        """
+        chosen = self.ranks if ranks is None else ranks
+        return ask_ranks(
+            self.cluster, chosen, self.tell, None, call, self.name, *arguments,
+            of=on_model, show=show, heard=heard,
+        )  # fmt: skip
+
+    def forget(self) -> None:
+        """Have the ranks let go of it, and give the memory back."""
+        self.ask("forget")
+
+    # -- generating ----------------------------------------------------------------
+
+    def generate_on_ranks(
+        self,
+        prompt: Prompt,
+        max_tokens: int = 256,
+        *,
+        seed: int | None = None,
+        keep: str = "",
+        heard: Callable[[Generated], None] = lambda so_far: None,
+        show: Tell = lambda text: None,
+        **options: Any,
+    ) -> Generated:
+        """Generate a text.
+
+        Parameters
+        ----------
+        prompt
+            Text as it is, tokens, or messages with ``role`` and ``content`` for the model's chat
+            template.
+        max_tokens
+            At most.
+        seed
+            Of the sampling; by default a random one.
+        keep
+            Name under which the ranks keep the KV cache, for a prompt that begins alike.
+        heard
+            Is told again and again what there is so far, on the client's thread.
+        show
+            Is told who is late.
+        **options
+            As mlx-lm names them: ``temp``, ``top_p``, ``top_k``, ``min_p``, ``repetition_penalty``,
+            …, see `mlxbench_kernel.models.sampling.OPTIONS`.
+
+        Raises
+        ------
+        UsageError
+            The prompt or an option cannot be.
+        ClusterError
+            It was stopped (`stop`), or a rank is gone; the model is still there.
+        KeyboardInterrupt
+            Likewise, by Ctrl-C.
+        """
+        so_far = _SoFar(heard)
+        seed = random.getrandbits(32) if seed is None else seed
+        given = prompt if isinstance(prompt, str) else [_plain(each) for each in prompt]
+        ranks = [0] if self.shard == "data" else self.ranks
+        found = self.ask(
+            "generate", given, max_tokens, seed, keep, options,
+            ranks=ranks, heard=so_far, show=show,
+        )  # fmt: skip
+        first = found[0]
+        return Generated(
+            so_far.text,
+            first["tokens"],
+            first["piece"]["finish"],
+            figures_of(first["piece"]),
+            {rank: each["figures"] for rank, each in found.items()},
+        )
+
+    def stop(self) -> None:
+        """Stop what the ranks are generating; from any thread. The model stays."""
+        self.cluster.interrupt()
+
+    # -- loading -------------------------------------------------------------------
+
+    def _find(self, revision: str | None) -> dict[int, str]:
+        """Where the files are, by rank; the same everywhere."""
+        ranks = self.ranks
+        found = ask_ranks(
+            self.cluster, ranks, self.tell, None, "find", self.path, revision, of=on_model
+        )
+        self.architecture = found[0]["architecture"]
+        hosts = {each.rank: each.host for each in self.cluster.info.ranks}
+        for rank in ranks[1:]:
+            ours, its = found[0]["digests"], found[rank]["digests"]
+            other = sorted(
+                name for name in ours.keys() | its.keys() if ours.get(name) != its.get(name)
+            )
+            if other:
+                raise UsageError(
+                    f"{other[0]} differs between {hosts[0]} (rank 0) and {hosts[rank]} (rank "
+                    f"{rank}): copy {found[0]['folder']} of {hosts[0]} there"
+                )
+        return {rank: each["folder"] for rank, each in found.items()}
+
+    def _make_plan(
+        self,
+        folder: str,
+        shard: str,
+        context: int | None,
+        anyway: bool,
+        planned: Callable[[Plan], None],
+    ) -> None:
+        hosts = self.cluster.free_memory()
+        options = {} if context is None else {"context": context}
+        told = ask_ranks(
+            self.cluster, [0], self.tell, None, "plan", folder, hosts, shard, options, of=on_model
+        )[0]
+        self.plan = Plan(**told)
+        self.shard = self.plan.shard
+        if not self.plan.fits and not anyway:
+            raise UsageError(f"{self.path} {self.plan.text}")
+        planned(self.plan)
+
+    def _ask(
+        self, call: str, arguments: Mapping[int, tuple[Any, ...]], heard: Heard, show: Tell
+    ) -> dict[int, Any]:
+        """As `ask`, with arguments of its own for each rank."""
+        return ask_ranks(
+            self.cluster, list(arguments), self.tell, None, "each", call, dict(arguments),
+            of=on_model, show=show, heard=heard,
+        )  # fmt: skip
+
+
+class _SoFar:
+    """Puts together what ranks say of a generation."""
+
+    def __init__(self, heard: Callable[[Generated], None]) -> None:
+        self._heard = heard
+        self.text = ""
+        self._figures: dict[str, Any] = {}
+        self._ranks: dict[int, dict[str, Any]] = {}
+
+    def __call__(self, rank: int, told: dict[str, Any]) -> None:
+        self.text += told.get("text", "")
+        if told.get("piece"):
+            self._figures = figures_of(told["piece"])
+        if "figures" in told:
+            self._ranks[rank] = told["figures"]
+        self._heard(Generated(self.text, [], "", self._figures, dict(self._ranks)))
+
+
+def figures_of(piece: Mapping[str, Any]) -> dict[str, Any]:
+    """What `Generated.figures` has of a piece."""
+    names = ("prompt_tokens", "reused", "tokens", "first", "prompt_rate", "rate")
+    return {name: piece[name] for name in names}
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else int(value)
+
+
+def _told(path: str | os.PathLike[str]) -> str:
+    """A path as all ranks on this host's file system find it; a name on the hub as it is."""
+    text = os.fspath(path)
+    here = Path(text).expanduser()
+    if here.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", text):
+        return str(here.absolute())
+    return text

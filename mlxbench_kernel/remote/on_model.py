@@ -1,0 +1,174 @@
+"""What a rank does with its part of a language model for the notebook; this runs on the rank."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import mlx.core as mx
+
+from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.memory.fit import FitPlan
+from mlxbench_kernel.memory.fit.source import read_source
+from mlxbench_kernel.models import Part, folder, load, ways
+from mlxbench_kernel.models.generating import Generation, Piece
+from mlxbench_kernel.remote.said import say
+
+SAY_SECONDS = 0.05  # from one piece of text to the next: what a token is told in takes 0.3 ms
+FIGURES_SECONDS = 0.5
+
+_result: list[Any] = [None]
+
+
+def on_model(name: str, *arguments: Any) -> Any:
+    """Do one of `CALLS`; ``"take"`` gives what the last one returned."""
+    if name == "take":
+        result, _result[0] = _result[0], None
+        return result
+    _result[0] = CALLS[name](*arguments)
+    return None
+
+
+def part_named(name: str) -> Part:
+    """The part of a model that the notebook has loaded under this name."""
+    found = _namespace().get(name)
+    if not isinstance(found, Part):
+        raise UsageError(
+            f"{name} is no language model here any more: load it again (LanguageModel.load)"
+        )
+    return found
+
+
+def _each(call: str, arguments: dict[int, tuple[Any, ...]]) -> Any:
+    """One of `CALLS` with this rank's own arguments."""
+    return CALLS[call](*arguments[mx.distributed.init().rank()])
+
+
+def _find(path: str, revision: str | None) -> dict[str, Any]:
+    """Where the model is here, and what its files are."""
+    found = folder.find(path, revision)
+    config = folder.check(found)
+    return {
+        "folder": str(found),
+        "digests": folder.digests(found),
+        "architecture": str(config.get("model_type")),
+    }
+
+
+def _plan(path: str, hosts: Any, shard: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Whether it fits, and how."""
+    try:
+        if shard != "auto":
+            source = read_source(path)
+            size = mx.distributed.init().size()
+            if source.model is not None:
+                ways.check(source.model, source.architecture, shard, size)
+        plan = FitPlan(path, hosts, shard=shard, **options)
+    except UsageError as error:
+        raise UsageError(str(error).removeprefix("FitPlan: ")) from error
+    return {
+        "text": str(plan), "markdown": plan._repr_markdown_(), "shard": plan.shard,
+        "why": plan.why, "split": list(plan.split), "fits": plan.fits, "rows": plan.to_dicts(),
+    }  # fmt: skip
+
+
+def _load(name: str, path: str, shard: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Load this rank's part into the variable `name`."""
+    said = [0.0]
+
+    def tell(done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - said[0] > SAY_SECONDS or done == total:
+            said[0] = now
+            say(done=done, total=total)
+
+    namespace = _namespace()
+    namespace.pop(name, None)  # so that two never have to fit
+    part = load(path, shard, mx.distributed.init(), progress=tell, **options)
+    namespace[name] = part
+    return {
+        "shard": part.shard, "nbytes": part.nbytes, "read_bytes": part.read_bytes,
+        "seconds": part.seconds, "context": part.context,
+        "has_chat_template": bool(part.tokenizer.has_chat_template),
+    }  # fmt: skip
+
+
+def _generate(
+    name: str, prompt: Any, most: int, seed: int, keep: str, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Generate; rank 0 says the text as it comes, and each rank what that takes here."""
+    part = part_named(name)
+    made = Generation(part, prompt, most, seed=seed, keep=keep, options=options)
+    told = _Told(made, part.rank == 0)
+    for piece in made:
+        told(piece)
+    return {**told.last(), "tokens": made.found}
+
+
+class _Told:
+    """Says what a generation brings, some of it at a time."""
+
+    def __init__(self, made: Generation, speaks: bool) -> None:
+        self._made, self._speaks = made, speaks
+        self._text = ""
+        self._piece: Piece | None = None
+        self._said = self._looked = 0.0
+
+    def __call__(self, piece: Piece) -> None:
+        self._text += piece.text
+        self._piece = piece
+        now = time.monotonic()
+        if now - self._looked > FIGURES_SECONDS:
+            self._looked = now
+            self._say(figures=self._made.watch.figures())
+        elif self._speaks and now - self._said > SAY_SECONDS:
+            self._say()
+
+    def last(self) -> dict[str, Any]:
+        """Say the rest; the last piece and the figures."""
+        figures = self._made.watch.figures()
+        self._say(figures=figures)
+        return {"piece": _numbers(self._piece), "figures": figures}
+
+    def _say(self, **more: Any) -> None:
+        if self._speaks:
+            self._said = time.monotonic()
+            more |= {"text": self._text, "piece": _numbers(self._piece)}
+            self._text = ""
+        say(**more)
+
+
+def _numbers(piece: Piece | None) -> dict[str, Any]:
+    """A piece with its rates."""
+    if piece is None:
+        return {}
+    rate = piece.rate
+    return {
+        **asdict(piece), "prompt_rate": piece.prompt_rate, "rate": None if rate != rate else rate,
+    }  # fmt: skip
+
+
+def _forget(name: str) -> None:
+    """Let go of a model."""
+    _namespace().pop(name, None)
+    mx.clear_cache()
+
+
+def _namespace() -> dict[str, Any]:
+    from IPython.core.getipython import get_ipython
+
+    shell: Any = get_ipython()
+    namespace: dict[str, Any] = shell.user_ns
+    return namespace
+
+
+CALLS: dict[str, Callable[..., Any]] = {
+    "each": _each,
+    "find": _find,
+    "plan": _plan,
+    "load": _load,
+    "generate": _generate,
+    "forget": _forget,
+}
