@@ -81,6 +81,13 @@ def quantity(number: float) -> str:
     return f"{number / 1000.0**thousands:.3g} {PREFIXES[thousands + 3]}"
 
 
+def duration(seconds: float) -> str:
+    """How long something was or is ago: ``0.4 s``, ``12 s``, ``3 min``, ``5 h``."""
+    if seconds < 120:
+        return f"{round(seconds, 1):g} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
+
+
 def ratio(number: float) -> str:
     """A number with two digits, or all before the point: ``0.25``, ``4.5``, ``1,365``."""
     return f"{number:,.0f}" if abs(number) >= 99.5 else f"{number:.2g}"

@@ -55,6 +55,9 @@ class FakeRanks:
     def why_gone(self, rank: int) -> str:
         return f"rank {rank} on {self.hosts[rank]} is gone (killed by SIGKILL)"
 
+    def how_gone(self, rank: int) -> str:
+        return "killed by SIGKILL"
+
     def ask(
         self, name: str, arguments: Mapping[int, Mapping[str, Any]], timeout: float
     ) -> dict[int, Any]:

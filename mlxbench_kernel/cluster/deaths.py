@@ -17,6 +17,7 @@ from typing import Any
 from mlxbench_kernel.cluster.state import RankInfo
 from mlxbench_kernel.memory import format_bytes
 from mlxbench_kernel.rank import last_seen
+from mlxbench_kernel.units import duration
 
 # `memory.overflow` has the source; a fault of any other native code ends like that too.
 REFUSED = (
@@ -60,6 +61,12 @@ class Death:
             return f"killed by {signal.Signals(-self.code).name}"
         except ValueError:  # a real-time signal
             return f"killed by signal {-self.code}"
+
+    @property
+    def briefly(self) -> str:
+        """`how`, and whether it was for want of memory; "" where neither is known."""
+        want = "for want of memory" if self.of_memory else ""
+        return ", ".join(each for each in (want, self.how) if each)
 
     @property
     def of_memory(self) -> bool:
@@ -134,16 +141,10 @@ class Death:
             f"cache {format_bytes(memory['cache'])}",
             f"{format_bytes(self._pool['available'])} of {format_bytes(self._pool['total'])} left",
         ]
-        lines = [f"last seen {_ago(self.seen['age'])} before: {', '.join(amounts)}"]
+        lines = [f"last seen {duration(self.seen['age'])} before: {', '.join(amounts)}"]
         if held := self.seen["largest"]:
             largest = [
                 f"{each['name']} {format_bytes(each['bytes'])} {each['kind']}" for each in held
             ]
             lines.append(f"largest: {', '.join(largest)}")
         return [*refused, *lines]
-
-
-def _ago(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"

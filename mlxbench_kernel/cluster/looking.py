@@ -9,6 +9,7 @@ from typing import Any
 
 from mlxbench_kernel.cluster import words
 from mlxbench_kernel.cluster.client import BenchClient
+from mlxbench_kernel.cluster.deaths import Death
 from mlxbench_kernel.cluster.history import PastCell, ask, ask_last_cell
 from mlxbench_kernel.cluster.machinery import Machinery
 from mlxbench_kernel.cluster.state import SILENT, ClusterInfo, RankInfo
@@ -73,13 +74,20 @@ class Looking:
 
     def why_gone(self, rank: int) -> str:
         """Why a rank is gone, with what was last seen of its memory; see `Death.message`."""
+        return self._death(rank).message(self.info.ranks[rank], alone=not self.living())
+
+    def how_gone(self, rank: int) -> str:
+        """How the process of a rank has ended, in a few words; see `Death.briefly`."""
+        return self._death(rank).briefly
+
+    def _death(self, rank: int) -> Death:
         who = self.info.ranks[rank]
         death = self.machinery.death(self.client.engine(rank), who.pid, DEATH_SECONDS)
         if death.seen is None and rank in self._samples:
             when, sample = self._samples[rank]
             seen = {**sample, "age": time.monotonic() - when}
             death = dataclasses.replace(death, seen=seen)
-        return death.message(who, alone=not self.living())
+        return death
 
     def _require_controller(self) -> None:
         if not self.controller_runs:

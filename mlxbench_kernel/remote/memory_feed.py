@@ -32,6 +32,7 @@ DOWN_SECONDS = 60.0  # that a cluster may be down before it is given up
 # are taken as often as ever, and come some at a time.
 BUSY_PERIOD = 0.4
 STEP, CELL = COLUMNS.index("step"), COLUMNS.index("cell")
+DOWN = "the cluster is down"
 SKEW = 0.1  # seconds that clocks of hosts may differ without it being seen
 Changed = Callable[[], None]
 
@@ -52,6 +53,8 @@ class Seen:
         Unix time since when it has not answered; None while it does.
     why
         In words, where it is gone.
+    how
+        In few words how its process has ended, where that is known.
     """
 
     rank: int
@@ -61,6 +64,7 @@ class Seen:
     marks: list[Mark] = field(default_factory=list)
     since: float | None = None
     why: str = ""
+    how: str = ""
     record: str = ""
     earlier: list[Mark] = field(default_factory=list)  # of a process that is gone
     cursor: int = 0
@@ -83,6 +87,7 @@ class Asked(Protocol):
     def who(self) -> Sequence[tuple[int, str, int]]: ...
     def living(self) -> Sequence[int]: ...
     def why_gone(self, rank: int) -> str: ...
+    def how_gone(self, rank: int) -> str: ...
     def ask(
         self, name: str, arguments: Mapping[int, Mapping[str, Any]], timeout: float
     ) -> dict[int, Any]: ...
@@ -106,6 +111,9 @@ class OfRanks:
 
     def why_gone(self, rank: int) -> str:
         return self.cluster.why_gone(rank)
+
+    def how_gone(self, rank: int) -> str:
+        return self.cluster.how_gone(rank)
 
     def ask(
         self, name: str, arguments: Mapping[int, Mapping[str, Any]], timeout: float
@@ -134,6 +142,9 @@ class OfThisProcess:
         return [0]
 
     def why_gone(self, rank: int) -> str:
+        return ""
+
+    def how_gone(self, rank: int) -> str:
         return ""
 
     def ask(
@@ -249,6 +260,7 @@ class MemoryFeed:
             with suppress(Exception):  # a cluster that is down
                 for each in self.ranks:
                     if each.since is not None and not each.why and self._is_gone(each):
+                        each.how = self.asked.how_gone(each.rank)
                         each.why = self.asked.why_gone(each.rank) or "gone"
                 if self._late:
                     self._ask(sorted(self._late.copy()), LATE_SECONDS)
@@ -271,7 +283,7 @@ class MemoryFeed:
             if each.rank not in living:
                 each.since = each.since or time.time()
                 if self.asked.closed:
-                    each.why = "the cluster is down"
+                    each.why = DOWN
 
     def _ask(self, ranks: Sequence[int], timeout: float) -> None:
         living = set(self.asked.living())
@@ -301,7 +313,7 @@ class MemoryFeed:
     def _take(self, seen: Seen, told: Mapping[str, Any], sent: float) -> bool:
         """Keep what a rank has told; whether there is more."""
         arrived, gone = time.time(), seen.since
-        seen.since, seen.why = None, ""
+        seen.since, seen.why, seen.how = None, "", ""
         if arrived - sent < seen.quickest:
             seen.quickest = arrived - sent
             skew = (sent + arrived) / 2 - told["now"]

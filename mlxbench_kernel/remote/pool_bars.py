@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mlxbench_kernel.memory.record import COLUMNS, PRESSURES
+from mlxbench_kernel.remote.lateness import STALE_SECONDS, line, state
 from mlxbench_kernel.remote.memory_feed import Seen
 
-STALE_SECONDS = 2.0  # after which a number is shown as old
 TREND_SECONDS = 30.0  # over which swap is said to grow or to shrink
 TREND_BYTES = 16 << 20
 TOLD = ("wired", "compressed", "swap", "pressure")  # by most systems
@@ -23,16 +23,20 @@ class Segment:
     Attributes
     ----------
     kind
-        "system", "others", "active", "cache", "rest" or "free".
+        "system", "others", "active", "cache", "rest", "held" or "free". "held" is what a rank had
+        until it died, as much of it as is free now, before anybody else takes it.
     bytes
         Its size.
     rank
         Whose it is; -1 for nobody's.
+    state
+        Of the rank, where this is as it was last known: "late" or "gone"; else "".
     """
 
     kind: str
     bytes: float
     rank: int = -1
+    state: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,8 @@ class Bar:
         What the system does not tell: "compressed", "wired", …
     stale
         Seconds since it was heard of, where that is long ago; else 0.
+    said
+        A line for each rank that is gone or late: how, and since when.
     """
 
     host: str
@@ -88,6 +94,12 @@ class Bar:
     swap_trend: int = 0
     unknown: tuple[str, ...] = ()
     stale: float = 0.0
+    said: tuple[str, ...] = ()
+
+    @property
+    def free(self) -> float:
+        """Bytes that nobody uses."""
+        return sum(each.bytes for each in self.segments if each.kind in ("held", "free"))
 
 
 def bars(
@@ -115,17 +127,21 @@ def bars(
 def _of_host(
     host: str, ranks: Sequence[Seen], limits: Mapping[int, Mapping[str, float]], now: float
 ) -> list[Bar]:
-    samples = {each.rank: each.last for each in ranks}
-    newest = max(ranks, key=lambda each: each.last["time"])
-    pool = samples[newest.rank]
-    there = [each for each in ranks if not each.why] or ranks  # the last that was seen, if no more
-    alive = {each.rank: samples[each.rank] for each in there}
+    # Of those that are gone only what they held is shown, or all if nobody else tells of the pool.
+    there = [each for each in ranks if not each.why] or ranks
+    gone = [each for each in ranks if each.why and each not in there]
+    states = {each.rank: state(each, now) for each in ranks}
+    said = tuple(told for each in ranks if (told := line(each, now)))
+    newest = max(there, key=lambda each: each.last["time"])
+    pool = newest.last
+    alive = {each.rank: each.last for each in there}
     apart = not math.isnan(pool["gpu_total"])
     system = _known(pool["wired"]) + _known(pool["compressed"])
     marks = {rank: limits.get(rank, {}) for rank in alive}
     stack = _stack(
         pool["total"], pool["available"], system,
         {rank: _charged(each, apart) for rank, each in alive.items()},
+        {each.rank: each.last["footprint"] for each in gone}, states,
     )  # fmt: skip
     found = [
         Bar(
@@ -139,13 +155,14 @@ def _of_host(
             _trend(newest, now),
             tuple(name for name in TOLD if math.isnan(pool[name])),
             _stale(pool, now),
+            said,
         )
     ]
     for rank, each in alive.items() if apart else ():
         # Each rank has a GPU of its own, as CUDA_VISIBLE_DEVICES gives it.
         total = each["gpu_total"]
         ours = {rank: (("active", each["active"]), ("cache", each["cache"]))}
-        stack = _stack(total, each["gpu_available"], 0.0, ours)
+        stack = _stack(total, each["gpu_available"], 0.0, ours, {}, states)
         markers = _markers(total, stack, {rank: each}, marks)
         found.append(
             Bar(host, f"GPU of rank {rank}", total, stack, markers, stale=_stale(each, now))
@@ -178,15 +195,27 @@ def _stack(
     available: float,
     system: float,
     ours: Mapping[int, Sequence[tuple[str, float]]],
+    gone: Mapping[int, float],
+    states: Mapping[int, str],
 ) -> tuple[Segment, ...]:
-    own = [Segment(kind, size, rank) for rank, parts in ours.items() for kind, size in parts]
+    """What fills a pool; `gone` is what ranks held that are no more."""
+    own = [
+        Segment(kind, size, rank, states[rank])
+        for rank, parts in ours.items()
+        for kind, size in parts
+    ]
     used = sum(each.bytes for each in own)
     # macOS counts what Metal keeps resident for us as wired too: that is ours. And each number is
     # of a moment of its own: what is left over is never less than nothing.
     system = min(system, max(total - available - used, 0.0))
     others = max(total - available - system - used, 0.0)
     free = max(total - system - others - used, 0.0)
-    return (Segment("system", system), Segment("others", others), *own, Segment("free", free))
+    held = []
+    for rank, size in gone.items():
+        held.append(Segment("held", min(size, free), rank, states[rank]))
+        free -= held[-1].bytes
+    ends = (*held, Segment("free", free))
+    return (Segment("system", system), Segment("others", others), *own, *ends)
 
 
 def _markers(
@@ -220,11 +249,3 @@ def _trend(seen: Seen, now: float) -> int:
         return 0
     change = float(swap[-1] - swap[0])
     return (change > TREND_BYTES) - (change < -TREND_BYTES)
-
-
-def how_late(seen: Seen) -> str:
-    """That a rank is gone or does not answer, and since when; "" while it does."""
-    if seen.since is None:
-        return ""
-    clock = time.strftime("%H:%M:%S", time.localtime(seen.since))
-    return f"gone since {clock}: {seen.why}" if seen.why else f"no answer since {clock}"

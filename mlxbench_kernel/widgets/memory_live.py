@@ -16,8 +16,9 @@ import numpy as np
 import traitlets
 
 from mlxbench_kernel.memory.record import COLUMNS, Mark
+from mlxbench_kernel.remote.lateness import how_late
 from mlxbench_kernel.remote.memory_feed import MemoryFeed, Seen
-from mlxbench_kernel.remote.pool_bars import Bar, bars, how_late
+from mlxbench_kernel.remote.pool_bars import Bar, bars
 from mlxbench_kernel.widgets.graph_view import STATIC
 
 SENT = [COLUMNS.index(name) for name in ("time", "active", "cache", "peak", "footprint", "step")]
@@ -98,6 +99,7 @@ def _plain(bar: Bar) -> dict[str, Any]:
         "markers": [vars(each) for each in bar.markers],
         "swap": None if math.isnan(bar.swap) else bar.swap,
         "unknown": list(bar.unknown),
+        "said": list(bar.said),
     }
 
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from mlxbench_kernel.memory import Grown, Holdings, freeable
 from mlxbench_kernel.memory.limits import NAMES as LIMITS
+from mlxbench_kernel.remote.lateness import how_late
 from mlxbench_kernel.remote.memory import Memory
-from mlxbench_kernel.remote.pool_bars import bars, how_late
+from mlxbench_kernel.remote.pool_bars import bars
 from mlxbench_kernel.units import format_bytes
 from mlxbench_kernel.widgets.table import Table
 
@@ -26,11 +27,10 @@ def status(memory: Memory) -> Table:
         held = [size(last.get(name)) for name in ("active", "cache", "peak", "footprint")]
         rows.append([str(each.rank), each.host, *held, how_late(each)])
     pools = [
-        f"{bar.host} {bar.pool}: {size(free)} of {size(bar.total)} free"
+        f"{bar.host} {bar.pool}: {size(bar.free)} of {size(bar.total)} free"
         + (f", pressure {bar.pressure}" if bar.pressure else "")
         + ("" if math.isnan(bar.swap) else f", swap {size(bar.swap)}")
         for bar in bars(memory.feed.ranks, memory.markers)
-        for free in [bar.segments[-1].bytes]
     ]
     header = ("rank", "host", "MLX active", "MLX cache", "peak", "footprint", "")
     return Table(header, rows, " · ".join(pools))

@@ -36,6 +36,8 @@ while not os.path.exists("enough"):
     time.sleep(0.1)
 """
 
+LOST = "fake.gone.add(1); fake.silent.add(2)"
+
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
@@ -112,7 +114,7 @@ def test_what_holds_it_is_drawn_and_gone_into(lab: Lab, page: Page) -> None:
 
 @pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
 def test_it_can_be_read_in_both_themes(lab: Lab, page: Page, theme: str) -> None:
-    view = opened(page, lab, f"{theme.split()[1]}.ipynb")
+    view = opened(page, lab, f"{theme.split()[1]}.ipynb", LOST)
     dark = theme.endswith("Dark")
     page.get_by_role("menuitem", name="Settings", exact=True).click()
     for label in ("Theme", theme):
@@ -120,6 +122,23 @@ def test_it_can_be_read_in_both_themes(lab: Lab, page: Page, theme: str) -> None
     page.wait_for_function(
         "dark => document.body.dataset.jpThemeLight === String(!dark)", arg=dark, timeout=15_000
     )
-    page.wait_for_timeout(1000)
+    late = view.locator(".mlxmem-bar").nth(1)
+    expect(late).to_contain_text("rank 2 has not answered for", timeout=15_000)
     picture(page, f"memory-{'dark' if dark else 'light'}")
     assert not pale_texts(view)
+
+
+def test_a_rank_that_died_or_is_late_says_so_in_its_bar(lab: Lab, page: Page) -> None:
+    view = opened(page, lab, "lost.ipynb", LOST)
+    studio, mini = view.locator(".mlxmem-bar").all()
+    said = re.compile(r"rank 1 died \d+ s ago \(killed by SIGKILL\)")
+    expect(studio.locator(".mlxmem-lost")).to_have_text(said, timeout=15_000)
+    expect(studio.locator(".mlxmem-stack .mlxmem-was-gone")).to_have_count(1)
+    expect(studio.locator(".mlxmem-legend")).to_contain_text("rank 1 held until it died4.50 GB")
+    expect(studio.locator(".mlxmem-key").last).to_have_text("free18.0 GB")
+    expect(mini.locator(".mlxmem-lost")).to_have_text(
+        re.compile("rank 2 has not answered for .* s: as it was then"), timeout=15_000
+    )
+    expect(mini.locator(".mlxmem-stack .mlxmem-was-late")).to_have_count(3)
+    first = studio.locator(".mlxmem-lost").inner_text()
+    expect(studio.locator(".mlxmem-lost")).not_to_have_text(first)  # the time goes on

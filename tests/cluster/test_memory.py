@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
@@ -15,8 +16,9 @@ import pytest
 from mlxbench_kernel.cluster import Cluster
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.memory.record import COLUMNS
+from mlxbench_kernel.remote.lateness import how_late
 from mlxbench_kernel.remote.memory import Memory
-from mlxbench_kernel.remote.pool_bars import bars, how_late
+from mlxbench_kernel.remote.pool_bars import bars
 
 MB = 1_000_000
 
@@ -174,6 +176,10 @@ def test_a_killed_rank_is_said_and_is_there_again_after_healing(ranks: Cluster) 
     assert "gone since" in how_late(victim) and "SIGKILL" in how_late(victim)
     before = memory.feed.ranks[0].ring.taken
     wait(lambda: memory.feed.ranks[0].ring.taken > before)
+    (bar,) = bars(memory.feed.ranks, memory.markers)
+    assert re.fullmatch(r"rank 1 died \S+ s ago \(killed by SIGKILL\)", bar.said[0])
+    (held,) = [each for each in bar.segments if each.rank == 1]
+    assert held.kind == "held" and held.bytes == victim.last["footprint"]
     ranks.heal()
     wait(lambda: victim.since is None and victim.pid == ranks.info.ranks[1].pid)
     fresh(memory)

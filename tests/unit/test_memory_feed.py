@@ -12,8 +12,9 @@ from fake_memory import GB, FakeRanks
 from pressing import wait
 
 from mlxbench_kernel.remote import memory_feed
+from mlxbench_kernel.remote.lateness import how_late
 from mlxbench_kernel.remote.memory_feed import MemoryFeed
-from mlxbench_kernel.remote.pool_bars import Bar, bars, how_late
+from mlxbench_kernel.remote.pool_bars import Bar, bars
 
 NAN = float("nan")
 
@@ -108,11 +109,42 @@ def test_a_rank_that_died_says_so_and_since_when() -> None:
         wait(lambda: feed.ranks[0].ring.taken > taken)
         said = how_late(feed.ranks[1])
         assert said.startswith("gone since ") and "killed by SIGKILL" in said
-        assert ("active", 1) not in parts(bars(feed.ranks, {})[0])
+        since = feed.ranks[1].since
+        assert since is not None
+        (bar,) = bars(feed.ranks, {}, now=since + 12)
+        assert bar.said == ("rank 1 died 12 s ago (killed by SIGKILL)",)
+        assert ("active", 1) not in parts(bar), "nobody has that any more"
+        held = next(each for each in bar.segments if each.rank == 1)
+        assert (held.kind, held.bytes, held.state) == ("held", 3.5 * GB, "gone")
+        assert {each.state for each in bar.segments if each.rank != 1} == {""}
+        assert bar.free == 18 * GB, "what it held is free"
+        assert sum(each.bytes for each in bar.segments) == bar.total
         asked.gone.clear()
         asked.pids[1], asked.records[1], asked.taken[1] = 5001, "two", 0
         wait(lambda: feed.ranks[1].since is None)
         assert how_late(feed.ranks[1]) == "" and feed.ranks[1].pid == 5001
+        assert bars(feed.ranks, {})[0].said == ()
+
+
+def test_a_host_whose_ranks_are_all_gone_is_shown_as_it_was() -> None:
+    asked = FakeRanks(["studio", "mini"])
+    with feeding(asked) as feed:
+        asked.gone.add(1)
+        wait(lambda: feed.ranks[1].why)
+        studio, mini = bars(feed.ranks, {}, now=time.time() + 200)
+        assert studio.said == (), "it answers"
+        assert mini.said == ("rank 1 died 3 min ago (killed by SIGKILL)",) and mini.stale > 100
+        assert parts(mini)["active", 1] == 2
+        assert {each.state for each in mini.segments if each.rank == 1} == {"gone"}
+
+
+def test_of_a_cluster_that_is_down_that_is_said() -> None:
+    asked = FakeRanks(["studio"])
+    with feeding(asked) as feed:
+        asked.closed = True
+        wait(lambda: feed.ranks[0].why)
+        (bar,) = bars(feed.ranks, {}, now=time.time() + 60)
+        assert bar.said == ("rank 0 has been gone for 60 s: the cluster is down",)
 
 
 def test_a_late_host_does_not_hold_up_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,6 +158,9 @@ def test_a_late_host_does_not_hold_up_the_others(monkeypatch: pytest.MonkeyPatch
         assert how_late(feed.ranks[1]).startswith("no answer since ")
         later = time.time() + 10
         assert [bar.stale > 0 for bar in bars(feed.ranks, {}, now=later)] == [True, True]
+        mini = bars(feed.ranks, {}, now=feed.ranks[1].last["time"] + 10)[1]
+        assert mini.said == ("rank 1 has not answered for 10 s: as it was then",)
+        assert {each.state for each in mini.segments if each.rank == 1} == {"late"}
         asked.silent.clear()
         wait(lambda: feed.ranks[1].since is None)
 

@@ -10,6 +10,7 @@ const NAMES: Record<Segment["kind"], string> = {
   active: "MLX active",
   cache: "MLX cache",
   rest: "rest of footprint",
+  held: "held until it died",
   free: "free",
 };
 const TRENDS: Record<string, string> = { "-1": "shrinking", "0": "steady", "1": "growing" };
@@ -24,7 +25,7 @@ export class Bars {
   /** Drawn anew only where other bars are there; else numbers and widths are changed in place. */
   show(): void {
     const bars = this.model.get("bars");
-    const shapes = JSON.stringify(bars.map((bar) => [bar.host, bar.pool, bar.segments.map((s) => [s.kind, s.rank]), bar.markers.length]));
+    const shapes = JSON.stringify(bars.map((bar) => [bar.host, bar.pool, bar.segments.map((s) => [s.kind, s.rank, s.state]), bar.markers.length]));
     if (shapes !== this.shapes) {
       this.shapes = shapes;
       this.element.replaceChildren(...bars.map(build));
@@ -37,26 +38,27 @@ export class Bars {
 function build(bar: Bar): HTMLElement {
   const stack = make("div", { class: "mlxmem-stack", role: "img" });
   for (const segment of bar.segments) {
-    const part = make("div", { class: `mlxmem-part mlxmem-${segment.kind}` });
-    part.style.background = colour(segment.kind, segment.rank);
+    const part = make("div", { class: `mlxmem-part mlxmem-${segment.kind}${hatched(segment)}` });
+    part.style.backgroundColor = colour(segment.kind, segment.rank);
     stack.append(part);
   }
   const markers = make("div", { class: "mlxmem-markers" });
   for (let count = 0; count < bar.markers.length; count++)
     markers.append(make("div", { class: "mlxmem-marker" }, make("span")));
   const legend = make("div", { class: "mlxmem-legend" });
-  for (const key of groups(bar)) {
-    const swatch = make("i");
-    swatch.style.background = colour(...key);
+  for (const segment of bar.segments) {
+    const swatch = make("i", { class: hatched(segment).trim() });
+    swatch.style.backgroundColor = colour(segment.kind, segment.rank);
     legend.append(make("span", { class: "mlxmem-key" }, swatch, make("b"), make("span")));
   }
   const title = make("div", { class: "mlxmem-title" }, make("b"), make("span"), make("em"));
-  return make("section", { class: "mlxmem-bar" }, title, make("div", { class: "mlxmem-frame" }, stack, markers), legend);
+  const lost = make("div", { class: "mlxmem-lost" });
+  return make("section", { class: "mlxmem-bar" }, title, lost, make("div", { class: "mlxmem-frame" }, stack, markers), legend);
 }
 
-/** What the legend names: each kind of a rank for itself. */
-function groups(bar: Bar): [Segment["kind"], number][] {
-  return bar.segments.map((segment) => [segment.kind, segment.rank]);
+/** What is as it was last known is hatched. */
+function hatched(segment: Segment): string {
+  return segment.state && ` mlxmem-was-${segment.state}`;
 }
 
 function fill(element: HTMLElement, bar: Bar): void {
@@ -66,7 +68,9 @@ function fill(element: HTMLElement, bar: Bar): void {
   text(facts, said(bar));
   text(pressure, bar.pressure && `pressure ${bar.pressure}`);
   pressure.className = `mlxmem-pressure mlxmem-${bar.pressure || "none"}`;
+  text(element.querySelector(".mlxmem-lost")!, bar.said.join("\n"));
   const stack = element.querySelector(".mlxmem-stack")!;
+  const free = bar.segments.filter((each) => each.kind === "held" || each.kind === "free").reduce((sum, each) => sum + each.bytes, 0);
   const legend = element.querySelector(".mlxmem-legend")!;
   bar.segments.forEach((segment, place) => {
     const part = stack.children[place] as HTMLElement;
@@ -77,7 +81,7 @@ function fill(element: HTMLElement, bar: Bar): void {
     part.title = `${what}: ${bytes(segment.bytes)}`;
     const key = legend.children[place];
     text(key.children[1], what);
-    text(key.children[2], bytes(segment.bytes));
+    text(key.children[2], bytes(segment.kind === "free" ? free : segment.bytes));
   });
   stack.setAttribute("aria-label", bar.segments.map((s) => `${NAMES[s.kind]} ${bytes(s.bytes)}`).join(", "));
   const labels = element.querySelector(".mlxmem-markers")!;

@@ -1,9 +1,11 @@
 /** What the view and the kernel say to each other; as in mlxbench_kernel/widgets/memory_messages.py. */
 
 export interface Segment {
-  kind: "system" | "others" | "active" | "cache" | "rest" | "free";
+  kind: "system" | "others" | "active" | "cache" | "rest" | "held" | "free";
   bytes: number;
   rank: number;
+  /** Of the rank, where this is as it was last known. */
+  state: "" | "late" | "gone";
 }
 
 export interface Bar {
@@ -17,6 +19,8 @@ export interface Bar {
   swap_trend: number;
   unknown: string[];
   stale: number;
+  /** Of ranks that are gone or late, a line each. */
+  said: string[];
 }
 
 export interface RankState {

@@ -30,7 +30,7 @@ export function clock(time: number): string {
 
 /** Colours of ranks, to be seen on white and on black. */
 const RANKS = ["#3b82c4", "#e0702a", "#2a9d5c", "#c2559d", "#8a6fd1", "#a98500", "#2a9fb0", "#d14b4b"];
-const SHARES = { active: "ff", cache: "8c", rest: "40" };
+const SHARES = { active: "ff", cache: "8c", rest: "40", held: "40" };
 
 export function colour(kind: string, rank: number): string {
   if (kind === "system") return "#757575";
