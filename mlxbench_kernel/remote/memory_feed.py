@@ -48,7 +48,8 @@ class Seen:
     ring : Ring
         Its samples, float64 [n, columns] as in `COLUMNS`; time is that of this machine.
     marks
-        Cells, and what the user has marked.
+        Cells, and what the user has marked. Their numbers, which samples have too, are no other's:
+        those of a process that was started anew go on from those of the one before.
     since
         Unix time since when it has not answered; None while it does.
     why
@@ -67,6 +68,7 @@ class Seen:
     how: str = ""
     record: str = ""
     earlier: list[Mark] = field(default_factory=list)  # of a process that is gone
+    begun: int = 0  # numbers of marks before this process
     cursor: int = 0
     version: int = -1
     skew: float = 0.0
@@ -318,15 +320,19 @@ class MemoryFeed:
             seen.quickest = arrived - sent
             skew = (sent + arrived) / 2 - told["now"]
             seen.skew = skew if abs(skew) > SKEW else 0.0
+        if anew := told["record"] != seen.record:  # it counts from 0
+            seen.begun = 1 + max((mark.number for mark in seen.marks), default=-1)
         rows = decode(told["samples"])
         rows[:, 0] += seen.skew
+        rows[:, CELL] += seen.begun
         seen.ring.put(rows)
         if "marks" in told:
             marks = read_marks(told["marks"])
             for mark in marks:
+                mark.number += seen.begun
                 mark.begin += seen.skew
                 mark.end += seen.skew
-            if told["record"] != seen.record:
+            if anew:
                 for mark in seen.marks:  # what ran when its process ended
                     mark.end = (gone or arrived) if mark.lasts else mark.end
                 seen.earlier = seen.marks[-MARKS:]

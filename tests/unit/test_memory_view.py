@@ -232,6 +232,27 @@ def test_numbers_for_others(view: MemoryView, asked: FakeRanks, tmp_path: Path) 
     assert "<script src=" not in page and "http-equiv" not in page, "it stands alone"
 
 
+def test_cells_are_named_rightly_also_before_a_rank_was_started_anew(
+    view: MemoryView, asked: FakeRanks
+) -> None:
+    seen = view.memory.feed.ranks[0]
+    cell = COLUMNS.index("cell")
+
+    def told() -> bool:
+        return bool(seen.marks) and seen.ring.last is not None and seen.ring.last[cell] >= 0
+
+    asked.marks[0] = [[0, "cell", "before", time.time(), None]]
+    asked.samples[0]["cell"] = 0.0
+    wait(told)
+    asked.marks[0] = [[0, "cell", "after", time.time(), None]]
+    asked.records[0] = "two"
+    wait(lambda: len(seen.marks) == 2 and seen.ring.last is not None and seen.ring.last[cell] == 1)
+    frame = view.to_dataframe()
+    ran = [name for name in frame[frame["rank"] == 0]["cell"] if name == name]
+    assert ran[0] == "before" and ran[-1] == "after" and sorted(set(ran)) == ["after", "before"]
+    assert ran == sorted(ran, reverse=True), "first all of the one, then all of the other"
+
+
 def test_thinning_keeps_extremes() -> None:
     values = np.zeros(36_000)
     values[12_345], values[23_456] = 7, -7
