@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-import numpy as np
-
 from mlxbench_kernel.memory import Growth, Holdings, causes, find_growth, format_bytes
-from mlxbench_kernel.memory.record import COLUMNS, Samples
+from mlxbench_kernel.remote.growth_series import GrowthSeries, Series
 from mlxbench_kernel.remote.memory_feed import MemoryFeed, Seen
 
 LOOK_SECONDS = 2.0  # from one decision to the next
-SAMPLES = 600  # of the last ones
 LATER = 0.2  # of the growth, by which it has grown again when its cause is looked for
-STEP, CELL, ACTIVE = (COLUMNS.index(name) for name in ("step", "cell", "active"))
+# Cells are fewer than steps, and each may leave something that is wanted: a thousandth of what is
+# active in each of ten is more than a few names.
+CELLS, CELL_SHARE = 10, 1.0
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class GrowthWatch:
     def __init__(self, feed: MemoryFeed, look: Callable[[int], Holdings]) -> None:
         self.reported: dict[int, Reported] = {}
         self._feed, self._look = feed, look
-        self._of: dict[int, tuple[str, float]] = {}  # what each rank was at when it was reported
+        self._ranks: dict[int, _Rank] = {}
         self._closed = threading.Event()
         threading.Thread(target=self._run, name="mlxbench-growth", daemon=True).start()
 
@@ -74,59 +72,56 @@ class GrowthWatch:
                     self.decide(seen)
 
     def decide(self, seen: Seen) -> None:
-        """Look at the last samples of a rank."""
-        _, rows = seen.ring.since(seen.ring.taken - SAMPLES)
-        doing, steps, active = series(rows)
-        known = self.reported.get(seen.rank)
-        if known is not None and self._of[seen.rank] != doing:
-            # It does something else now. What was found out stays until that grows too.
-            if known.before is not None:
-                del self.reported[seen.rank]
+        """Look at what is new of a rank."""
+        rank = self._ranks.get(seen.rank)
+        if rank is None or rank.record != seen.record:  # what was before is of another process
+            first = 0 if rank is None else seen.ring.taken
+            rank = self._ranks[seen.rank] = _Rank(seen.record, GrowthSeries(first), {})
+        for series in rank.series.read(seen):
+            decided = self._decide(seen, rank, series)
+            if decided is not None:
+                rank.found[series.kind] = series.number, decided
+                shown = self.reported.get(seen.rank)
+                if decided.said or shown is None or not shown.said:
+                    self.reported[seen.rank] = decided
+
+    def _decide(self, seen: Seen, rank: _Rank, series: Series) -> Reported | None:
+        """What is new of a growth; None if nothing is."""
+        number, known = rank.found.get(series.kind, (series.number, None))
+        if number != series.number:
             known = None
-        growth = find_growth(steps, active)
+        of_steps = rank.found.get("steps")
+        if series.kind == "cells" and of_steps is not None and of_steps[1].said:
+            return None  # steps are taken between cells too
+        if series.kind == "cells":
+            growth = find_growth(series.steps, series.active, least=CELLS, share=CELL_SHARE)
+        else:
+            growth = find_growth(series.steps, series.active)
         if growth is None:
-            return
+            return None
         if known is None:
-            self._of[seen.rank] = doing
-            before = self._look(seen.rank)
-            self.reported[seen.rank] = Reported(growth, "", before)
-        elif known.before is not None:
-            if active[-1] - known.before.active < LATER * known.growth.bytes:
-                return
-            now = self._look(seen.rank)
-            said = "" if _is_kept(known.before, now) else _said(seen, doing, growth)
-            if said:
-                behind = causes(known.before, now)
-                what = "; ".join(each.said for each in behind) or "no variable was found behind it"
-                said += f": {what}"
-            self.reported[seen.rank] = Reported(growth, said, None)
+            return Reported(growth, "", self._look(seen.rank))
+        if (
+            known.before is None
+            or series.active[-1] - known.before.active < LATER * known.growth.bytes
+        ):
+            return None
+        now = self._look(seen.rank)
+        said = "" if _is_kept(known.before, now) else _said(seen.rank, series.kind, growth)
+        if said:
+            behind = causes(known.before, now)
+            what = "; ".join(each.said for each in behind) or "no variable was found behind it"
+            said += f": {what}"
+        return Reported(growth, said, None)
 
 
-def series(rows: Samples) -> tuple[tuple[str, float], list[int], list[int]]:
-    """What the last samples are of, and active memory by step of it.
+@dataclass
+class _Rank:
+    """One process: its series, and by kind the number of the one that grows and what is known."""
 
-    Returns
-    -------
-    doing
-        ``("steps", 0)`` of a stepper, ``("cell", its number)`` where a cell runs, or
-        ``("cells", 0)``.
-    steps, active
-        As `find_growth` takes them; within a cell a step is a tenth of a second, or from one
-        sample to the next.
-    """
-    last = rows[-1] if len(rows) else np.full(len(COLUMNS), math.nan)
-    if not math.isnan(last[STEP]) and math.isnan(last[CELL]):
-        steps = rows[:, STEP]
-        back = np.flatnonzero(~(np.diff(steps) >= 0))  # it was gone back, or there was none
-        rows = rows[back[-1] + 1 :] if len(back) else rows
-        return ("steps", 0.0), rows[:, STEP].astype(int).tolist(), _whole(rows)
-    if not math.isnan(last[CELL]):
-        rows = rows[rows[:, CELL] == last[CELL]]
-        return ("cell", float(last[CELL])), list(range(len(rows))), _whole(rows)
-    # Between cells: the last sample after each of them.
-    rows = rows[~np.isnan(rows[:, CELL])]
-    ends = np.flatnonzero(np.diff(rows[:, CELL], append=math.nan) != 0)
-    return ("cells", 0.0), list(range(len(ends))), _whole(rows[ends])
+    record: str
+    series: GrowthSeries
+    found: dict[str, tuple[int, Reported]]
 
 
 def _is_kept(before: Holdings, now: Holdings) -> bool:
@@ -135,15 +130,11 @@ def _is_kept(before: Holdings, now: Holdings) -> bool:
     return more > (now.active - before.active) / 2
 
 
-def _whole(rows: Samples) -> list[int]:
-    return [int(each) for each in rows[:, ACTIVE]]
-
-
-def _said(seen: Seen, doing: tuple[str, float], growth: Growth) -> str:
+def _said(rank: int, kind: str, growth: Growth) -> str:
     size = format_bytes(growth.bytes)
-    if doing[0] == "steps":
+    if kind == "steps":
         each = f"{format_bytes(growth.per_step)} with each step"
-        return f"rank {seen.rank} grows by {each} ({size} from step {growth.first} on)"
-    if doing[0] == "cell":
-        return f"rank {seen.rank} grows while its cell runs, by {size} so far"
-    return f"rank {seen.rank} grows with each cell, by {format_bytes(growth.per_step)}"
+        return f"rank {rank} grows by {each} ({size} from step {growth.first} on)"
+    if kind == "cell":
+        return f"rank {rank} grows while its cell runs, by {size} so far"
+    return f"rank {rank} grows with each cell, by {format_bytes(growth.per_step)}"

@@ -157,6 +157,30 @@ def test_what_holds_it_is_found_by_name_also_while_a_cell_runs(
     cell.join()
 
 
+def test_memory_that_grows_from_cell_to_cell_is_found_beside_an_idle_stepper(
+    ranks: Cluster, memory: Memory
+) -> None:
+    run(
+        ranks,
+        "from mlxbench_kernel.training import Stepper\n"
+        "import mlx.optimizers as optim\n"
+        "net = nn.Linear(4, 4)\n"
+        "stepper = Stepper(net, optim.SGD(0.1), lambda m, x: m(x).sum(), [(mx.ones((2, 4)),)])\n"
+        "stepper.run(30)\n"
+        "log = []",
+    )
+    for _ in range(100):
+        run(ranks, "log.append(mx.zeros((1000, 500 * (1 + rank))) + 1); mx.eval(log)")
+        fresh(memory)
+        reported = memory.growth.reported.copy()
+        said = {rank: each.said for rank, each in reported.items() if each.said}
+        if len(said) == 2:
+            break
+    assert "rank 0 grows with each cell, by 2.0" in said[0] and "log holds" in said[0]
+    assert "rank 1 grows with each cell, by 4.0" in said[1]
+    run(ranks, "del log")
+
+
 def test_want_of_memory_in_a_cell_is_told_with_sizes_and_what_to_do(ranks: Cluster) -> None:
     # As MLX raises on Metal and CUDA; its allocator for the CPU ends the process instead.
     said = "[malloc] Unable to allocate 64000000000 bytes."

@@ -20,9 +20,8 @@ from pressing import press, wait
 
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.kernel.extension import load_ipython_extension, unload_ipython_extension
-from mlxbench_kernel.memory import HOLDERS, attribute
-from mlxbench_kernel.memory.record import COLUMNS, Ring
-from mlxbench_kernel.remote.growth_watch import GrowthWatch, series
+from mlxbench_kernel.memory import attribute
+from mlxbench_kernel.memory.record import COLUMNS
 from mlxbench_kernel.remote.memory import Memory
 from mlxbench_kernel.widgets import memory as memory_widgets
 from mlxbench_kernel.widgets.memory import MemoryView
@@ -150,67 +149,6 @@ def test_marks_go_to_the_ranks(view: MemoryView, asked: FakeRanks) -> None:
     wait(lambda: ("memory_mark", 1, {"name": "epoch 2"}) in asked.asked)
     press(view, "End mark")
     wait(lambda: ("memory_mark", 0, {"name": ""}) in asked.asked)
-
-
-def grown(per_sample: float, column: str, count: int = 400) -> Ring:
-    ring, rows = Ring(), np.full((count, len(COLUMNS)), NAN)
-    rows[:, COLUMNS.index("time")] = np.arange(count) / 10
-    rows[:, COLUMNS.index("active")] = 1e6 + per_sample * np.arange(count)
-    rows[:, COLUMNS.index(column)] = np.arange(count) if column == "step" else 3
-    ring.put(rows)
-    return ring
-
-
-@pytest.mark.parametrize(
-    ("column", "said"), [("step", "with each step"), ("cell", "its cell runs")]
-)
-def test_growth_is_reported_and_then_what_is_behind_it(
-    memory: Memory, column: str, said: str
-) -> None:
-    kept = [mx.ones((100, 100))]
-    mx.eval(kept)
-    watch = GrowthWatch(memory.feed, lambda rank: attribute({"log": kept}))
-    try:
-        seen = memory.feed.ranks[0]
-        seen.ring = grown(0.0, column)
-        watch.decide(seen)
-        assert watch.reported == {}
-        seen.ring = grown(1e4, column)
-        watch.decide(seen)
-        assert watch.reported[0].said == "", "why is not known yet"
-        kept += [mx.ones((100, 100)) + n for n in range(300)]
-        mx.eval(kept)
-        seen.ring = grown(1e6, column)
-        watch.decide(seen)
-        assert said in watch.reported[0].said
-        assert "log holds 300 arrays more" in watch.reported[0].said
-    finally:
-        watch.close()
-
-
-def test_states_that_a_stepper_keeps_are_no_leak(memory: Memory) -> None:
-    kept: list[mx.array] = []
-    HOLDERS["states of this test"] = lambda: list(kept)
-    watch = GrowthWatch(memory.feed, lambda rank: attribute({}))
-    try:
-        seen = memory.feed.ranks[0]
-        for _ in range(2):
-            seen.ring = grown(1e6, "step")
-            watch.decide(seen)
-            kept += [mx.ones((1000, 1000)) + n for n in range(100)]
-            mx.eval(kept)
-        assert watch.reported[0].before is None and watch.reported[0].said == ""
-    finally:
-        watch.close()
-        del HOLDERS["states of this test"]
-
-
-def test_steps_before_going_back_are_no_part_of_the_series() -> None:
-    rows = np.full((50, len(COLUMNS)), NAN)
-    rows[:, COLUMNS.index("active")] = 5
-    rows[:, COLUMNS.index("step")] = [*range(30), *range(10, 30)]
-    doing, steps, active = series(rows)
-    assert doing == ("steps", 0.0) and steps == list(range(10, 30)) and len(active) == 20
 
 
 def test_numbers_for_others(view: MemoryView, asked: FakeRanks, tmp_path: Path) -> None:
