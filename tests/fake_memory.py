@@ -25,6 +25,8 @@ class FakeRanks:
     ----------
     samples
         By rank what is other than in `SAMPLE`.
+    pools
+        By rank the keys of its pools.
     silent
         Ranks that do not answer.
     gone
@@ -37,6 +39,7 @@ class FakeRanks:
         self.samples: dict[int, dict[str, float]] = {rank: {} for rank in range(len(hosts))}
         self.marks: dict[int, list[list[Any]]] = {}
         self.records = dict.fromkeys(range(len(hosts)), "one")
+        self.pools: dict[int, list[list[str | None]]] = {}
         self.silent: set[int] = set()
         self.gone: set[int] = set()
         self.closed = False
@@ -85,7 +88,7 @@ class FakeRanks:
         self.marks.setdefault(rank, []).append([len(self.marks), "mark", name, time.time(), None])
 
     def memory_limits(self, rank: int) -> dict[str, Any]:
-        return {**LIMITS, "allocator": "metal"}
+        return {**LIMITS, "allocator": "metal", "pools": self.pools.get(rank, [])}
 
     def memory_said(self, rank: int, sizes: Mapping[str, Any]) -> dict[str, str]:
         return self.said

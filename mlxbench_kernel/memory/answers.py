@@ -44,10 +44,15 @@ class MemoryAnswers:
         }
 
     def limits(self) -> dict[str, Any]:
-        """The fields of `Limits`, ``cap`` (`Pool.cap`) and ``allocator`` (`limits.allocator`)."""
-        caps = [each.cap for each in pools()]
-        cap = next((each for each in caps if each is not None), None)
-        return {**vars(limits.current()), "cap": cap, "allocator": limits.allocator()}
+        """The fields of `Limits`, ``cap`` (`Pool.cap`), ``allocator`` (`limits.allocator`) and of
+        ``pools``, which they are limits in, each `Pool.key`."""
+        found = pools()
+        return {
+            **vars(limits.current()),
+            "cap": next((each.cap for each in found if each.cap is not None), None),
+            "allocator": limits.allocator(),
+            "pools": [each.key for each in found],
+        }
 
     def said(self, sizes: Mapping[str, int | str]) -> dict[str, str]:
         """``said``: what these limits would do (`limits.said_beforehand`), or ``error``."""

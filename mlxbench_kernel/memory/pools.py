@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 from mlxbench_kernel.memory import cuda, samples
 
+CUDA = "cuda"  # instead of the name in the key of a GPU's pool
+PoolKey = tuple[str, str | None, str | None]
+
 
 @dataclass(frozen=True)
 class Pool:
@@ -65,9 +68,9 @@ class Pool:
         return max(0, self.total - self.available)
 
     @property
-    def key(self) -> tuple[str, str | None, str | None]:
+    def key(self) -> PoolKey:
         """Equal for the same pool of one host, whichever rank tells of it."""
-        return (self.name if self.uuid is None else "cuda", self.uuid, self.limited_by)
+        return (self.name if self.uuid is None else CUDA, self.uuid, self.limited_by)
 
 
 def pools() -> tuple[Pool, ...]:

@@ -150,7 +150,12 @@ class Memory:
         """Ask all ranks that answer."""
         with self._looking:
             there = [each.rank for each in list(self.feed.ranks) if each.since is None]
-            self.known_limits |= self._ask("memory_limits", there)
+            told = self._ask("memory_limits", there)
+            for each in list(self.feed.ranks):
+                if each.rank in told:
+                    pools = told[each.rank].pop("pools", ())
+                    each.pools = tuple((name, uuid, group) for name, uuid, group in pools)
+            self.known_limits |= told
             self.markers |= {
                 rank: {
                     name: float(said[key]) for key, name in NAMES.items() if said[key] is not None

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from mlxbench_kernel.cluster import Cluster
 from mlxbench_kernel.memory.answers import MemoryAnswers
+from mlxbench_kernel.memory.pools import PoolKey
 from mlxbench_kernel.memory.record import (
     COLUMNS,
     MARKS,
@@ -56,6 +57,8 @@ class Seen:
         In words, where it is gone.
     how
         In few words how its process has ended, where that is known.
+    pools
+        Keys of the pools that it draws from (`Pool.key`); empty as long as they are not known.
     """
 
     rank: int
@@ -66,6 +69,7 @@ class Seen:
     since: float | None = None
     why: str = ""
     how: str = ""
+    pools: tuple[PoolKey, ...] = ()
     record: str = ""
     earlier: list[Mark] = field(default_factory=list)  # of a process that is gone
     begun: int = 0  # numbers of marks before this process

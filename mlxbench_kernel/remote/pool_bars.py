@@ -4,108 +4,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 
+from mlxbench_kernel.memory.pools import CUDA, PoolKey
 from mlxbench_kernel.memory.record import COLUMNS, PRESSURES
+from mlxbench_kernel.remote.bar import Bar, Marker, Segment
 from mlxbench_kernel.remote.lateness import STALE_SECONDS, line, state
 from mlxbench_kernel.remote.memory_feed import Seen
 
+Limits = Mapping[int, Mapping[str, float]]
 TREND_SECONDS = 30.0  # over which swap is said to grow or to shrink
 TREND_BYTES = 16 << 20
 TOLD = ("wired", "compressed", "swap", "pressure")  # by most systems
 
 
-@dataclass(frozen=True)
-class Segment:
-    """A part of a bar.
-
-    Attributes
-    ----------
-    kind
-        "system", "others", "active", "cache", "rest", "held" or "free". "held" is what a rank had
-        until it died, as much of it as is free now, before anybody else takes it.
-    bytes
-        Its size.
-    rank
-        Whose it is; -1 for nobody's.
-    state
-        Of the rank, where this is as it was last known: "late" or "gone"; else "".
-    """
-
-    kind: str
-    bytes: float
-    rank: int = -1
-    state: str = ""
-
-
-@dataclass(frozen=True)
-class Marker:
-    """A limit or a peak, drawn where what it is of would end if it were that large.
-
-    Attributes
-    ----------
-    name
-        As "peak of rank 1", "GPU cap".
-    bytes
-        The limit.
-    at
-        Bytes from the beginning of the bar.
-    """
-
-    name: str
-    bytes: float
-    at: float
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A pool of a host at one moment.
-
-    Attributes
-    ----------
-    host, pool
-        Whose, and which: "unified", "host" or "gpu 0".
-    total
-        Of the pool, in bytes.
-    segments
-        They fill it.
-    markers
-        Limits and peaks, those that lie within the pool.
-    pressure
-        "normal", "warn" or "critical"; "" where the system does not tell.
-    swap, swap_trend
-        Bytes swapped out (NaN if not known), and -1, 0 or 1.
-    unknown
-        What the system does not tell: "compressed", "wired", …
-    stale
-        Seconds since it was heard of, where that is long ago; else 0.
-    said
-        A line for each rank that is gone or late: how, and since when.
-    """
-
-    host: str
-    pool: str
-    total: float
-    segments: tuple[Segment, ...]
-    markers: tuple[Marker, ...] = ()
-    pressure: str = ""
-    swap: float = math.nan
-    swap_trend: int = 0
-    unknown: tuple[str, ...] = ()
-    stale: float = 0.0
-    said: tuple[str, ...] = ()
-
-    @property
-    def free(self) -> float:
-        """Bytes that nobody uses."""
-        return sum(each.bytes for each in self.segments if each.kind in ("held", "free"))
-
-
-def bars(
-    ranks: Sequence[Seen], limits: Mapping[int, Mapping[str, float]], now: float | None = None
-) -> list[Bar]:
+def bars(ranks: Sequence[Seen], limits: Limits, now: float | None = None) -> list[Bar]:
     """The bars of all hosts, in the order of their first rank.
+
+    Ranks that draw from the same pool share its bar: those of a host, within a container or not,
+    and those on one GPU with memory of its own.
 
     Parameters
     ----------
@@ -121,53 +38,109 @@ def bars(
     for each in ranks:
         if each.ring.taken:
             by_host.setdefault(each.host, []).append(each)
-    return [bar for host, there in by_host.items() for bar in _of_host(host, there, limits, now)]
+    found = []
+    for host, there in by_host.items():
+        pools = _by_pool(there)
+        for sharing in pools:
+            name = "host" if any(map(_has_gpu, sharing)) else "memory"
+            name += f" of {_names(sharing)}" if len(pools) > 1 else ""
+            found.append(_of_host(host, name, sharing, limits, now))
+        for sharing in _by_gpu(filter(_has_gpu, there)):
+            found.append(_of_gpu(host, sharing, limits, now))
+    return found
 
 
-def _of_host(
-    host: str, ranks: Sequence[Seen], limits: Mapping[int, Mapping[str, float]], now: float
-) -> list[Bar]:
-    # Of those that are gone only what they held is shown, or all if nobody else tells of the pool.
-    there = [each for each in ranks if not each.why] or ranks
-    gone = [each for each in ranks if each.why and each not in there]
-    states = {each.rank: state(each, now) for each in ranks}
-    said = tuple(told for each in ranks if (told := line(each, now)))
+def _by_pool(ranks: Iterable[Seen]) -> list[list[Seen]]:
+    """The ranks of a host by the pool that they draw from: in containers those are several."""
+    groups: dict[PoolKey, list[Seen]] = {}
+    unknown: list[Seen] = []
+    for each in ranks:
+        key = next((key for key in each.pools if not key[0].startswith(CUDA)), None)
+        (unknown if key is None else groups.setdefault(key, [])).append(each)
+    if not groups:
+        return [unknown]
+    next(iter(groups.values())).extend(unknown)
+    return [sorted(group, key=lambda each: each.rank) for group in groups.values()]
+
+
+def _by_gpu(ranks: Iterable[Seen]) -> list[list[Seen]]:
+    """The ranks of a host by their GPU; where that is not known, each has its own."""
+    groups: dict[PoolKey | int, list[Seen]] = {}
+    for each in ranks:
+        key = next((key for key in each.pools if key[0] == CUDA and key[1]), each.rank)
+        groups.setdefault(key, []).append(each)
+    return list(groups.values())
+
+
+def _has_gpu(seen: Seen) -> bool:
+    """Whether it has a GPU with memory of its own."""
+    return not math.isnan(seen.last["gpu_total"])
+
+
+def _names(ranks: Sequence[Seen]) -> str:
+    return f"rank{'s'[: len(ranks) > 1]} {', '.join(str(each.rank) for each in ranks)}"
+
+
+def _present(ranks: Sequence[Seen]) -> tuple[list[Seen], list[Seen]]:
+    """Whose memory is shown, and who is gone: of these only what they held, unless nobody else
+    tells of the pool."""
+    there = [each for each in ranks if not each.why]
+    return (there, [each for each in ranks if each.why]) if there else (list(ranks), [])
+
+
+def _of_host(host: str, name: str, ranks: Sequence[Seen], limits: Limits, now: float) -> Bar:
+    there, gone = _present(ranks)
     newest = max(there, key=lambda each: each.last["time"])
     pool = newest.last
-    alive = {each.rank: each.last for each in there}
-    apart = not math.isnan(pool["gpu_total"])
-    system = _known(pool["wired"]) + _known(pool["compressed"])
-    marks = {rank: limits.get(rank, {}) for rank in alive}
     stack = _stack(
-        pool["total"], pool["available"], system,
-        {rank: _charged(each, apart) for rank, each in alive.items()},
-        {each.rank: each.last["footprint"] for each in gone}, states,
-    )  # fmt: skip
-    found = [
-        Bar(
-            host,
-            "host" if apart else "memory",
-            pool["total"],
-            stack,
-            () if apart else _markers(pool["total"], stack, alive, marks),
-            "" if math.isnan(pool["pressure"]) else PRESSURES[int(pool["pressure"])],
-            pool["swap"],
-            _trend(newest, now),
-            tuple(name for name in TOLD if math.isnan(pool[name])),
-            _stale(pool, now),
-            said,
-        )
-    ]
-    for rank, each in alive.items() if apart else ():
-        # Each rank has a GPU of its own, as CUDA_VISIBLE_DEVICES gives it.
-        total = each["gpu_total"]
-        ours = {rank: (("active", each["active"]), ("cache", each["cache"]))}
-        stack = _stack(total, each["gpu_available"], 0.0, ours, {}, states)
-        markers = _markers(total, stack, {rank: each}, marks)
-        found.append(
-            Bar(host, f"GPU of rank {rank}", total, stack, markers, stale=_stale(each, now))
-        )
-    return found
+        pool["total"],
+        pool["available"],
+        _known(pool["wired"]) + _known(pool["compressed"]),
+        {each.rank: _charged(each) for each in there},
+        {each.rank: each.last["footprint"] for each in gone},
+        {each.rank: state(each, now) for each in ranks},
+    )
+    marked = {each.rank: each.last for each in there if not _has_gpu(each)}
+    return Bar(
+        host,
+        name,
+        pool["total"],
+        stack,
+        _markers(pool["total"], stack, marked, limits),
+        "" if math.isnan(pool["pressure"]) else PRESSURES[int(pool["pressure"])],
+        pool["swap"],
+        _trend(newest, now),
+        tuple(name for name in TOLD if math.isnan(pool[name])),
+        _stale(pool, now),
+        _said(ranks, now),
+    )
+
+
+def _of_gpu(host: str, ranks: Sequence[Seen], limits: Limits, now: float) -> Bar:
+    there, gone = _present(ranks)
+    pool = max(there, key=lambda each: each.last["time"]).last
+    alive = {each.rank: each.last for each in there}
+    stack = _stack(
+        pool["gpu_total"],
+        pool["gpu_available"],
+        0.0,
+        {n: (("active", each["active"]), ("cache", each["cache"])) for n, each in alive.items()},
+        {each.rank: each.last["active"] + each.last["cache"] for each in gone},
+        {each.rank: state(each, now) for each in ranks},
+    )
+    return Bar(
+        host,
+        f"GPU of {_names(ranks)}",
+        pool["gpu_total"],
+        stack,
+        _markers(pool["gpu_total"], stack, alive, limits),
+        stale=_stale(pool, now),
+        said=_said(ranks, now),
+    )
+
+
+def _said(ranks: Sequence[Seen], now: float) -> tuple[str, ...]:
+    return tuple(told for each in ranks if (told := line(each, now)))
 
 
 def _stale(sample: Mapping[str, float], now: float) -> float:
@@ -179,14 +152,14 @@ def _known(value: float) -> float:
     return 0.0 if math.isnan(value) else value
 
 
-def _charged(sample: Mapping[str, float], apart: bool) -> tuple[tuple[str, float], ...]:
+def _charged(seen: Seen) -> tuple[tuple[str, float], ...]:
     """What the system charges a rank, in parts: memory that MLX has asked for and never touched
     takes no room."""
-    footprint = sample["footprint"]
-    if apart:
+    footprint = seen.last["footprint"]
+    if _has_gpu(seen):
         return (("rest", footprint),)
-    active = min(sample["active"], footprint)
-    cache = min(sample["cache"], footprint - active)
+    active = min(seen.last["active"], footprint)
+    cache = min(seen.last["cache"], footprint - active)
     return ("active", active), ("cache", cache), ("rest", footprint - active - cache)
 
 
@@ -222,7 +195,7 @@ def _markers(
     total: float,
     stack: Sequence[Segment],
     alive: Mapping[int, Mapping[str, float]],
-    marks: Mapping[int, Mapping[str, float]],
+    limits: Limits,
 ) -> tuple[Marker, ...]:
     """What is marked: of each rank, and once where it is the same for all."""
     begins: dict[tuple[int, str], float] = {}
@@ -230,7 +203,7 @@ def _markers(
     for segment in stack:
         begins[segment.rank, segment.kind] = passed
         passed += segment.bytes
-    wanted = {rank: {"peak": each["peak"], **marks[rank]} for rank, each in alive.items()}
+    wanted = {rank: {"peak": each["peak"], **limits.get(rank, {})} for rank, each in alive.items()}
     found = []
     for name in dict.fromkeys(name for each in wanted.values() for name in each):
         values = {rank: each[name] for rank, each in wanted.items() if name in each}

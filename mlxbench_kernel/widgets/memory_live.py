@@ -16,9 +16,10 @@ import numpy as np
 import traitlets
 
 from mlxbench_kernel.memory.record import COLUMNS, Mark
+from mlxbench_kernel.remote.bar import Bar
 from mlxbench_kernel.remote.lateness import how_late
 from mlxbench_kernel.remote.memory_feed import MemoryFeed, Seen
-from mlxbench_kernel.remote.pool_bars import Bar, bars
+from mlxbench_kernel.remote.pool_bars import bars
 from mlxbench_kernel.widgets.graph_view import STATIC
 
 SENT = [COLUMNS.index(name) for name in ("time", "active", "cache", "peak", "footprint", "step")]

@@ -12,9 +12,11 @@ from fake_memory import GB, FakeRanks
 from pressing import wait
 
 from mlxbench_kernel.remote import memory_feed
+from mlxbench_kernel.remote.bar import Bar
 from mlxbench_kernel.remote.lateness import how_late
+from mlxbench_kernel.remote.memory import Memory
 from mlxbench_kernel.remote.memory_feed import MemoryFeed
-from mlxbench_kernel.remote.pool_bars import Bar, bars
+from mlxbench_kernel.remote.pool_bars import bars
 
 NAN = float("nan")
 
@@ -84,6 +86,48 @@ def test_a_gpu_with_memory_of_its_own_is_a_second_bar() -> None:
         ("system", -1): 0, ("others", -1): 7, ("active", 0): 2, ("cache", 0): 1, ("free", -1): 70,
     }  # fmt: skip
     assert gpu.pool == "GPU of rank 0" and not host.markers
+
+
+ON_GPU = {"gpu_total": 80 * GB, "gpu_available": 60 * GB}
+
+
+def test_ranks_on_one_gpu_share_its_bar() -> None:
+    asked = FakeRanks(["box", "box", "box"])
+    asked.samples = {0: ON_GPU, 1: {**ON_GPU, "active": 5 * GB}, 2: ON_GPU}
+    asked.pools = {
+        0: [["cuda", "GPU-a", None], ["host", None, None]],
+        1: [["cuda", "GPU-a", None], ["host", None, None]],
+        2: [["cuda", "GPU-b", None], ["host", None, None]],
+    }
+    memory = Memory(asked)
+    try:
+        host, first, second = bars(memory.feed.ranks, memory.markers)
+        assert (host.pool, first.pool, second.pool) == (
+            "host", "GPU of ranks 0, 1", "GPU of rank 2",
+        )  # fmt: skip
+        assert parts(first) == {
+            ("system", -1): 0, ("others", -1): 11, ("active", 0): 2, ("cache", 0): 1,
+            ("active", 1): 5, ("cache", 1): 1, ("free", -1): 60,
+        }  # fmt: skip
+        assert "peak of rank 1" in {each.name for each in first.markers}
+        asked.gone.add(1)
+        wait(lambda: memory.feed.ranks[1].why)
+        _, first, second = bars(memory.feed.ranks, memory.markers)
+        assert parts(first)["held", 1] == 6 and "rank 1 died" in first.said[0]
+        assert second.said == ()
+    finally:
+        memory.close()
+
+
+def test_ranks_in_containers_with_limits_of_their_own_share_no_bar() -> None:
+    asked = FakeRanks()
+    asked.pools = {rank: [["host", None, f"/sys/fs/cgroup/{rank}"]] for rank in (0, 1)}
+    memory = Memory(asked)
+    try:
+        found = bars(memory.feed.ranks, memory.markers)
+        assert [each.pool for each in found] == ["memory of rank 0", "memory of rank 1"]
+    finally:
+        memory.close()
 
 
 def test_markers_stand_where_what_they_limit_would_end() -> None:
