@@ -41,6 +41,8 @@ class Memory:
         Ranks whose memory grows step after step.
     known_limits
         What `limits` gives, as last heard.
+    waiting
+        What a request waits for, in words; "" if for nothing.
     """
 
     def __init__(self, of: Cluster | Asked, period: float = PERIOD) -> None:
@@ -48,6 +50,7 @@ class Memory:
         self.feed = MemoryFeed(OfRanks(of) if isinstance(of, Cluster) else of, period)
         self.markers: dict[int, dict[str, float]] = {}
         self.known_limits: dict[int, dict[str, Any]] = {}
+        self.waiting = ""
         self._doing = threading.Lock()  # one request at a time where cells run
         self._looking = threading.Lock()
         self.look_at_limits()
@@ -89,7 +92,10 @@ class Memory:
         busy = self._ask("memory_busy", chosen)  # those that do not answer are left out
         found = self._told_holdings([rank for rank in busy if busy[rank]])
         if idle := [rank for rank in busy if not busy[rank]]:
-            found |= self._do(idle, "holdings")
+            if self._doing.locked():  # it would wait with what is being done, for others
+                found |= self._told_holdings(idle)
+            else:
+                found |= self._do(idle, "holdings")
         return {rank: Holdings(**told) for rank, told in sorted(found.items())}
 
     def _told_holdings(self, ranks: Sequence[int]) -> dict[int, Any]:
@@ -236,10 +242,25 @@ class Memory:
                 return {0: do(name, *arguments)}
             with self._doing:
                 return ask_ranks(
-                    self.cluster, ranks, lambda text: None, None, name, *arguments, of=on_memory
-                )
+                    self.cluster, ranks, lambda text: None, None, name, *arguments,
+                    of=on_memory, show=lambda late: self._wait_for(ranks, late),
+                )  # fmt: skip
         finally:
+            self.waiting = ""
             self.look_at_limits()
+
+    def _wait_for(self, ranks: Sequence[int], late: str) -> None:
+        """Say what is waited for: the cells that run on ranks, or who is late."""
+        running: dict[str, list[int]] = {}
+        for each in list(self.feed.ranks):
+            cell = each.cell if each.rank in ranks else None
+            if cell is not None:
+                running.setdefault(cell.name, []).append(each.rank)
+        cells = [
+            f"{name} (rank{'s'[: len(there) > 1]} {', '.join(map(str, there))})"
+            for name, there in running.items()
+        ]
+        self.waiting = f"until {' and '.join(cells)} has ended" if cells else late
 
     def _keep_limits(self) -> None:
         while not self._closed.wait(LIMIT_SECONDS) and not self.feed.closed:

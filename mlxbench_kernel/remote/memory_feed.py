@@ -84,6 +84,12 @@ class Seen:
         row = self.ring.last
         return {} if row is None else dict(zip(COLUMNS, row.tolist(), strict=True))
 
+    @property
+    def cell(self) -> Mark | None:
+        """The cell of the user's that runs, as last heard."""
+        last = next((mark for mark in reversed(self.marks) if mark.kind == "cell"), None)
+        return last if last is not None and last.lasts else None
+
 
 class Asked(Protocol):
     """Whom a `MemoryFeed` asks."""

@@ -41,11 +41,15 @@ class MemoryView(ui.VBox):  # type: ignore[misc]
     def __init__(self, of: Cluster | Memory | None = None) -> None:
         self.memory = of if isinstance(of, Memory) else watched(of)
         self.live = MemoryLive(self.memory.feed, self.memory.markers, self._changed)
+        self._commands = Commands(self._changed)  # what waits for cells: limits
+        self._looks = Commands(self._changed)
+        self._quick = Commands(self._changed)  # marks, and what a limit would do
+        self._queues = (self._commands, self._looks, self._quick)
         self.error, self.busy, self.growth = ui.HTML(), ui.HTML(), ui.HTML()
         self.name = field("name of a mark", self._mark, "10em")
         self._panels = (
-            HoldingsPanel(self.memory, self._ask),
-            LimitsPanel(self.memory, self._ask),
+            HoldingsPanel(self.memory, self._looks.do),
+            LimitsPanel(self.memory, self._commands.do, self._quick.do),
         )
         self.panels = ui.Accordion(
             [panel.widget for panel in self._panels],
@@ -64,8 +68,6 @@ class MemoryView(ui.VBox):  # type: ignore[misc]
         super().__init__([*above, self.live, marks, self.panels])
         self.add_class("mlxbench-step")
         self._error = ""
-        self._commands = Commands(self._changed)
-        self._quick = Commands(self._changed)  # what does not wait for cells: marks
         self._redraws = Redraws(self._draw, lambda: True)
         self._unwatch: Callable[[], None] | None = self.memory.watch(self._changed)
         self._changed()
@@ -96,8 +98,8 @@ class MemoryView(ui.VBox):  # type: ignore[misc]
             return
         self._unwatch()
         self._unwatch = None
-        self._commands.close()
-        self._quick.close()
+        for queue in self._queues:
+            queue.close()
         self._redraws.close()
         close_inside(self)
         super().close()
@@ -106,9 +108,6 @@ class MemoryView(ui.VBox):  # type: ignore[misc]
         name = self.name.value.strip() or "mark"
         self._quick.do("", lambda: self.memory.mark(name))
         self.name.value = ""
-
-    def _ask(self, doing: str, command: Callable[[], object]) -> None:
-        self._commands.do(doing, command)
 
     def _changed(self) -> None:
         self._redraws.ask()
@@ -122,11 +121,16 @@ class MemoryView(ui.VBox):  # type: ignore[misc]
             self._error = ""
         except Exception as error:  # else it would stand still, and nobody knew why
             self._error = f"the view could not be drawn: {one_line(error)}"
-        say(self.error, error_line(self._commands.error or self._error))
+        errors = [each.error for each in self._queues if each.error]
+        say(self.error, error_line(next(iter(errors), self._error)))
         reported = sorted(self.memory.growth.reported.copy().items())
         grown = [each.said for _, each in reported if each.said]
         say(self.growth, "".join(f"<div>⚠ {escape(line)}</div>" for line in grown))
-        say(self.busy, busy_line(self._commands.doing) if self._commands.doing else "")
+        waiting = self.memory.waiting
+        doing = [each.doing for each in self._queues if each.doing]
+        if waiting and doing:
+            doing[0] += f": it waits {waiting}"
+        say(self.busy, "".join(map(busy_line, doing)))
         return False
 
 

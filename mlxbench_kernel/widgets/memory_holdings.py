@@ -95,6 +95,7 @@ class HoldingsPanel:
         self.ranks.observe(lambda _change: self._look(), "value")
         self.said, self.tables, self.changes = ui.HTML(), ui.HTML(), ui.HTML()
         self.since = ui.Dropdown(options=[], layout={"width": "14em"})
+        self.shown = -1  # the rank whose memory is drawn
         self._place = ui.VBox([])
         self._figure: Any = None
         self.widget = ui.VBox(
@@ -149,6 +150,7 @@ class HoldingsPanel:
         names = [name for name, _ in reversed(self._memory.looks(rank))]
         self.since.options = list(dict.fromkeys(names))
         self.since.value = names[0] if names else None
+        self.shown = rank
 
     def _compare(self) -> None:
         self._ask("comparing", self._compared)

@@ -25,17 +25,19 @@ class LimitsPanel:
     memory
         Whose limits.
     ask
-        Runs a command.
+        Runs a command where cells run, after them.
+    foresee
+        Runs a command that waits for nothing.
     """
 
     title = "Limits"
 
-    def __init__(self, memory: Memory, ask: Ask) -> None:
+    def __init__(self, memory: Memory, ask: Ask, foresee: Ask) -> None:
         self._memory, self._ask = memory, ask
         self.ranks = ui.Dropdown(options=self._options(), layout={"width": "8em"})
         self.fields = {name: field(f"{name} limit, as 12GB or 75%", self._set) for name in LIMITS}
         for each in self.fields.values():
-            each.observe(lambda _change: self._ask("", self._foresee), "value")
+            each.observe(lambda _change: foresee("", self._foresee), "value")
         self.said, self.table = ui.HTML(), ui.HTML()
         self.widget = ui.VBox(
             [

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pressing import press
 
 from mlxbench_kernel.cluster import Cluster
 from mlxbench_kernel.errors import UsageError
@@ -19,6 +20,7 @@ from mlxbench_kernel.memory.record import COLUMNS
 from mlxbench_kernel.remote.lateness import how_late
 from mlxbench_kernel.remote.memory import Memory
 from mlxbench_kernel.remote.pool_bars import bars
+from mlxbench_kernel.widgets.memory import MemoryView
 
 MB = 1_000_000
 
@@ -179,6 +181,39 @@ def test_memory_that_grows_from_cell_to_cell_is_found_beside_an_idle_stepper(
     assert "rank 0 grows with each cell, by 2.0" in said[0] and "log holds" in said[0]
     assert "rank 1 grows with each cell, by 4.0" in said[1]
     run(ranks, "del log")
+
+
+def test_the_view_says_what_it_waits_for_and_looks_meanwhile(
+    ranks: Cluster, memory: Memory, tmp_path: Path
+) -> None:
+    run(ranks, "weights = mx.zeros((1000, 1000)) + 1; mx.eval(weights)")
+    enough = tmp_path / "enough"
+    code = f"import os, time\nwhile not os.path.exists({str(enough)!r}): time.sleep(0.05)"
+    cell = threading.Thread(
+        target=lambda: ranks.execute(code, ranks=[1], name="Cell In[9]"), daemon=True
+    )
+    cell.start()
+    wait(lambda: memory.feed.ranks[1].cell)
+    view = MemoryView(memory)
+    try:
+        holdings, limits = view._panels
+        limits.fields["cache"].value = "3GB"
+        wait(lambda: "GB" in limits.said.value or "cache" in limits.said.value)
+        press(view, "Set limits")
+        wait(lambda: "setting limits: it waits until Cell In[9] (rank 1) has" in view.busy.value)
+        view.panels.selected_index = 0
+        for rank in (0, 1):  # one that is idle, and one that is not
+            holdings.ranks.value = rank
+            wait(lambda rank=rank: holdings.shown == rank)
+            assert "weights" in holdings.tables.value
+        assert memory.feed.ranks[1].cell and "it waits" in view.busy.value
+        enough.touch()
+        wait(lambda: view.busy.value == "")
+        assert memory.limits()[1]["cache"] == 3000 * MB
+    finally:
+        enough.touch()
+        cell.join()
+        view.close()
 
 
 def test_want_of_memory_in_a_cell_is_told_with_sizes_and_what_to_do(ranks: Cluster) -> None:
