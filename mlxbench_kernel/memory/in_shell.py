@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Any, TypeVar
 
 from mlxbench_kernel.memory.overflow import explain
 
+T = TypeVar("T")
+FREE_SECONDS = 1.0  # for which it is waited that cells leave their thread
 EXPLAINED = (RuntimeError, MemoryError)
 
 
@@ -58,3 +63,38 @@ def follow_cells(shell: Any, after: Callable[[], None]) -> None:
 
     shell.events.register("pre_run_cell", begin)
     shell.events.register("post_run_cell", end)
+
+
+def between_cells(shell: Any, work: Callable[[], T]) -> T | None:
+    """Do something in the thread that runs the cells of a kernel; None where that is busy.
+
+    Lazy graphs may only be gone into there: what evaluates them is that thread.
+
+    Parameters
+    ----------
+    shell
+        An ``IPython.core.interactiveshell.InteractiveShell``; None, or one that belongs to no
+        kernel, has no loop that could be asked.
+    work
+        What is to be done; what it raises is raised here.
+    """
+    if threading.current_thread() is threading.main_thread():
+        return work()
+    loop = getattr(getattr(shell, "kernel", None), "io_loop", None)
+    if loop is None:
+        return None
+    done: Future[T] = Future()
+
+    def run() -> None:
+        if not done.set_running_or_notify_cancel():  # it came too late
+            return
+        try:
+            done.set_result(work())
+        except Exception as error:
+            done.set_exception(error)
+
+    loop.add_callback(run)
+    try:
+        return done.result(FREE_SECONDS)
+    except FutureTimeout:
+        return None if done.cancel() else done.result()

@@ -10,6 +10,7 @@ from typing import Any
 from mlxbench_kernel.cluster import Cluster
 from mlxbench_kernel.errors import ClusterError, UsageError
 from mlxbench_kernel.memory import Grown, Holdings, grew
+from mlxbench_kernel.memory.in_shell import between_cells
 from mlxbench_kernel.memory.record import PERIOD
 from mlxbench_kernel.remote.asking import ask_ranks
 from mlxbench_kernel.remote.growth_watch import GrowthWatch
@@ -86,9 +87,8 @@ class Memory:
         """
         chosen = self.choose(ranks)
         if isinstance(self.feed.asked, OfThisProcess):
-            # Graphs only in the thread that evaluates them.
-            here = threading.current_thread() is threading.main_thread()
-            return {0: Holdings(**(do("holdings") if here else self._told_holdings(chosen)[0]))}
+            here = between_cells(self.feed.asked.shell, lambda: do("holdings"))
+            return {0: Holdings(**(self._told_holdings(chosen)[0] if here is None else here))}
         busy = self._ask("memory_busy", chosen)  # those that do not answer are left out
         found = self._told_holdings([rank for rank in busy if busy[rank]])
         if idle := [rank for rank in busy if not busy[rank]]:

@@ -140,12 +140,17 @@ class OfThisProcess:
     ----------
     namespace, hidden
         As for `mlxbench_kernel.memory.answers.MemoryAnswers`.
+    shell
+        As for `mlxbench_kernel.memory.in_shell.between_cells`.
     """
 
     closed = False
 
-    def __init__(self, namespace: Mapping[str, Any], hidden: Mapping[str, Any]) -> None:
+    def __init__(
+        self, namespace: Mapping[str, Any], hidden: Mapping[str, Any], shell: Any = None
+    ) -> None:
         self.answers = MemoryAnswers(namespace, hidden)
+        self.shell = shell
 
     def who(self) -> Sequence[tuple[int, str, int]]:
         return [(0, socket.gethostname(), os.getpid())]

@@ -154,7 +154,7 @@ def _of_this_process() -> OfThisProcess:
     shell: Any = get_ipython()
     if shell is None:
         return OfThisProcess({}, {})
-    made = OfThisProcess(shell.user_ns, shell.user_ns_hidden)
+    made = OfThisProcess(shell.user_ns, shell.user_ns_hidden, shell)
     follow_cells(shell, made.answers.looks.after_cell)
     return made
 

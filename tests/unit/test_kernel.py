@@ -103,6 +103,28 @@ def shown(put_out):
     return "\n".join(texts)
 
 
+def test_the_view_of_its_own_memory_goes_into_lazy_graphs_as_the_magic_does(kernel):
+    reply, _ = kernel.run(
+        "import mlx.core as mx\n"
+        "from mlxbench_kernel.widgets.memory import MemoryView\n"
+        "lazy = (mx.ones((10, 10)) @ mx.ones((10, 10))) + 1\n"
+        "view = MemoryView()"
+    )
+    assert reply["status"] == "ok"
+    panel = kernel.value("view._panels[0].said.model_id").strip("'")
+    kernel.client.execute("view.panels.selected_index = 0")
+    text = ""
+    try:
+        while not text:  # on the channel that browsers read
+            message = kernel.client.get_iopub_msg(timeout=30)
+            content = message["content"]
+            if message["msg_type"] == "comm_msg" and content["comm_id"] == panel:
+                text = content["data"]["state"].get("value", "")
+        assert "not evaluated yet: lazy (" in text
+    finally:
+        kernel.run("view.close()")
+
+
 def test_a_wrong_line_is_one_line_of_error(kernel):
     reply, put_out = kernel.run("%mlx_dist up -n abc")
     assert (reply["status"], reply["ename"]) == ("error", "UsageError")
