@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 import mlxbench_kernel
-from mlxbench_kernel.memory.record import COLUMNS, PRESSURES
+from mlxbench_kernel.memory.record import COLUMNS, PRESSURES, Mark, Samples
 from mlxbench_kernel.remote.memory import Memory
 from mlxbench_kernel.widgets.memory_tables import limits, status
 
@@ -23,6 +24,15 @@ STYLE = (
     "body { font-family: sans-serif; margin: 2em; max-width: 70em } "
     "table { margin: 1em 0 } h2 { margin-top: 2em }"
 )
+BANDS = {"cell": "rgba(128, 128, 128, 0.2)", "mark": "rgba(138, 111, 209, 0.2)"}
+BYTES = {"ticksuffix": "B", "exponentformat": "SI"}  # else a billion is a B too
+LAYOUT = {
+    "height": 320,
+    "barmode": "overlay",
+    "uniformtext": {"minsize": 9, "mode": "hide"},  # names for which there is no room
+    "yaxis": {"range": [0, 1], "visible": False, "fixedrange": True},
+    "yaxis2": {"overlaying": "y", "side": "left", "rangemode": "tozero", **BYTES},
+}
 CURVES = {"active": "MLX active", "cache": "MLX cache", "footprint": "footprint"}
 
 
@@ -63,7 +73,7 @@ def to_html(memory: Memory, file: Path) -> None:
     for each in memory.feed.ranks:
         _, rows = each.ring.since(0)
         if len(rows):
-            figures.append(_figure(f"rank {each.rank} · {each.host}", rows, each.marks))
+            figures.append(figure_of(f"rank {each.rank} · {each.host}", rows, each.marks))
     plots = [
         figure.to_html(full_html=False, include_plotlyjs=place == 0)
         for place, figure in enumerate(figures)
@@ -81,25 +91,40 @@ def to_html(memory: Memory, file: Path) -> None:
     file.write_text(f"<!doctype html><html><head>{head}</head><body>{''.join(body)}</body></html>")
 
 
-def _figure(title: str, rows: Any, marks: Any) -> Any:
+def figure_of(title: str, rows: Samples, marks: Sequence[Mark]) -> Any:
+    """What a rank held over time, with its cells and marks; rows are float64 [n, columns]."""
     chosen = thinned(rows[:, COLUMNS.index("footprint")])
     times = (rows[chosen, 0] * 1000).astype("datetime64[ms]")
-    figure = go.Figure(layout={"title": title, "height": 320, "yaxis": {"ticksuffix": "B"}})
+    figure = go.Figure(_bands(marks, rows[0, 0], rows[-1, 0]), {**LAYOUT, "title": title})
     for name, called in CURVES.items():
         stack = {"stackgroup": "mlx"} if name != "footprint" else {"line": {"dash": "dash"}}
         values = rows[chosen, COLUMNS.index(name)]
-        figure.add_scatter(x=times, y=values, name=called, mode="lines", **stack)
-    last = rows[-1, 0]
-    for mark in marks:
-        end = last if mark.lasts else mark.end
-        if end >= rows[0, 0] and mark.begin <= last:
-            begin, end = ((at * 1000) for at in (max(mark.begin, rows[0, 0]), end))
-            figure.add_vrect(
-                x0=begin, x1=end, line_width=0, opacity=0.15,
-                fillcolor="grey" if mark.kind == "cell" else "purple",
-                annotation_text=mark.name, annotation_position="top left",
-            )  # fmt: skip
+        figure.add_scatter(x=times, y=values, name=called, mode="lines", yaxis="y2", **stack)
     return figure
+
+
+def _bands(marks: Sequence[Mark], first: float, last: float) -> list[Any]:
+    """Cells, and what was marked, as bars behind the curves: one trace of each, as a shape for
+    each of thousands takes plotly minutes to add and the browser long to draw."""
+    traces = []
+    for kind, colour in BANDS.items():
+        there = [
+            (max(mark.begin, first), last if mark.lasts else min(mark.end, last), mark.name)
+            for mark in marks
+            if mark.kind == kind and mark.begin <= last and (mark.lasts or mark.end >= first)
+        ]
+        if there:
+            begins, ends, names = zip(*there, strict=True)
+            middles = (np.array(begins) + np.array(ends)) * 500
+            traces.append(
+                go.Bar(
+                    x=middles.astype("datetime64[ms]"), y=[1] * len(names), text=names,
+                    width=(np.array(ends) - np.array(begins)) * 1000, marker={"color": colour},
+                    name=f"{kind}s", hovertemplate="%{text}<extra></extra>", textangle=0,
+                    textposition="inside", insidetextanchor="end", textfont={"color": "#555"},
+                )
+            )  # fmt: skip
+    return traces
 
 
 def thinned(values: Any) -> Any:

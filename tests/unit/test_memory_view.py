@@ -21,13 +21,13 @@ from pressing import press, wait
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.kernel.extension import load_ipython_extension, unload_ipython_extension
 from mlxbench_kernel.memory import attribute
-from mlxbench_kernel.memory.record import COLUMNS
+from mlxbench_kernel.memory.record import COLUMNS, Mark
 from mlxbench_kernel.remote.memory import Memory
 from mlxbench_kernel.widgets import memory as memory_widgets
 from mlxbench_kernel.widgets.memory import MemoryView
 from mlxbench_kernel.widgets.memory_holdings import boxes
 from mlxbench_kernel.widgets.memory_live import MemoryLive
-from mlxbench_kernel.widgets.memory_report import POINTS, thinned
+from mlxbench_kernel.widgets.memory_report import POINTS, figure_of, thinned
 
 NAN = float("nan")
 
@@ -189,6 +189,24 @@ def test_cells_are_named_rightly_also_before_a_rank_was_started_anew(
     ran = [name for name in frame[frame["rank"] == 0]["cell"] if name == name]
     assert ran[0] == "before" and ran[-1] == "after" and sorted(set(ran)) == ["after", "before"]
     assert ran == sorted(ran, reverse=True), "first all of the one, then all of the other"
+
+
+def test_a_report_with_thousands_of_cells_has_them_in_one_trace() -> None:
+    rows = np.full((1000, len(COLUMNS)), NAN)
+    rows[:, 0] = 1.7e9 + np.arange(1000) / 10
+    marks = [
+        Mark(n, "cell", f"Cell In[{n}]", 1.7e9 + n / 20, 1.7e9 + n / 20 + 0.04) for n in range(1990)
+    ]
+    marks += [Mark(1990, "mark", "epoch", 1.7e9 + 50), Mark(1991, "mark", "earlier", 1.0, 2.0)]
+    figure = figure_of("rank 0", rows, marks)
+    cells, epochs, *curves = figure.data
+    assert len(curves) == 3 and not figure.layout.shapes and not figure.layout.annotations
+    assert cells.name == "cells" and list(cells.text) == [f"Cell In[{n}]" for n in range(1990)]
+    assert epochs.text == ("epoch",), "what ended before the first sample is left out"
+    begin, width = 1.7e9 + 50, 1000 / 10 - 50 - 0.1
+    middle = np.datetime64(epochs.x[0], "ms").astype(int) / 1000
+    assert middle == pytest.approx(begin + width / 2, abs=0.01)
+    assert epochs.width[0] == pytest.approx(width * 1000, abs=10)
 
 
 def test_thinning_keeps_extremes() -> None:
