@@ -106,4 +106,4 @@ def _plain(bar: Bar) -> dict[str, Any]:
 
 def _plain_mark(mark: Mark) -> dict[str, Any]:
     end = None if mark.lasts else mark.end
-    return {"kind": mark.kind, "name": mark.name, "begin": mark.begin, "end": end}
+    return {**vars(mark), "end": end}

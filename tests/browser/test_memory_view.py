@@ -101,6 +101,36 @@ def test_a_span_is_compared_zoomed_and_left(lab: Lab, page: Page) -> None:
     expect(view.get_by_role("button", name="stand still, or follow")).to_have_text("Pause")
 
 
+TWINS = """
+import time
+now = int(time.time())
+for rank in range(3):
+    late = 0.2 * rank
+    fake.marks[rank] = [
+        [0, "cell", "Cell In[3]", now + late, now + late + 0.3],
+        [1, "cell", "Cell In[3]", now + late + 0.4, now + 9.0],
+    ]
+"""
+
+
+def test_cells_that_are_called_alike_are_laid_over_one_another_as_chosen(
+    lab: Lab, page: Page
+) -> None:
+    view = opened(page, lab, "overlay.ipynb", TWINS)
+    over, on = view.get_by_label("overlay", exact=True), view.get_by_label("on", exact=True)
+    expect(over.locator("option")).to_have_count(3)
+    first, second = over.locator("option").all()[1:]
+    assert first.inner_text() == second.inner_text(), "both began in the same second"
+    drawn = {}
+    for index in (1, 2):
+        over.select_option(index=index)
+        on.select_option(index=index)
+        charts = view.locator(".mlxmem-chart canvas").all()
+        drawn[index] = [chart.screenshot() for chart in charts]
+    for one, other in zip(drawn[1], drawn[2], strict=True):
+        assert one != other, "a third of a second is as long as nine"
+
+
 def test_what_holds_it_is_drawn_and_gone_into(lab: Lab, page: Page) -> None:
     opened(page, lab, "holds.ipynb")
     page.get_by_text("What holds it").click()

@@ -30,6 +30,8 @@ export interface RankState {
 }
 
 export interface Mark {
+  /** No other's of this rank. */
+  number: number;
   kind: "cell" | "mark";
   name: string;
   begin: number;

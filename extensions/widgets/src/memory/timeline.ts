@@ -14,6 +14,20 @@ const WINDOWS: [string, number][] = [
 const SHORTEST = 1; // second on the whole width
 const NONE = "–";
 
+/** What a mark of one rank is among those of another: each counts for itself, and names may come
+ * again. They are the same if no other of that name is nearer in time, seen from either. */
+function same(mark: Mark, own: Mark[], others: Mark[]): Mark | null {
+  if (own === others) return mark;
+  const found = nearest(mark, others);
+  return found && nearest(found, own) === mark ? found : null;
+}
+
+function nearest(mark: Mark, among: Mark[]): Mark | null {
+  const alike = among.filter((each) => each.kind === mark.kind && each.name === mark.name);
+  const apart = (each: Mark) => Math.abs(each.begin - mark.begin);
+  return alike.reduce<Mark | null>((best, each) => (best && apart(best) <= apart(each) ? best : each), null);
+}
+
 export class Timeline {
   readonly element = make("div", { class: "mlxmem-timeline" });
   private readonly charts = new Map<number, Chart>();
@@ -25,6 +39,7 @@ export class Timeline {
   private seconds = 60;
   private selection: Span | null = null;
   private stale = true;
+  private offered = ""; // to be laid over one another
 
   constructor(private readonly model: Model) {
     this.pauseButton = button("Pause", "stand still, or follow", () => this.pause(this.span === null));
@@ -191,13 +206,14 @@ export class Timeline {
   /** The cells and marks that can be laid over one another: the last ones of the first rank. */
   private offer(): void {
     const marks = [...this.charts.values()][0]?.marks ?? [];
-    const names = marks.slice(-40).map((mark) => `${mark.name} (${clock(mark.begin)})`);
+    const options = [[NONE, NONE], ...marks.slice(-40).map((mark) => [String(mark.number), `${mark.name} (${clock(mark.begin)})`])];
+    const offered = options.join();
+    if (offered === this.offered) return;
+    this.offered = offered;
     for (const select of this.choices) {
-      const options = [NONE, ...names];
-      if ([...select.options].map((each) => each.text).join() === options.join()) continue;
       const kept = select.value;
-      select.replaceChildren(...options.map((name) => make("option", { value: name }, name)));
-      select.value = options.includes(kept) ? kept : NONE;
+      select.replaceChildren(...options.map(([value, name]) => make("option", { value }, name)));
+      select.value = options.some(([value]) => value === kept) ? kept : NONE;
     }
   }
 
@@ -207,10 +223,12 @@ export class Timeline {
     return first && second ? { first, second } : null;
   }
 
-  private spanOf(rank: number, name: string): Span | null {
-    if (name === NONE) return null;
+  /** Where a mark of the first rank, by its number, is in the timeline of a rank. */
+  private spanOf(rank: number, number: string): Span | null {
+    const offered = [...this.charts.values()][0]?.marks ?? [];
+    const chosen = offered.find((each) => String(each.number) === number);
     const { marks, ring } = this.chart(rank);
-    const mark: Mark | undefined = marks.find((each) => `${each.name} (${clock(each.begin)})` === name);
+    const mark = chosen && same(chosen, offered, marks);
     return mark ? { from: mark.begin, to: mark.end ?? ring.last } : null;
   }
 }
