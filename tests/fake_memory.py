@@ -96,5 +96,11 @@ class FakeRanks:
     def memory_busy(self, rank: int) -> bool:
         return True
 
+    def memory_looks(self, rank: int) -> list[list[Any]]:
+        return [["Cell In[3]", 1.0]]
+
+    def memory_look(self, rank: int, name: str) -> dict[str, Any] | None:
+        return self.holdings[rank] if name == "Cell In[3]" else None
+
     def memory_holdings(self, rank: int) -> dict[str, Any]:
         return self.holdings[rank]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from mlxbench_kernel.cluster import Cluster
 from mlxbench_kernel.errors import ClusterError, UsageError
@@ -20,6 +20,8 @@ from mlxbench_kernel.remote.on_memory import do, on_memory
 ANSWER_SECONDS = 5.0
 LIMIT_SECONDS = 5.0  # from one look at limits, which users may set in cells, to the next
 NAMES = {"cap": "GPU cap", "memory": "memory limit", "cache": "cache limit", "wired": "wired limit"}
+
+T = TypeVar("T")
 
 
 class Memory:
@@ -109,14 +111,17 @@ class Memory:
         ClusterError
             It does not answer.
         """
-        found = self.holdings([rank]).get(rank)
-        if found is None:
-            raise ClusterError(f"rank {rank} has not answered in {ANSWER_SECONDS:g} s")
-        return found
+        return _answer(self.holdings([rank]), rank)
 
     def looks(self, rank: int) -> list[tuple[str, float]]:
-        """After which cells a rank knows what held its memory, and when that was (Unix time)."""
-        told = self._ask("memory_looks", [rank]).get(rank, ())
+        """After which cells a rank knows what held its memory, and when that was (Unix time).
+
+        Raises
+        ------
+        ClusterError
+            It does not answer.
+        """
+        told = _answer(self._ask("memory_looks", [rank]), rank)
         return [(str(name), float(when)) for name, when in told]
 
     def grew(self, rank: int, since: str) -> list[Grown]:
@@ -133,10 +138,12 @@ class Memory:
         ------
         UsageError
             It is not known what it held then.
+        ClusterError
+            It does not answer.
         """
         (rank,) = self.choose([rank])
         name = f"Cell In[{since}]" if since.isdigit() else since
-        then = self._ask("memory_look", [rank], name=name).get(rank)
+        then = _answer(self._ask("memory_look", [rank], name=name), rank)
         if then is None:
             known = ", ".join(name for name, _ in self.looks(rank)[-10:]) or "no cell yet"
             raise UsageError(
@@ -179,9 +186,7 @@ class Memory:
         """
         chosen = self.choose(ranks)
         told = self._ask("memory_said", chosen, sizes=sizes)
-        if missing := set(chosen) - told.keys():
-            raise ClusterError(f"rank {min(missing)} has not answered in {ANSWER_SECONDS:g} s")
-        errors = {each["error"] for each in told.values() if "error" in each}
+        errors = {each["error"] for each in (_answer(told, n) for n in chosen) if "error" in each}
         if errors:
             raise UsageError(min(errors))
         by_text: dict[str, list[int]] = {}
@@ -266,3 +271,16 @@ class Memory:
         while not self._closed.wait(LIMIT_SECONDS) and not self.feed.closed:
             with suppress(Exception):  # a cluster that goes down meanwhile
                 self.look_at_limits()
+
+
+def _answer(told: Mapping[int, T], rank: int) -> T:
+    """What a rank has told.
+
+    Raises
+    ------
+    ClusterError
+        Nothing.
+    """
+    if rank not in told:
+        raise ClusterError(f"rank {rank} has not answered in {ANSWER_SECONDS:g} s")
+    return told[rank]

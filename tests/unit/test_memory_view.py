@@ -18,7 +18,7 @@ from IPython.utils.capture import capture_output
 from ipywidgets.widgets.widget import _instances
 from pressing import press, wait
 
-from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.errors import ClusterError, UsageError
 from mlxbench_kernel.kernel.extension import load_ipython_extension, unload_ipython_extension
 from mlxbench_kernel.memory import attribute
 from mlxbench_kernel.memory.record import COLUMNS, Mark
@@ -239,6 +239,19 @@ def said(shell: InteractiveShell, line: str) -> str:
 
 def test_the_magic_shows_the_view(shell: InteractiveShell) -> None:
     assert said(shell, "").startswith("Memory: rank 0 2.00 GB")
+
+
+def test_a_rank_that_does_not_answer_is_not_one_that_knows_nothing(
+    shell: InteractiveShell, asked: FakeRanks
+) -> None:
+    with pytest.raises(
+        UsageError, match=r"after Cell In\[7\] is not known; known are Cell In\[3\]"
+    ):
+        said(shell, "grew 7 --ranks 1")
+    asked.silent.add(1)
+    for line in ("grew 7 --ranks 1", "holds 1"):
+        with pytest.raises(ClusterError, match="rank 1 has not answered in 5 s"):
+            said(shell, line)
 
 
 def test_the_magic_tells_of_pools_holdings_and_limits(shell: InteractiveShell) -> None:
