@@ -95,8 +95,11 @@ def pressure(text: str | None) -> str | None:
     """How short memory is, from the text of ``/proc/pressure/memory``; None without one.
 
     ``"warn"`` where for 5 % of the last ten seconds some task waited for memory, ``"critical"``
-    where all did. These are the shares at which GLib's `GMemoryMonitor` warns (``MEDIUM``:
-    100 ms in 2 s of ``some``; ``CRITICAL``: 100 ms in 2 s of ``full``; gio/gmemorymonitorpsi.c).
+    where all did. These are the shares at which GLib's `GMemoryMonitor` (since 2.86) warns:
+    ``MEDIUM`` for 100 ms in 2 s of ``some``, ``CRITICAL`` for 100 ms in 2 s of ``full``, as
+    ``triggers`` in gio/gmemorymonitorpsi.c has them (GNOME/glib 308709b, read 2026-11-28). GLib
+    also has a ``LOW`` at 70 ms of ``some``, and is silent while more than half of the host's RAM is
+    free, which says nothing of a control group: both are left out here.
     """
     stalled = {kind: float(share) for kind, share in _STALL.findall(text or "")}
     if not stalled:
