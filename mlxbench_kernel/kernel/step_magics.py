@@ -13,15 +13,11 @@ from IPython.display import display
 from mlxbench_kernel.errors import GivenUp, StorageError, UsageError
 from mlxbench_kernel.kernel.frames import only_frames_of_the_user
 from mlxbench_kernel.kernel.words import Word, help_text, read
-from mlxbench_kernel.units import format_bytes
+from mlxbench_kernel.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from mlxbench_kernel.kernel.magics import RanksMagics
     from mlxbench_kernel.remote.stepping import Stepping
-
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
-_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
-
 
 WORDS = {
     "": Word("", "", "the dashboard of the ranks' stepper"),
@@ -154,7 +150,7 @@ class StepMagics(Magics):
         elif name == "branch":
             _branch(stepping, rest.split())
         elif name == "budget":
-            stepping.keep(_bytes(rest))
+            stepping.keep(parse_bytes(rest))
         elif name in ("to", "equalize") or (name == "back" and rest):
             getattr(stepping, name)(_whole(name, rest))
         elif name != "status":
@@ -257,10 +253,3 @@ def _branch(stepping: Stepping, words: list[str]) -> None:
     if len(words) > 1:
         raise UsageError("a branch has one word for a name: type %mlx_step branch warm at 40")
     stepping.branch(words[0] if words else "", at)
-
-
-def _bytes(text: str) -> int:
-    found = _SIZE.fullmatch(text.strip())
-    if found is None:
-        raise UsageError(f"a size is written as 2GB or 500MB, not {text!r}")
-    return int(float(found[1]) * 1000 ** _POWERS[found[2].lower()])

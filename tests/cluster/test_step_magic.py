@@ -103,6 +103,8 @@ def test_branches_and_settings(shell: InteractiveShell, tmp_path: Path) -> None:
     said(shell, f"save {tmp_path / 'run'}")
     assert (tmp_path / "run" / "model.safetensors").exists()
     said(shell, "switch main")
+    assert "of 1.07 GB" in said(shell, "budget 1GiB"), "GiB is not GB, here as everywhere"
+    assert "of 2.00 GB" in said(shell, "budget 2GB")
     said(shell, "delete warm")
     assert said(shell, f"load {tmp_path / 'run'}").startswith("step 10 ")
 
@@ -167,7 +169,7 @@ stepper = Stepper(model, optim.Adam(1e-2), planted, lambda n: (X[n], Y[n]), comp
         ("set momentun=0.3", "there is no setting 'momentun'"),
         ("until lss < 1", "lss, at character 1, is not measured; type one of loss"),
         ("break frobnicate > 1", "is not measured"),
-        ("budget lots", "a size is written as 2GB"),
+        ("budget lots", "'lots' is not a size: type bytes, 4GB, 512MiB"),
         ("compare main", "takes two branches"),
         ("load /nowhere/at/all", "nowhere"),
         ("back 5", "no step -5 of branch main: there are 0 to 0"),
