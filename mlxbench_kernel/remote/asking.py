@@ -10,6 +10,7 @@ import ipyparallel
 
 from mlxbench_kernel.cluster import OWN_CELL, Cluster
 from mlxbench_kernel.errors import ClusterError, UsageError
+from mlxbench_kernel.remote import results
 from mlxbench_kernel.remote.kept import on_kept
 from mlxbench_kernel.remote.said import SAID
 
@@ -50,7 +51,7 @@ def ask_ranks(
     name, *arguments
         What is to be done, and what that takes.
     of
-        Who does it there: a function of a module, of these; ``"take"`` gives the last result.
+        Who does it there: a function of a module, of these.
     show
         Is told who is late, "" for nobody, while the ranks are at it.
     result
@@ -65,8 +66,8 @@ def ask_ranks(
     ClusterError
         Another error was raised on a rank, or a rank is gone.
     """
-    call = f"__import__({of.__module__!r}, fromlist=[{of.__name__!r}]).{of.__name__}"
-    code = f"{OWN_CELL}\n{call}(*{(name, *arguments)!r})"
+    call = f"__import__({results.__name__!r}, fromlist=['keep']).keep"
+    code = f"{OWN_CELL}\n{call}(*{(of.__module__, of.__name__, name, *arguments)!r})"
     stop = _StopWithTheFirst(cluster, ranks, show, heard)
     errors = cluster.execute(code, ranks=ranks, timeout=timeout, output=stop, tell=tell).errors
     gone = {rank for rank, error in errors.items() if error["ename"] == ClusterError.__name__}
@@ -89,7 +90,8 @@ def ask_ranks(
 
 def taken(cluster: Cluster, ranks: Sequence[int], of: Callable[..., Any]) -> dict[int, Any]:
     """What ranks have found, see `ask_ranks`."""
-    calls = {rank: cluster.client.on(rank).apply_async(of, "take") for rank in ranks}
+    name = of.__module__, of.__name__
+    calls = {rank: cluster.client.on(rank).apply_async(results.take, *name) for rank in ranks}
     found = {}
     for rank, sent in calls.items():
         try:

@@ -10,54 +10,47 @@ import mlx.core as mx
 from mlxbench_kernel.errors import BenchError, UsageError
 from mlxbench_kernel.graph import Captured, Graph, capture_expression, profile
 from mlxbench_kernel.graph.nonfinite import traced
+from mlxbench_kernel.remote import results
 
 
 class Kept:
-    """The arrays that were captured last, and what was found out about them.
+    """The arrays that were captured last.
 
     Attributes
     ----------
     captured : Captured or None
         Still lazy.
-    result
-        Of what was done with them last.
     """
 
     def __init__(self) -> None:
         self.captured: Captured | None = None
-        self.result: Any = None
 
-    def capture(self, text: str, compiled: bool) -> None:
-        """Capture an expression in this rank's namespace.
-
-        The result is the graph, or why there is none, in one line.
-        """
+    def capture(self, text: str, compiled: bool) -> Graph | str:
+        """Capture an expression in this rank's namespace: its graph, or why there is none, in one
+        line."""
         self.forget()
         found = _captured(text, compiled)
         if isinstance(found, str):
-            self.result = found
-        else:
-            self.captured, self.result = found, found.graph
+            return found
+        self.captured = found
+        return found.graph
 
-    def profile(self, repeat: int, warm_up: int, collectives: bool) -> None:
-        """Profile what is kept; see `mlxbench_kernel.graph.profile`."""
+    def profile(self, repeat: int, warm_up: int, collectives: bool) -> Any:
+        """Profile what is kept: the fields of `mlxbench_kernel.graph.profile`'s answer that are of
+        this rank alone, ``seconds``, ``whole`` and ``left_out``."""
         outputs, graph = self._there()
         found = profile(outputs, repeat, warm_up, collectives, graph)
-        self.result = found.seconds, found.whole, found.left_out
+        return found.seconds, found.whole, found.left_out
 
-    def trace(self, collectives: bool) -> None:
+    def trace(self, collectives: bool) -> Any:
         """Look for NaN and Inf in what is kept."""
         outputs, graph = self._there()
-        self.result = traced(outputs, graph, collectives)
-
-    def take(self) -> Any:
-        """The result, which is not kept any more."""
-        result, self.result = self.result, None
-        return result
+        return traced(outputs, graph, collectives)
 
     def forget(self) -> None:
-        """Keep nothing."""
-        self.captured = self.result = None
+        """Keep nothing, nor a result that nobody took."""
+        self.captured = None
+        results.take(on_kept.__module__, on_kept.__name__)
 
     def _there(self) -> tuple[list[mx.array], Graph]:
         if self.captured is None:  # another notebook's request came between

@@ -15,7 +15,7 @@ from mlxbench_kernel.memory.record import PERIOD
 from mlxbench_kernel.remote.asking import ask_ranks
 from mlxbench_kernel.remote.growth_watch import GrowthWatch
 from mlxbench_kernel.remote.memory_feed import Asked, Changed, MemoryFeed, OfRanks, OfThisProcess
-from mlxbench_kernel.remote.on_memory import do, on_memory
+from mlxbench_kernel.remote.on_memory import on_memory
 
 ANSWER_SECONDS = 5.0
 LIMIT_SECONDS = 5.0  # from one look at limits, which users may set in cells, to the next
@@ -89,7 +89,7 @@ class Memory:
         """
         chosen = self.choose(ranks)
         if isinstance(self.feed.asked, OfThisProcess):
-            here = between_cells(self.feed.asked.shell, lambda: do("holdings"))
+            here = between_cells(self.feed.asked.shell, lambda: on_memory("holdings"))
             return {0: Holdings(**(self._told_holdings(chosen)[0] if here is None else here))}
         busy = self._ask("memory_busy", chosen)  # those that do not answer are left out
         found = self._told_holdings([rank for rank in busy if busy[rank]])
@@ -244,7 +244,7 @@ class Memory:
         """Have ranks do something where their cells run: after those that are under way."""
         try:
             if self.cluster is None:
-                return {0: do(name, *arguments)}
+                return {0: on_memory(name, *arguments)}
             with self._doing:
                 return ask_ranks(
                     self.cluster, ranks, lambda text: None, None, name, *arguments,

@@ -7,21 +7,10 @@ from typing import Any
 
 from mlxbench_kernel.memory import attribute, limits
 
-_result: list[Any] = [None]
-
 
 def on_memory(name: str, *arguments: Any) -> Any:
     """Do one of ``holdings`` (`attribute`), ``set_limits``, ``clear_cache`` and ``reset_peak``
-    (`memory.limits`); ``"take"`` gives what the last one returned."""
-    if name == "take":
-        result, _result[0] = _result[0], None
-        return result
-    _result[0] = _CALLS[name](*arguments)
-    return None
-
-
-def do(name: str, *arguments: Any) -> Any:
-    """The same in this process, with its result."""
+    (`memory.limits`); what it returned."""
     return _CALLS[name](*arguments)
 
 

@@ -19,16 +19,10 @@ from mlxbench_kernel.remote.said import say
 SAY_SECONDS = 0.05  # from one piece of text to the next: what a token is told in takes 0.3 ms
 FIGURES_SECONDS = 0.5
 
-_result: list[Any] = [None]
-
 
 def on_model(name: str, *arguments: Any) -> Any:
-    """Do one of `CALLS`; ``"take"`` gives what the last one returned."""
-    if name == "take":
-        result, _result[0] = _result[0], None
-        return result
-    _result[0] = CALLS[name](*arguments)
-    return None
+    """Do one of `CALLS`; what it returned."""
+    return CALLS[name](*arguments)
 
 
 def part_named(name: str) -> Part:

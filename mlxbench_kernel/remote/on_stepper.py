@@ -9,20 +9,14 @@ from mlxbench_kernel.training import Stop, current
 
 NONE = "no stepper: make one in a %%mlx_dist cell, as Stepper(model, optimizer, loss_fn, batches)"
 
-_result: list[Any] = [None]
-
 
 def on_stepper(name: str, *arguments: Any) -> Any:
-    """Call a method of the rank's stepper; ``"take"`` gives what the last one returned."""
-    if name == "take":
-        result, _result[0] = _result[0], None
-        return result
+    """Call a method of the rank's stepper; what it returned, a `Stop` as a dict."""
     stepper = current()
     if stepper is None:
         raise UsageError(NONE)
     try:
         result = getattr(stepper, name)(*arguments)
-        _result[0] = vars(result) if isinstance(result, Stop) else result
+        return vars(result) if isinstance(result, Stop) else result
     finally:
         stepper.report.look()
-    return None

@@ -60,8 +60,9 @@ def assert_usable(ranks: Cluster) -> None:
     assert not ranks.execute(
         "assert mx.distributed.all_sum(mx.array(rank + 1), group=g).item() == 3\n"
         "assert treasure.tolist() == [rank + i for i in range(5)]\n"
-        "from mlxbench_kernel.remote.kept import KEPT\n"
-        "assert KEPT.captured is None and KEPT.result is None"
+        "from mlxbench_kernel.remote import kept, results\n"
+        "assert kept.KEPT.captured is None\n"
+        "assert results.take(kept.__name__, 'on_kept') is None"
     ).errors
 
 

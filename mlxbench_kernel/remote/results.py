@@ -1,0 +1,24 @@
+"""What a rank has found for a notebook, until that takes it; this runs on the rank.
+
+What ranks do for a notebook they do in a cell, whose value would be printed and kept in the user's
+``Out``. So it is kept here, one result for each function that is called so.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_KEPT: dict[tuple[str, str], Any] = {}
+
+
+def keep(module: str, function: str, *arguments: Any) -> None:
+    """Call a function of a module, and keep what it returns in place of what it did before."""
+    _KEPT.pop((module, function), None)
+    called = getattr(importlib.import_module(module), function)
+    _KEPT[module, function] = called(*arguments)
+
+
+def take(module: str, function: str) -> Any:
+    """What the function has returned, which is not kept any more; None where there is nothing."""
+    return _KEPT.pop((module, function), None)
