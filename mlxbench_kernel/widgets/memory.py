@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,22 +14,22 @@ from mlxbench_kernel.remote.memory import Memory
 from mlxbench_kernel.remote.memory_feed import OfThisProcess
 from mlxbench_kernel.units import format_bytes
 from mlxbench_kernel.widgets import memory_report
-from mlxbench_kernel.widgets.controls import button, close_inside, field, row, say
+from mlxbench_kernel.widgets.controls import button, field, row, say
+from mlxbench_kernel.widgets.live_view import LiveView
 from mlxbench_kernel.widgets.memory_holdings import HoldingsPanel
 from mlxbench_kernel.widgets.memory_limits import LimitsPanel
 from mlxbench_kernel.widgets.memory_live import MemoryLive
-from mlxbench_kernel.widgets.stepping_page import Page, busy_line, error_line
-from mlxbench_kernel.widgets.threads import Commands, Redraws, one_line
+from mlxbench_kernel.widgets.stepping_page import Page, busy_line
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-class MemoryView(ui.VBox):  # type: ignore[misc]
+class MemoryView(LiveView):
     """Every pool as a stacked bar, every rank's memory over time, and what holds it; in a cell.
 
-    It goes on while cells run and while collectives block. Two threads of its own run commands
-    and redraw; `close` ends them.
+    It goes on while cells run and while collectives block, on threads of its own; `close` ends
+    them.
 
     Parameters
     ----------
@@ -39,17 +38,16 @@ class MemoryView(ui.VBox):  # type: ignore[misc]
     """
 
     def __init__(self, of: Cluster | Memory | None = None) -> None:
+        super().__init__(queues=3)
         self.memory = of if isinstance(of, Memory) else watched(of)
         self.live = MemoryLive(self.memory.feed, self.memory.markers, self._changed)
-        self._commands = Commands(self._changed)  # what waits for cells: limits
-        self._looks = Commands(self._changed)
-        self._quick = Commands(self._changed)  # marks, and what a limit would do
-        self._queues = (self._commands, self._looks, self._quick)
-        self.error, self.busy, self.growth = ui.HTML(), ui.HTML(), ui.HTML()
+        # Limits wait for cells; looking does not, and marks and what a limit would do are quick.
+        after_cells, looks, self._quick = self._queues
+        self.growth = ui.HTML()
         self.name = field("name of a mark", self._mark, "10em")
         self._panels = (
-            HoldingsPanel(self.memory, self._looks.do),
-            LimitsPanel(self.memory, self._commands.do, self._quick.do),
+            HoldingsPanel(self.memory, looks.do),
+            LimitsPanel(self.memory, after_cells.do, self._quick.do),
         )
         self.panels = ui.Accordion(
             [panel.widget for panel in self._panels],
@@ -65,12 +63,7 @@ class MemoryView(ui.VBox):  # type: ignore[misc]
             ),
         )
         above = [Page(), self.error, self.busy, self.growth]
-        super().__init__([*above, self.live, marks, self.panels])
-        self.add_class("mlxbench-step")
-        self._error = ""
-        self._redraws = Redraws(self._draw, lambda: True)
-        self._unwatch: Callable[[], None] | None = self.memory.watch(self._changed)
-        self._changed()
+        self._begin([*above, self.live, marks, self.panels], self.memory.watch)
 
     def __repr__(self) -> str:
         held = [
@@ -92,37 +85,16 @@ class MemoryView(ui.VBox):  # type: ignore[misc]
         """Write a report that needs nothing else to be read."""
         memory_report.to_html(self.memory, Path(path).expanduser())
 
-    def close(self) -> None:
-        """End its threads, and take it away from where it is shown."""
-        if self._unwatch is None:
-            return
-        self._unwatch()
-        self._unwatch = None
-        for queue in self._queues:
-            queue.close()
-        self._redraws.close()
-        close_inside(self)
-        super().close()
-
     def _mark(self) -> None:
         name = self.name.value.strip() or "mark"
         self._quick.do("", lambda: self.memory.mark(name))
         self.name.value = ""
 
-    def _changed(self) -> None:
-        self._redraws.ask()
-
-    def _draw(self) -> bool:
+    def redraw(self) -> bool:
         """Draw what changed; nothing is left for later."""
-        try:
-            self.live.draw()
-            if self.panels.selected_index is not None:
-                self._panels[self.panels.selected_index].show()
-            self._error = ""
-        except Exception as error:  # else it would stand still, and nobody knew why
-            self._error = f"the view could not be drawn: {one_line(error)}"
-        errors = [each.error for each in self._queues if each.error]
-        say(self.error, error_line(next(iter(errors), self._error)))
+        self.live.draw()
+        if self.panels.selected_index is not None:
+            self._panels[self.panels.selected_index].show()
         reported = sorted(self.memory.growth.reported.copy().items())
         grown = [each.said for _, each in reported if each.said]
         say(self.growth, "".join(f"<div>⚠ {escape(line)}</div>" for line in grown))

@@ -10,24 +10,24 @@ import ipywidgets as ui
 import numpy as np
 
 from mlxbench_kernel.remote.mirror import State
-from mlxbench_kernel.widgets.controls import close_inside, parts_of, row, say
+from mlxbench_kernel.widgets.controls import parts_of, row, say
+from mlxbench_kernel.widgets.live_view import LiveView
 from mlxbench_kernel.widgets.stepping_controls import Movement
 from mlxbench_kernel.widgets.stepping_edits import Breakpoints, Settings
 from mlxbench_kernel.widgets.stepping_figure import StepperFigure
 from mlxbench_kernel.widgets.stepping_graph import BadStep
 from mlxbench_kernel.widgets.stepping_layers import Layers
-from mlxbench_kernel.widgets.stepping_page import Page, busy_line, error_line, rate, status_line
+from mlxbench_kernel.widgets.stepping_page import Page, busy_line, rate, status_line
 from mlxbench_kernel.widgets.stepping_panels import Branches, Journal, Kept, Repair
 from mlxbench_kernel.widgets.stepping_recent import Recent
 from mlxbench_kernel.widgets.stepping_source import Stepping
 from mlxbench_kernel.widgets.stepping_time import SampleSlider
-from mlxbench_kernel.widgets.threads import Commands, Redraws, one_line
 
 SLOW = 0.25  # seconds between two redraws, while it plays, of what is not read at a glance
 LONG = 0.2  # seconds of a command after which the buttons cannot be pressed
 
 
-class StepperView(ui.VBox):  # type: ignore[misc]
+class StepperView(LiveView):
     """A stepper in a cell.
 
     It has two threads of its own, one for commands and one that redraws; `close` ends them.
@@ -39,9 +39,11 @@ class StepperView(ui.VBox):  # type: ignore[misc]
     """
 
     def __init__(self, stepping: Stepping) -> None:
+        super().__init__()
         self.stepping = stepping
+        (self._commands,) = self._queues
         self.figure = StepperFigure(stepping.size)
-        self.status, self.error, self.busy = ui.HTML(), ui.HTML(), ui.HTML()
+        self.status = ui.HTML()
         self.movement, self.repair = Movement(stepping, self._ask), Repair(stepping, self._ask)
         self.bad_step = BadStep(stepping, self._ask)
         self.branches, self.settings = Branches(stepping, self._ask), Settings(stepping, self._ask)
@@ -64,18 +66,13 @@ class StepperView(ui.VBox):  # type: ignore[misc]
         body = ui.HBox([left, self.panels], layout={"flex_flow": "row wrap", "grid_gap": "8px"})
         above = [self.status, self.movement.widget]
         told = [self.busy, self.error, self.repair.widget, self.bad_step.offer]
-        super().__init__([*above, *told, body, self.bad_step.place])
-        self.add_class("mlxbench-step")
-
         self._layers = Layers(())
         self._recent = Recent(stepping.histories)
         self._drawn: State | None = None
         self._slowly = 0.0
-        self._error, self._off = "", False
-        self._commands = Commands(self._changed)
-        self._redraws = Redraws(self._draw, self.figure.widget.ready)
-        self._unwatch: Callable[[], None] | None = stepping.watch(self._changed)
-        self._changed()
+        self._off = False
+        inside = [*above, *told, body, self.bad_step.place]
+        self._begin(inside, stepping.watch, self.figure.widget.ready)
 
     def __repr__(self) -> str:
         state = self.stepping.state
@@ -84,17 +81,6 @@ class StepperView(ui.VBox):  # type: ignore[misc]
         ranks = f"{self.stepping.size} rank{'s'[: self.stepping.size != 1]}"
         return f"Stepper of {ranks}: step {state.step} of {state.branch}, {state.doing}{said}"
 
-    def close(self) -> None:
-        """End its threads, and take it away from where it is shown."""
-        if self._unwatch is None:
-            return
-        self._unwatch()
-        self._unwatch = None
-        self._commands.close()
-        self._redraws.close()
-        close_inside(self)
-        super().close()
-
     def _toggle(self, label: str) -> Any:
         made = ui.Checkbox(description=label, indent=False, layout={"width": "max-content"})
         made.observe(lambda _change: self._changed(), "value")
@@ -102,19 +88,6 @@ class StepperView(ui.VBox):  # type: ignore[misc]
 
     def _ask(self, doing: str, command: Callable[[], object]) -> None:
         self._commands.do(doing, command)
-
-    def _changed(self) -> None:
-        self._redraws.ask()
-
-    def _draw(self) -> bool:
-        """Draw what changed; whether something is left for later."""
-        try:
-            left = self.redraw()
-            self._error = ""
-        except Exception as error:  # else it would stand still, and nobody knew why
-            self._error, left = f"the view could not be drawn: {one_line(error)}", False
-        say(self.error, error_line(self._commands.error or self._error))
-        return left
 
     def redraw(self) -> bool:
         """Draw what changed since the last call.
