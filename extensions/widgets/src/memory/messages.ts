@@ -1,4 +1,4 @@
-/** What the view and the kernel say to each other; as in mlxbench_kernel/widgets/memory_messages.py. */
+/** What the view and the kernel say to each other; as in mlxbench_kernel/widgets/memory_live.py. */
 
 export interface Segment {
   kind: "system" | "others" | "active" | "cache" | "rest" | "held" | "free";
