@@ -43,6 +43,26 @@ class Recorded:
         return "".join(parts)
 
 
+def run(ranks: Cluster, code: str, timeout: float | None = None) -> None:
+    """Run a cell that is to end well on all ranks."""
+    errors = ranks.execute(code, timeout=timeout).errors
+    assert not errors, "\n".join(errors[min(errors)]["traceback"])
+
+
+def value(ranks: Cluster, expression: str) -> dict[int, object]:
+    """What an expression, or the last one of a cell, is on each rank; between two steps."""
+    with ranks.between():
+        run(ranks, expression)
+        return ranks.results()
+
+
+def pulled(ranks: Cluster, code: str) -> list[object]:
+    """The value of `found` on each rank after some code."""
+    run(ranks, code, timeout=30)
+    found = ranks.pull("found")
+    return [found[rank] for rank in range(ranks.size)]
+
+
 def controller(cluster: Cluster) -> psutil.Process:
     """The process of a cluster's controller."""
     return psutil.Process(int((cluster.info.home / "controller").read_text().split()[0]))

@@ -7,12 +7,13 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from pressing import press
+from pressing import press, wait
+from running import run
 
 from mlxbench_kernel.cluster import Cluster
 from mlxbench_kernel.errors import UsageError
@@ -32,18 +33,6 @@ def memory(ranks: Cluster) -> Iterator[Memory]:
     yield memory
     end()
     memory.close()
-
-
-def wait(holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def run(ranks: Cluster, code: str) -> None:
-    result = ranks.execute(code)
-    assert not result.errors, result.errors
 
 
 def fresh(memory: Memory) -> None:

@@ -8,6 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import pytest
+from running import pulled
 
 from mlxbench_kernel.cluster import Cluster
 from mlxbench_kernel.errors import UsageError
@@ -49,14 +50,6 @@ class Net(nn.Module):
 model = Net()
 trees = {"model": model, "optimizer": optimizer}
 """
-
-
-def pulled(ranks: Cluster, code: str) -> list[object]:
-    """The value of `found` on each rank after some code."""
-    result = ranks.execute(code, timeout=30)
-    assert not result.errors, result.errors
-    found = ranks.pull("found")
-    return [found[rank] for rank in range(ranks.size)]
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running import processes, until
+from running import processes, until, value
 
 from mlxbench_kernel.cluster import Cluster
 from mlxbench_kernel.errors import UsageError
@@ -46,13 +46,6 @@ def cluster() -> Iterator[Cluster]:
     finally:
         Cluster.attach(cluster.id).down()
     assert processes() <= before
-
-
-def value(ranks: Cluster, expression: str) -> dict[int, object]:
-    with ranks.between():
-        errors = ranks.execute(expression).errors
-        assert not errors, "\n".join(errors[min(errors)]["traceback"])
-        return ranks.results()
 
 
 def series(stepping: Stepping, rank: int, name: str = "loss", branch: str = "main") -> list[float]:

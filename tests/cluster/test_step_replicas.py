@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from running import pulled, run
 
 from mlxbench_kernel.cluster import Cluster
 
@@ -60,16 +61,7 @@ def said(*arguments):
 
 @pytest.fixture(autouse=True)
 def prepared(ranks: Cluster) -> None:
-    result = ranks.execute(SETUP, timeout=30)
-    assert not result.errors, result.errors
-
-
-def pulled(ranks: Cluster, code: str) -> list[object]:
-    """The value of `found` on each rank after some code."""
-    result = ranks.execute(code, timeout=30)
-    assert not result.errors, result.errors
-    found = ranks.pull("found")
-    return [found[rank] for rank in range(ranks.size)]
+    run(ranks, SETUP, timeout=30)
 
 
 def test_a_difference_is_found_and_copied_away(ranks: Cluster) -> None:

@@ -7,13 +7,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from faults import wait_until_waiting
-from running import processes
+from running import processes, run, until, value
 
 from mlxbench_kernel.cluster import Cluster
 from mlxbench_kernel.errors import BenchError, UsageError
@@ -39,24 +38,6 @@ stepper = Stepper(
     model, optimizer, loss_fn, lambda n: (X[n % 500], Y[n % 500]), replicas=10{}
 )
 """
-
-
-def run(ranks: Cluster, code: str) -> None:
-    errors = ranks.execute(code).errors
-    assert not errors, "\n".join(errors[min(errors)]["traceback"])
-
-
-def value(ranks: Cluster, expression: str) -> dict[int, object]:
-    with ranks.between():
-        run(ranks, expression)
-        return ranks.results()
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def losses(stepping: Stepping, rank: int = 0, branch: str = "main") -> list[float]:
@@ -109,12 +90,12 @@ theirs = [each for _, each in __import__("mlx.utils").utils.tree_flatten(hand.pa
 
 def test_it_plays_while_cells_run_between_its_steps(stepping: Stepping) -> None:
     stepping.play()
-    wait_until(lambda: stepping.state.step > 5)
+    until(lambda: stepping.state.step > 5)
     for _ in range(3):
         steps = value(stepping.cluster, "stepper.step")
         assert len(set(steps.values())) == 1
     before = stepping.state.step
-    wait_until(lambda: stepping.state.step > before + 3)
+    until(lambda: stepping.state.step > before + 3)
     assert stepping.state.playing
     stepping.pause()
     state = stepping.state
@@ -125,12 +106,12 @@ def test_it_plays_while_cells_run_between_its_steps(stepping: Stepping) -> None:
 
 def test_settings_change_while_it_plays(stepping: Stepping) -> None:
     stepping.play()
-    wait_until(lambda: stepping.state.step > 5)
+    until(lambda: stepping.state.step > 5)
     stepping.set(learning_rate=0.5)
     with pytest.raises(UsageError, match="learning_rate is a number, not 'abc'"):
         stepping.set(learning_rate="abc")
     before = stepping.state.step
-    wait_until(lambda: stepping.state.step > before + 3)
+    until(lambda: stepping.state.step > before + 3)
     stepping.pause()
     rates = stepping.histories[1].series("main", "learning_rate")[1]
     assert rates[0] == pytest.approx(0.01) and rates[-1] == pytest.approx(0.5)
@@ -266,8 +247,8 @@ USUAL = "loop.LEASE_SECONDS, running.AGAIN_SECONDS = 0.03, 0.003"
 
 def wait_until_it_hangs(made: Stepping) -> None:
     """Until both ranks have kept step 20, rank 1 hangs, and rank 0 waits for it."""
-    wait_until(lambda: made.state.step == 20)
-    wait_until(lambda: "time.sleep" in made.cluster.doing([1])[1])
+    until(lambda: made.state.step == 20)
+    until(lambda: "time.sleep" in made.cluster.doing([1])[1])
     wait_until_waiting(made.cluster, 0)
 
 
@@ -278,7 +259,7 @@ def test_a_lease_that_is_broken_off_is_in_the_history_as_far_as_it_came(ranks: C
         made.run(40)
         wait_until_it_hangs(made)
         ranks.client.call("interrupt", [0, 1], 1)
-        wait_until(lambda: not made.state.playing)
+        until(lambda: not made.state.playing)
         assert made.state.step == 20 and len(losses(made)) == 1
         run(ranks, "hangs[0] = False")
         made.run(10)
@@ -304,12 +285,12 @@ def test_of_a_lease_in_which_a_rank_was_killed_the_others_have_their_own_numbers
         made.play()
         wait_until_it_hangs(made)
         os.kill(int(str(pid)), signal.SIGKILL)
-        wait_until(lambda: not made.state.playing)
+        until(lambda: not made.state.playing)
         cluster.setup.cells[:] = [each.replace("[True]", "[False]") for each in cluster.setup.cells]
         cluster.heal()
-        wait_until(lambda: made.state.step > 30)
+        until(lambda: made.state.step > 30)
         made.pause()
-        wait_until(lambda: made.histories[0].last("main")["step"] == made.state.step)
+        until(lambda: made.histories[0].last("main")["step"] == made.state.step)
         steps, _ = made.histories[0].series("main", "loss_rank", 100_000)
         assert steps.tolist() == list(range(1, made.state.step + 1))
         of_all, _ = made.histories[0].series("main", "loss", 100_000)
@@ -356,20 +337,20 @@ def test_a_rank_killed_while_it_plays_comes_back_and_training_goes_on() -> None:
         assert not cluster.execute(SETUP + STEPPER.format(""), setup=True).errors
         made = Stepping(cluster)
         made.play()
-        wait_until(lambda: made.state.step > 20)
+        until(lambda: made.state.step > 20)
         run(cluster, "import os; pid = os.getpid()")
-        wait_until(lambda: made.state.playing and made.state.step > 40)
+        until(lambda: made.state.playing and made.state.step > 40)
         first = losses(made)
         with made.between():
             pid = cluster.pull("pid")[1]
         os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not made.state.playing)
+        until(lambda: not made.state.playing)
         assert "rank 1" in made.state.said
         with pytest.raises(BenchError):
             made.step()
         cluster.heal()
         gone_on = made.state.step
-        wait_until(lambda: made.state.step > gone_on + 10)
+        until(lambda: made.state.step > gone_on + 10)
         made.pause()
         steps = value(cluster, "stepper.step")
         assert len(set(steps.values())) == 1
@@ -392,15 +373,15 @@ def test_another_notebook_finds_the_run_with_its_history() -> None:
         made.step(30)
         first = losses(made)
         made.play()
-        wait_until(lambda: made.state.step > 40)
+        until(lambda: made.state.step > 40)
         made._closed.set()  # this notebook's kernel is killed: it drives no more
         cluster.client.close(linger=0)
         again = Cluster.attach(cluster.id)
         found = Stepping(again)
-        wait_until(lambda: found.state.step > 60)
+        until(lambda: found.state.step > 60)
         value(again, "1")  # it goes on after a cell
         gone_on = found.state.step
-        wait_until(lambda: found.state.step > gone_on + 10)
+        until(lambda: found.state.step > gone_on + 10)
         assert found.state.playing and losses(found)[:30] == losses(found, 1)[:30] == first
         found.pause()
         state = found.state
@@ -408,7 +389,7 @@ def test_another_notebook_finds_the_run_with_its_history() -> None:
         found.back(5)
         assert found.state.step == state.step - 5
         os.kill(again.info.ranks[0].pid, signal.SIGKILL)
-        wait_until(lambda: len(again.living()) == 1)
+        until(lambda: len(again.living()) == 1)
         again.heal()
         found.run(10)
         assert found.wait().step == state.step + 5

@@ -1,8 +1,23 @@
 """An IPython shell with the extension, whose clusters are fake."""
 
+import gc
+
 import pytest
 from fake_cluster import FakeCluster, magics
 from IPython.core.interactiveshell import InteractiveShell
+from needs import require
+
+from mlxbench_kernel import native
+
+
+@pytest.fixture
+def counted():
+    """What arrays take is what is asked for: nothing old is left, nor larger buffers of it."""
+    import mlx.core as mx
+
+    require(native.load() is not None, f"no native module: {native.reason()}")
+    gc.collect()
+    mx.clear_cache()
 
 
 @pytest.fixture

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 import pytest
+from arrays import computing, ones
 from IPython.core.autocall import ExitAutocall
-from needs import require
 from traitlets import HasTraits
 
 from mlxbench_kernel import native
@@ -19,15 +17,7 @@ from mlxbench_kernel.rank.holdings import COUNT, TEXT, Held, largest
 KB = 1000
 
 
-@pytest.fixture(autouse=True)
-def _compiled() -> None:
-    require(native.load() is not None, f"no native module: {native.reason()}")
-
-
-def ones(count: int) -> mx.array:
-    array = mx.ones((count,), dtype=mx.uint8)
-    mx.eval(array)
-    return array
+pytestmark = pytest.mark.usefixtures("counted")
 
 
 def test_arrays_and_trees_are_named_with_what_they_are() -> None:
@@ -131,23 +121,7 @@ def test_a_walk_ends_after_so_many_objects() -> None:
 
 def test_a_walk_while_another_thread_computes_and_changes_variables() -> None:
     namespace: dict[str, object] = {}
-    stop = threading.Event()
-
-    def compute() -> None:
-        with mx.stream(mx.cpu):
-            step = 0
-            while not stop.is_set():
-                x = mx.random.normal((64, 64))
-                mx.async_eval(x, x @ x)
-                namespace[f"x{step % 50}"] = [x, x @ x]
-                namespace.pop(f"x{(step + 7) % 50}", None)
-                mx.eval(x * 2)
-                step += 1
-
-    thread = threading.Thread(target=compute)
-    thread.start()
-    for _ in range(300):
-        largest(namespace)
-    stop.set()
-    thread.join()
+    with computing(namespace):
+        for _ in range(300):
+            largest(namespace)
     assert {held.kind for held in largest(namespace)} == {"list"}

@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
-from needs import require
+from arrays import ones
 
 from mlxbench_kernel import native
 from mlxbench_kernel.memory import HOLDERS, Freeable, attribute, freeable, grew
@@ -16,18 +16,7 @@ from mlxbench_kernel.memory import HOLDERS, Freeable, attribute, freeable, grew
 KB = 1000
 
 
-@pytest.fixture(autouse=True)
-def _compiled() -> None:
-    require(native.load() is not None, f"no native module: {native.reason()}")
-    gc.collect()
-    mx.clear_cache()  # its buffers may be larger than what is asked for
-
-
-def ones(count: int) -> mx.array:
-    """Evaluated, of so many bytes."""
-    array = mx.zeros((count,), dtype=mx.uint8) + 1
-    mx.eval(array)
-    return array
+pytestmark = pytest.mark.usefixtures("counted")
 
 
 def freed(variables: dict[str, Any], name: str) -> int:

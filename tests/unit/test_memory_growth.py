@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -10,20 +9,14 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import pytest
-from needs import require
 
-from mlxbench_kernel import native
 from mlxbench_kernel.memory import Holdings, attribute, causes, find_growth
 
 STEPS = 60
 Run = tuple[list[int], list[int], list[Holdings]]
 
 
-@pytest.fixture(autouse=True)
-def _compiled() -> None:
-    require(native.load() is not None, f"no native module: {native.reason()}")
-    gc.collect()
-    mx.clear_cache()
+pytestmark = pytest.mark.usefixtures("counted")
 
 
 def run(

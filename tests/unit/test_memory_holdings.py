@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import threading
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -14,8 +13,8 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 import pytest
+from arrays import computing, ones
 from mlx.utils import tree_flatten
-from needs import require
 
 from mlxbench_kernel import native
 from mlxbench_kernel.memory import HOLDERS, Holdings, attribute, folded
@@ -26,18 +25,7 @@ from mlxbench_kernel.training import Stepper, snapshots
 KB = 1000
 
 
-@pytest.fixture(autouse=True)
-def _compiled() -> None:
-    require(native.load() is not None, f"no native module: {native.reason()}")
-    gc.collect()
-    mx.clear_cache()  # its buffers may be larger than what is asked for
-
-
-def ones(count: int) -> mx.array:
-    """Evaluated, of so many bytes."""
-    array = mx.zeros((count,), dtype=mx.uint8) + 1
-    mx.eval(array)
-    return array
+pytestmark = pytest.mark.usefixtures("counted")
 
 
 def real(*trees: Any) -> int:
@@ -374,23 +362,7 @@ def test_a_picture_of_the_largest_has_the_same_sums() -> None:
 
 def test_beside_a_thread_that_computes() -> None:
     variables: dict[str, Any] = {"kept": ones(10 * KB)}
-    stop = threading.Event()
-
-    def compute() -> None:
-        with mx.stream(mx.cpu):
-            step = 0
-            while not stop.is_set():
-                x = mx.random.normal((64, 64))
-                mx.async_eval(x, x @ x)
-                variables[f"x{step % 50}"] = [x, x @ x]
-                variables.pop(f"x{(step + 7) % 50}", None)
-                mx.eval(x * 2)
-                step += 1
-
-    thread = threading.Thread(target=compute)
-    thread.start()
-    found = [attribute(variables, graphs=False) for _ in range(200)]
-    stop.set()
-    thread.join()
+    with computing(variables):
+        found = [attribute(variables, graphs=False) for _ in range(200)]
     assert {row(each, "kept", "own") for each in found} == {10 * KB}
     assert any(each.by_kind()["variables"] > 20 * KB for each in found)
