@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,8 @@ class FakeRanks:
         Ranks that do not answer.
     gone
         Ranks that are not there.
+    push
+        Whether they say that they send samples by themselves; a test then calls `hearer`.
     """
 
     def __init__(self, hosts: Sequence[str] = ("studio", "studio")) -> None:
@@ -48,6 +50,8 @@ class FakeRanks:
         self.ahead = dict.fromkeys(range(len(hosts)), 0.0)  # seconds of their clocks
         self.said: dict[str, str] = {"said": "nothing happens"}
         self.holdings: dict[int, dict[str, Any]] = {}
+        self.push = False
+        self.hearer: Callable[[dict[str, Any]], None] | None = None
 
     def who(self) -> Sequence[tuple[int, str, int]]:
         return list(zip(range(len(self.hosts)), self.hosts, self.pids, strict=True))
@@ -61,6 +65,9 @@ class FakeRanks:
     def how_gone(self, rank: int) -> str:
         return "killed by SIGKILL"
 
+    def hear(self, take: Callable[[dict[str, Any]], None] | None) -> None:
+        self.hearer = take
+
     def ask(
         self, name: str, arguments: Mapping[int, Mapping[str, Any]], timeout: float
     ) -> dict[int, Any]:
@@ -69,7 +76,7 @@ class FakeRanks:
         return {rank: getattr(self, name)(rank, **own) for rank, own in answering.items()}
 
     def memory(
-        self, rank: int, since: int, version: int, period: float, record: str
+        self, rank: int, since: int, version: int, period: float, record: str, push: bool
     ) -> dict[str, Any]:
         now = time.time() + self.ahead[rank]
         values = {**dict.fromkeys(COLUMNS, np.nan), **SAMPLE, "time": now, **self.samples[rank]}
@@ -78,7 +85,7 @@ class FakeRanks:
         told = {
             "record": self.records[rank], "next": self.taken[rank], "more": False, "now": now,
             "samples": encode(np.array([[values[name] for name in COLUMNS]])),
-            "version": len(marks),
+            "version": len(marks), "pushes": push and self.push,
         }  # fmt: skip
         if version != len(marks) or record != self.records[rank]:
             told["marks"] = marks

@@ -18,9 +18,10 @@ import ipyparallel
 from ipyparallel.client.client import MessageFuture
 
 from mlxbench_kernel.rank.history import OUTPUT, SENT
-from mlxbench_kernel.rank.requests import META, REQUEST
+from mlxbench_kernel.rank.requests import MEMORY, META, REQUEST
 
 Listener = Callable[[int, dict[str, Any]], None]
+Hearer = Callable[[dict[str, Any]], None]
 
 
 class BenchClient(ipyparallel.Client):  # type: ignore[misc]
@@ -34,11 +35,14 @@ class BenchClient(ipyparallel.Client):  # type: ignore[misc]
         Engines whose processes have ended, whatever the controller remembers of them.
     """
 
+    _hearers: tuple[Hearer, ...]
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.__dict__["_listeners"] = {}
         self.__dict__["engines"] = []
         self.__dict__["ended"] = set()
         self.__dict__["_unanswered"] = {}
+        self.__dict__["_hearers"] = ()
         super().__init__(*args, **kwargs)
 
     def engine(self, rank: int) -> int:
@@ -70,6 +74,10 @@ class BenchClient(ipyparallel.Client):  # type: ignore[misc]
         if message is None:
             return
         kind = message["header"]["msg_type"]
+        if kind == MEMORY:
+            for hearer in self._hearers:
+                hearer(message["content"])
+            return
         found = self._listeners.get(message["parent_header"].get("msg_id"))
         if found is not None and kind in OUTPUT:
             rank, listener = found
@@ -82,6 +90,27 @@ class BenchClient(ipyparallel.Client):  # type: ignore[misc]
         message = self._unpack(parts)
         if message is not None:
             super()._dispatch_notification.__wrapped__(self, message)
+
+    def hear(self, hearer: Hearer) -> Callable[[], None]:
+        """Have a function called with what ranks send of their memory (`memory.pushing`).
+
+        Parameters
+        ----------
+        hearer
+            Called with the content of each message on the client's IO thread, which it must
+            not hold up, and must raise nothing.
+
+        Returns
+        -------
+        function
+            Ends it.
+        """
+        self._hearers = (*self._hearers, hearer)
+
+        def end() -> None:
+            self._hearers = tuple(each for each in self._hearers if each is not hearer)
+
+        return end
 
     def _unpack(self, parts: list[Any]) -> dict[str, Any] | None:
         """A message that is signed as it should be; None for anything else.

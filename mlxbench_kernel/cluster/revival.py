@@ -86,15 +86,21 @@ class Revival:
 
     def _wait_for_ranks(self, client: BenchClient, ranks: set[int]) -> set[int]:
         """Wait until ranks are connected again; return those that are not."""
-        ports = self._machinery.engine_ports()
+        mux, iopub = self._machinery.engine_ports()
         deadline = time.monotonic() + RANKS_SECONDS
         there: set[int] = set()
+        second = 0  # connections to iopub, of ranks that have one beside that of their output
         while True:
             before = there
-            there |= client.call("sample", sorted(ranks - there), ASK_SECONDS).keys()
+            answers = client.call("sample", sorted(ranks - there), ASK_SECONDS)
+            there |= answers.keys()
+            second += sum(each["published"] for each in answers.values())
             # Not the control channel alone: what is sent to a rank that is not connected yet is
             # lost. Looked at once more when all are, as the keys are still exchanged then.
-            connected = all(self._connections(port) >= len(there) for port in ports)
+            connected = (
+                self._connections(mux) >= len(there)
+                and self._connections(iopub) >= len(there) + second
+            )
             self._progress(0.5 + 0.5 * len(there) / max(len(ranks), 1), f"{len(there)} ranks")
             if there == ranks == before and connected:
                 return set()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import secrets
+import struct
 import threading
 import time
 from collections import deque
@@ -19,7 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxbench_kernel.memory.pools import Pool, pools
+from mlxbench_kernel.memory.pools import pools
+from mlxbench_kernel.memory.pushing import Pushing
 from mlxbench_kernel.memory.samples import footprint
 
 # Bytes, but for the time (Unix time of this process, in seconds), pressure (0 normal, 1 warn,
@@ -30,14 +32,15 @@ COLUMNS = (
     "gpu_total", "gpu_available", "step", "cell",
 )  # fmt: skip
 MOST = 36_000  # samples: an hour at 10 Hz
-POOL_SECONDS = 0.5  # for which what is known of the pools is good enough: most of what a look takes
+POOL_SECONDS = 1.0  # for which what is known of the pools is good enough: most of what a look takes
 PERIOD = 0.1  # seconds from one sample to the next, at the fastest
 REST_PERIOD = 1.0  # the same when nobody has asked for a while
-ASKED_SECONDS = 10.0  # for which a question is remembered
+ASKED_SECONDS = 10.0  # for which a question is remembered, and what was asked for is sent
 MARKS = 2_000
 PRESSURES = ("normal", "warn", "critical")
 PART = 4_000  # samples of one answer
 FIRST = 1_024
+WATCHED = tuple(COLUMNS.index(name) for name in ("active", "cache", "peak", "footprint"))
 
 Samples = NDArray[np.float64]
 
@@ -90,13 +93,15 @@ class Ring:
         self._most, self.taken = most, 0
         self._lock = threading.Lock()
         self._rows: Samples = np.empty((min(FIRST, most), columns))
+        self._row = struct.Struct(f"={columns}d")
 
     def append(self, row: Sequence[float]) -> None:
-        """Append one row; ten times a second, so that it is kept simple."""
+        """Append one row; ten times a second, for which NumPy's own way is slow."""
         with self._lock:
             if self.taken == len(self._rows) < self._most:
                 self._make_room(1)
-            self._rows[self.taken % len(self._rows)] = row
+            place = self.taken % len(self._rows)
+            self._row.pack_into(self._rows.data, place * self._row.size, *row)
             self.taken += 1
 
     def put(self, rows: Samples) -> None:
@@ -139,12 +144,15 @@ class Record:
     ----------
     step : function or None
         Gives the number of the training step, where there is one; called on any thread.
+    pushing : Pushing
+        Samples that are sent without a question for each.
     """
 
     def __init__(self, most: int = MOST) -> None:
         self.ring = Ring(most=most)
         self.marks: deque[Mark] = deque(maxlen=MARKS)
         self.step: Callable[[], int] | None = None
+        self.pushing = Pushing(len(COLUMNS), WATCHED)
         self.version = 0  # of the marks
         self.identity = secrets.token_hex(8)
         self._number = 0
@@ -174,14 +182,18 @@ class Record:
         with self._lock:
             self.marks.append(Mark(self._number, kind, name, time.time()))
             self._number += 1
-            self.version += 1
+            self._changed(self.marks[-1])
 
     def _end(self, kind: str) -> None:
         with self._lock:
             last = self._open(kind)
             if last is not None:
                 last.end = time.time()
-                self.version += 1
+                self._changed(last)
+
+    def _changed(self, mark: Mark) -> None:
+        self.version += 1
+        self.pushing.mark(mark.number, _plain(mark))
 
     def _open(self, kind: str) -> Mark | None:
         """The last one of a kind, if it lasts."""
@@ -221,9 +233,18 @@ class Record:
                 float("nan") if cell is None else float(cell.number),
             )
             self.ring.append(row)
+            about = {"record": self.identity}
+            message = self.pushing.take(row, self.ring.taken, self.version, about)
+        if message is not None and self.pushing.send is not None:
+            self.pushing.send(message)
 
     def tell(
-        self, since: int = 0, version: int = -1, period: float = PERIOD, record: str = ""
+        self,
+        since: int = 0,
+        version: int = -1,
+        period: float = PERIOD,
+        record: str = "",
+        push: bool = False,
     ) -> dict[str, Any]:
         """What is new, for one who asks again and again; sampling begins with that.
 
@@ -238,13 +259,16 @@ class Record:
         record
             The record that these numbers are of, as told before; of another one they do not
             count, and all is told.
+        push
+            Whether what follows is to be sent by itself for `ASKED_SECONDS`, see `Pushing.take`.
 
         Returns
         -------
         dict
             ``record``, which is no other's; ``next``, the number to ask from then on; ``more``,
             whether there is more now; ``now``, Unix time here; ``samples``, see `encode`;
-            ``version``, and unless that is known ``marks``, as lists of the fields of `Mark`.
+            ``version``, and unless that is known ``marks``, as lists of the fields of `Mark`;
+            ``pushes``, whether what follows is sent by itself.
         """
         if record != self.identity:
             since, version = 0, -1
@@ -265,12 +289,10 @@ class Record:
                 "now": time.time(),
                 "samples": encode(rows),
                 "version": self.version,
+                "pushes": self.pushing.ask(ASKED_SECONDS if push else 0.0, self.version),
             }
             if version != self.version:
-                told["marks"] = [
-                    [None if each != each else each for each in astuple(mark)]
-                    for mark in self.marks
-                ]
+                told["marks"] = [_plain(mark) for mark in self.marks]
         return told
 
     def _run(self) -> None:
@@ -290,36 +312,42 @@ def look(step: float = float("nan"), cell: float = float("nan")) -> list[float]:
     """One sample now, a number for each of `COLUMNS`; evaluates nothing, from any thread."""
     import mlx.core as mx
 
-    found = _POOLS.now()
-    host = next(each for each in found if not each.name.startswith("cuda"))
-    gpu = next((each for each in found if each is not host), None)
-    known = (
-        host.total, host.available, host.wired, host.compressed, host.swap_used,
-        None if host.pressure is None else PRESSURES.index(host.pressure),
-        *((None, None) if gpu is None else (gpu.total, gpu.available)),
-    )  # fmt: skip
     return [
         time.time(), mx.get_active_memory(), mx.get_cache_memory(), mx.get_peak_memory(),
-        footprint(),
-        *(float("nan") if each is None else float(each) for each in known),
-        step, cell,
+        footprint(), *_POOLS.now(), step, cell,
     ]  # fmt: skip
 
 
 class _Pools:
-    """The pools as they were at most `POOL_SECONDS` ago."""
+    """The pools as they were at most `POOL_SECONDS` ago, as they stand in a sample."""
 
     def __init__(self) -> None:
         self._at = float("-inf")
-        self._found: tuple[Pool, ...] = ()
+        self._found: tuple[float, ...] = ()
 
-    def now(self) -> tuple[Pool, ...]:
+    def now(self) -> tuple[float, ...]:
         if time.monotonic() - self._at > POOL_SECONDS:
-            self._found, self._at = pools(), time.monotonic()
+            self._found, self._at = self._look(), time.monotonic()
         return self._found
+
+    def _look(self) -> tuple[float, ...]:
+        found = pools()
+        host = next(each for each in found if not each.name.startswith("cuda"))
+        gpu = next((each for each in found if each is not host), None)
+        known = (
+            host.total, host.available, host.wired, host.compressed, host.swap_used,
+            None if host.pressure is None else PRESSURES.index(host.pressure),
+            *((None, None) if gpu is None else (gpu.total, gpu.available)),
+        )  # fmt: skip
+        return tuple(float("nan") if each is None else float(each) for each in known)
 
 
 _POOLS = _Pools()
+
+
+def _plain(mark: Mark) -> list[Any]:
+    """A mark for JSON, which has no NaN."""
+    return [None if each != each else each for each in astuple(mark)]
 
 
 def encode(rows: Samples) -> str:

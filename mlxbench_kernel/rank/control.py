@@ -76,12 +76,14 @@ class ControlHandlers:
 
     def sample(self) -> dict[str, Any]:
         """Memory now, the largest variables as last seen (`Recorder.largest`), and what the main
-        thread is doing (see `watch`)."""
+        thread is doing (see `watch`), and ``published``: whether it has a second connection to
+        the controller's iopub address (`Publisher.opened`)."""
         from mlxbench_kernel import memory
 
         return {
             "memory": dataclasses.asdict(memory.sample()),
             "largest": self._recorder.largest,
+            "published": self._kernel.publisher.opened,
             **self.watch(),
         }
 

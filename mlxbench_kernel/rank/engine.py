@@ -20,10 +20,13 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import ipyparallel.engine.app
+import zmq
 from ipyparallel.engine.app import IPEngine
 from ipyparallel.engine.kernel import IPythonParallelKernel
 from traitlets import Float, Integer, Unicode, default
@@ -34,9 +37,11 @@ from mlxbench_kernel.rank.cells import Cells
 from mlxbench_kernel.rank.control import ControlHandlers
 from mlxbench_kernel.rank.history import History
 from mlxbench_kernel.rank.lifetime import Lifetime
-from mlxbench_kernel.rank.requests import META, OWN_CELL
+from mlxbench_kernel.rank.publishing import Publisher
+from mlxbench_kernel.rank.requests import MEMORY, META, OWN_CELL
 
 CELL_LETTERS = 40  # of a cell without a name
+WAITING = 100  # messages of a publisher that are kept while the controller is away
 MPI_RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
 
 
@@ -74,10 +79,31 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
         self.control = ControlHandlers(self)
         self.control.install()
         self.cells = Cells(self.shell)
+        self.publisher = Publisher(MEMORY, self.session, self.ident, self._beside_iopub())
+        RECORD.pushing.send = self.publisher.send
         # ipyparallel notes every request, which would be all that %mlx_dist log shows.
         self.log.addFilter(lambda record: not record.getMessage().startswith("Handling "))
         self.shell.ask_exit = _stay
         explain_in(self.shell)
+
+    def _beside_iopub(self) -> Callable[[], zmq.Socket[bytes]]:
+        """Makes sockets that are connected as the one of this rank's output is."""
+        thread, engine = self.iopub_socket, self.parent
+        address: Future[str] = Future()
+        # Now, while no one else has it connect or bind, and in the thread that it belongs to.
+        thread.schedule(lambda: address.set_result(thread.socket.last_endpoint.decode()))
+
+        def connect() -> zmq.Socket[bytes]:
+            socket: zmq.Socket[bytes] = engine.context.socket(zmq.PUB)
+            socket.linger, socket.sndhwm = 0, WAITING
+            if engine.curve_serverkey:
+                socket.curve_serverkey = engine.curve_serverkey
+                socket.curve_publickey = engine.curve_publickey
+                socket.curve_secretkey = engine.curve_secretkey
+            socket.connect(address.result())
+            return socket
+
+        return connect
 
     async def do_execute(self, code: str, *args: Any, **keywords: Any) -> dict[str, Any]:
         about = (keywords.get("cell_meta") or {}).get(META)

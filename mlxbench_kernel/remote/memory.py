@@ -14,7 +14,8 @@ from mlxbench_kernel.memory.in_shell import between_cells
 from mlxbench_kernel.memory.record import PERIOD
 from mlxbench_kernel.remote.asking import ask_ranks
 from mlxbench_kernel.remote.growth_watch import GrowthWatch
-from mlxbench_kernel.remote.memory_feed import Asked, Changed, MemoryFeed, OfRanks, OfThisProcess
+from mlxbench_kernel.remote.memory_asked import Asked, OfRanks, OfThisProcess
+from mlxbench_kernel.remote.memory_feed import Changed, MemoryFeed
 from mlxbench_kernel.remote.on_memory import on_memory
 
 ANSWER_SECONDS = 5.0

@@ -38,6 +38,7 @@ class LiveView(ui.VBox):  # type: ignore[misc]
         self._redraws: Redraws | None = None
         self._error = ""
         self._unwatch: End | None = None
+        self._closed = False
 
     def _begin(
         self,
@@ -73,10 +74,12 @@ class LiveView(ui.VBox):  # type: ignore[misc]
 
     def close(self) -> None:
         """End its threads, and take it away from where it is shown."""
-        if self._unwatch is None or self._redraws is None:
+        if self._closed or self._redraws is None:
             return
-        self._unwatch()
-        self._unwatch = None
+        self._closed = True
+        if self._unwatch is not None:
+            self._unwatch()
+            self._unwatch = None
         for queue in self._queues:
             queue.close()
         self._redraws.close()

@@ -11,7 +11,7 @@ import ipywidgets as ui
 from mlxbench_kernel.cluster import Cluster
 from mlxbench_kernel.memory.in_shell import follow_cells
 from mlxbench_kernel.remote.memory import Memory
-from mlxbench_kernel.remote.memory_feed import OfThisProcess
+from mlxbench_kernel.remote.memory_asked import OfThisProcess
 from mlxbench_kernel.units import format_bytes
 from mlxbench_kernel.widgets import memory_report
 from mlxbench_kernel.widgets.controls import button, field, row, say
@@ -40,7 +40,7 @@ class MemoryView(LiveView):
     def __init__(self, of: Cluster | Memory | None = None) -> None:
         super().__init__(queues=3)
         self.memory = of if isinstance(of, Memory) else watched(of)
-        self.live = MemoryLive(self.memory.feed, self.memory.markers, self._changed)
+        self.live = MemoryLive(self.memory.feed, self.memory.markers, self._shown)
         # Limits wait for cells; looking does not, and marks and what a limit would do are quick.
         after_cells, looks, self._quick = self._queues
         self.growth = ui.HTML()
@@ -85,6 +85,21 @@ class MemoryView(LiveView):
         """Write a report that needs nothing else to be read."""
         memory_report.to_html(self.memory, Path(path).expanduser())
 
+    def close(self) -> None:
+        """End its threads, take it away from where it is shown, and watch no more if it was the
+        last view of its cluster."""
+        super().close()
+        let_go(self.memory)
+
+    def _shown(self, there: bool) -> None:
+        """Watch while a browser shows it, or may soon: ranks have work with that."""
+        if there and not self._closed:
+            self._unwatch = self._unwatch or self.memory.watch(self._changed)
+            self._changed()
+        elif not there and self._unwatch is not None:
+            self._unwatch()
+            self._unwatch = None
+
     def _mark(self) -> None:
         name = self.name.value.strip() or "mark"
         self._quick.do("", lambda: self.memory.mark(name))
@@ -118,6 +133,14 @@ def watched(cluster: Cluster | None) -> Memory:
         found = Memory(_of_this_process() if cluster is None else cluster)
         _WATCHED[key] = found
     return found
+
+
+def let_go(memory: Memory) -> None:
+    """End what `watched` has given for a cluster, where no view shows it any more."""
+    if memory.feed.watched or memory.cluster is None:
+        return
+    for key in [key for key, each in _WATCHED.items() if each is memory]:
+        _WATCHED.pop(key).close()
 
 
 def _of_this_process() -> OfThisProcess:

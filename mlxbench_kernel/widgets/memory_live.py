@@ -35,8 +35,9 @@ class MemoryLive(anywidget.AnyWidget):
         What is shown.
     limits
         As for `bars`; it may change.
-    ready
-        Called, on any thread, when a browser wants all there is.
+    shown
+        Called, on any thread, when a browser shows it and wants all there is (True), and when
+        one does no more (False). Others that show it then say so.
     """
 
     _esm = STATIC / "memory.js"
@@ -48,9 +49,9 @@ class MemoryLive(anywidget.AnyWidget):
         self,
         feed: MemoryFeed,
         limits: Mapping[int, Mapping[str, float]],
-        ready: Callable[[], None] = lambda: None,
+        shown: Callable[[bool], None] = lambda there: None,
     ) -> None:
-        self._feed, self._limits, self._ready = feed, limits, ready
+        self._feed, self._limits, self._shown = feed, limits, shown
         self._again = threading.Event()  # all there is, to a browser that has nothing
         self._sent: dict[int, int] = {}
         self._marks: dict[int, tuple[str, int]] = {}
@@ -58,9 +59,14 @@ class MemoryLive(anywidget.AnyWidget):
         self.on_msg(self._answer)
 
     def _answer(self, widget: Any, content: Any, buffers: Any) -> None:
-        if isinstance(content, dict) and content.get("kind") == "ready":
+        kind = content.get("kind") if isinstance(content, dict) else None
+        if kind == "ready":
             self._again.set()
-            self._ready()
+        if kind in ("ready", "here"):
+            self._shown(True)
+        elif kind == "gone":
+            self._shown(False)
+            self.send({"kind": "who"})
 
     def draw(self) -> None:
         """Send what is new."""

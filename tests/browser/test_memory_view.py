@@ -10,6 +10,7 @@ import pytest
 from lab import Lab, picture, run_all, shades
 from painted import pale_texts
 from playwright.sync_api import Browser, Locator, Page, expect
+from pressing import wait
 
 TESTS = Path(__file__).parents[1]
 MEMORY = f"""
@@ -37,6 +38,16 @@ while not os.path.exists("enough"):
 """
 
 LOST = "fake.gone.add(1); fake.silent.add(2)"
+
+TELL_WHO_WATCHES = """
+import pathlib, threading
+def tell():
+    while True:
+        pathlib.Path("watched").write_text(str(view.memory.feed.watched))
+        time.sleep(0.1)
+import time
+threading.Thread(target=tell, daemon=True).start()
+"""
 
 
 @pytest.fixture
@@ -75,6 +86,19 @@ def test_pools_and_timelines_are_live_while_a_cell_runs(lab: Lab, page: Page) ->
     (lab.folder / "enough").touch()
     page.get_by_text("MLX Bench | Idle").wait_for()
     (lab.folder / "enough").unlink()
+
+
+def test_a_view_that_no_page_shows_any_more_watches_no_more(lab: Lab, page: Page) -> None:
+    told = lab.folder / "watched"
+    view = opened(page, lab, "shown.ipynb", TELL_WHO_WATCHES)
+    wait(lambda: told.exists() and told.read_text() == "True")
+    page.get_by_role("menuitem", name="Edit", exact=True).click()
+    page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Clear Outputs of All Cells$")).click()
+    expect(view).to_have_count(0)
+    wait(lambda: told.read_text() == "False")
+    run_all(page)
+    view.locator(".mlxmem-bar").first.wait_for(timeout=60_000)
+    wait(lambda: told.read_text() == "True")
 
 
 def test_a_span_is_compared_zoomed_and_left(lab: Lab, page: Page) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
-from fake_memory import GB, FakeRanks
+from fake_memory import GB, SAMPLE, FakeRanks
 from pressing import wait
 
+from mlxbench_kernel.memory.record import COLUMNS, encode
 from mlxbench_kernel.remote import memory_feed
 from mlxbench_kernel.remote.bar import Bar
 from mlxbench_kernel.remote.lateness import how_late
@@ -236,3 +238,95 @@ def test_it_ends_with_its_cluster() -> None:
         asked.closed = True
         wait(lambda: feed.ranks[0].why)
         assert "the cluster is down" in how_late(feed.ranks[0])
+
+
+def pushed(asked: FakeRanks, **also: Any) -> None:
+    """Rank 0 sends its next sample by itself."""
+    now = time.time()
+    assert asked.hearer is not None
+    asked.taken[0] += 1
+    version = len(asked.marks.get(0, []))
+    values = {**dict.fromkeys(COLUMNS, NAN), **SAMPLE, "time": now, "active": asked.taken[0] * GB}
+    asked.hearer(
+        {
+            "record": asked.records[0], "next": asked.taken[0], "was": version,
+            "version": version, "marks": [],
+            "samples": encode(np.array([[values[name] for name in COLUMNS]])), **also,
+        }
+    )  # fmt: skip
+
+
+@contextmanager
+def pushing(asked: FakeRanks) -> Iterator[MemoryFeed]:
+    """A feed of one rank that sends by itself, and has said so."""
+    asked.push = True
+    with feeding(asked) as feed:
+        end = feed.watch(lambda: None)
+        wait(lambda: feed.ranks[0].pushes and feed.ranks[0].cursor == asked.taken[0])
+        yield feed
+        end()
+
+
+def test_what_ranks_send_by_themselves_is_not_asked_for() -> None:
+    asked = FakeRanks(["studio"])
+    with pushing(asked) as feed:
+        asked.asked.clear()
+        for _ in range(3):
+            pushed(asked)
+        wait(lambda: feed.ranks[0].cursor == asked.taken[0])
+        assert feed.ranks[0].last["active"] == asked.taken[0] * GB
+        assert asked.asked == []
+
+
+def test_a_lost_message_is_asked_for() -> None:
+    asked = FakeRanks(["studio"])
+    with pushing(asked) as feed:
+        known, asked.taken[0] = feed.ranks[0].cursor, asked.taken[0] + 3
+        pushed(asked)
+        wait(lambda: asked.asked and asked.asked[-1][2]["since"] == known)
+        wait(lambda: not feed.ranks[0].behind)
+        assert feed.ranks[0].cursor == asked.taken[0]
+
+
+def test_marks_come_with_what_ranks_send_and_lost_ones_are_asked_for() -> None:
+    asked = FakeRanks(["studio"])
+    asked.marks[0] = [[0, "cell", "Cell In[1]", 1.0, None]]
+    with pushing(asked) as feed:
+        asked.asked.clear()
+        ended, begun = [0, "cell", "Cell In[1]", 1.0, 2.0], [1, "cell", "Cell In[2]", 3.0, None]
+        asked.marks[0] = [ended, begun]
+        pushed(asked, was=1, marks=[ended, begun])
+        wait(lambda: len(feed.ranks[0].marks) == 2)
+        assert not feed.ranks[0].marks[0].lasts and feed.ranks[0].marks[1].lasts
+        assert asked.asked == []
+        asked.marks[0] = [*asked.marks[0], [2, "mark", "lost", 4.0, None], begun]
+        pushed(asked, was=3, marks=[begun])
+        wait(lambda: [each.name for each in feed.ranks[0].marks].count("lost"))
+        assert asked.asked
+
+
+def test_what_comes_late_or_of_another_process_changes_nothing() -> None:
+    asked = FakeRanks(["studio"])
+    with pushing(asked) as feed:
+        taken = feed.ranks[0].ring.taken
+        asked.taken[0] -= 1
+        pushed(asked)  # what an answer has told already
+        pushed(asked, record="another")
+        pushed(asked)
+        wait(lambda: feed.ranks[0].cursor == asked.taken[0])
+        assert feed.ranks[0].ring.taken - taken in (1, 2), "the one between came with an answer"
+
+
+def test_one_who_begins_to_watch_has_samples_sent() -> None:
+    asked = FakeRanks(["studio"])
+    asked.push = True
+    with feeding(asked) as feed:
+        wait(lambda: len(asked.asked) > 1)
+        assert not any(each["push"] for _, _, each in asked.asked), "nobody looks"
+        end = feed.watch(lambda: None)
+        wait(lambda: feed.ranks[0].pushes)
+        end()
+        asked.asked.clear()
+        wait(lambda: asked.asked)
+        assert not asked.asked[-1][2]["push"]
+    wait(lambda: asked.hearer is None)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import mmap
+import sys
 from pathlib import Path
+
+import pytest
 
 from mlxbench_kernel.memory import cgroup, linux
 
 GB = 10**9
+needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads this process's /proc")
 
 # Linux 6.18, a process that holds 2 GB of arrays, 2026-11-23; format: proc_pid_status(5).
 STATUS = """\
@@ -133,3 +138,34 @@ def test_version_1_says_no_limit_with_a_number(tmp_path: Path) -> None:
     )
     assert confined(24 * GB, 20 * GB, [free]) == (24 * GB, 20 * GB)
     assert confined(24 * GB, 20 * GB, [job, free]) == (4 * GB, 3 * GB)
+
+
+@needs_linux
+def test_what_is_read_each_time_is_what_is_in_the_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    def close_to_status() -> bool:
+        text = Path("/proc/self/status").read_text()
+        return abs(linux.footprint() - linux.parse_status(text)) < 2 * linux.MOVED
+
+    assert close_to_status()
+    monkeypatch.setattr(linux, "STATUS_SECONDS", float("inf"))
+    private = bytearray(b"x") * 50_000_000
+    assert close_to_status()
+    shared = mmap.mmap(-1, 50_000_000)
+    shared[:] = private
+    assert close_to_status(), "shared memory is found without waiting"
+    del private
+    shared.close()
+    assert close_to_status()
+
+
+def test_what_is_swapped_out_is_no_memory_that_was_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = linux._PAGE // 1024
+    statm, status = "9000 {} 100 1 0 900 0", "RssAnon:\t{} kB\nRssShmem:\t0 kB\nVmSwap:\t{} kB\n"
+    texts = {"/proc/self/statm": statm.format(2100), "/proc/self/status": status.format(0, 0)}
+    monkeypatch.setattr(linux, "read_again", texts.get)
+    footprint = linux._Footprint()
+    texts["/proc/self/status"] = status.format(2000 * page, 0)
+    assert footprint.now() == 2000 * page * 1024
+    texts["/proc/self/statm"] = statm.format(1100)
+    texts["/proc/self/status"] = status.format(1000 * page, 1000 * page)
+    assert footprint.now() == 2000 * page * 1024

@@ -91,6 +91,21 @@ def test_a_browser_gets_all_there_is_and_then_what_is_new(memory: Memory) -> Non
     assert [c["rank"] for c, _ in sent if c["kind"] == "marks"] == [0, 1]
 
 
+def test_nobody_watches_for_a_page_that_was_closed(view: MemoryView, memory: Memory) -> None:
+    sent: list[dict[str, Any]] = []
+    view.live.send = lambda content, buffers=None: sent.append(content)
+    assert memory.feed.watched
+    view.live._handle_custom_msg({"kind": "gone"}, [])
+    assert not memory.feed.watched and {"kind": "who"} in sent
+    view.live._handle_custom_msg({"kind": "here"}, [])  # another one that shows it
+    assert memory.feed.watched
+    sent.clear()
+    wait(lambda: [each for each in sent if each["kind"] == "samples"])
+    view.close()
+    view.live._handle_custom_msg({"kind": "here"}, [])
+    assert not memory.feed.watched
+
+
 def test_what_holds_it_is_drawn_and_what_would_free_most(view: MemoryView) -> None:
     view.panels.selected_index = list(view.panels.titles).index("What holds it")
     panel = view._panels[view.panels.selected_index]

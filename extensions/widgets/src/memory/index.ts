@@ -31,6 +31,10 @@ export default {
       if (!asked) asked = requestAnimationFrame(draw);
     };
     const take = (message: Message, buffers: DataView[]) => {
+      if (message.kind === "who") {
+        model.send({ kind: "here" });
+        return;
+      }
       timeline.take(message, buffers);
       later();
     };
@@ -48,13 +52,17 @@ export default {
     sizes.observe(el);
     model.send({ kind: "ready" });
     later();
+    const leave = () => model.send({ kind: "gone" });
+    window.addEventListener("pagehide", leave);
     return () => {
+      window.removeEventListener("pagehide", leave);
       cancelAnimationFrame(asked);
       sizes.disconnect();
       model.off("change:bars", later);
       model.off("change:ranks", told);
       model.off("msg:custom", take);
       timeline.dispose();
+      leave();
     };
   },
 };

@@ -50,7 +50,12 @@ export interface Marks {
   marks: Mark[];
 }
 
-export type Message = Samples | Marks;
+/** Whether anybody shows it: who does answers. */
+export interface Who {
+  kind: "who";
+}
+
+export type Message = Samples | Marks | Who;
 
 /** Columns of a sample. */
 export const FIELDS = 6;
@@ -67,5 +72,5 @@ export interface Model {
   on(event: "msg:custom", handler: (message: Message, buffers: DataView[]) => void): void;
   on(event: string, handler: () => void): void;
   off(event: string, handler?: unknown): void;
-  send(message: { kind: "ready" }): void;
+  send(message: { kind: "ready" | "here" | "gone" }): void;
 }

@@ -2,7 +2,7 @@
 
 import { button, make } from "../dom";
 import { Chart, type Overlay, type Span } from "./chart";
-import { ACTIVE, CACHE, FOOTPRINT, type Mark, type Message, type Model } from "./messages";
+import { ACTIVE, CACHE, FOOTPRINT, type Mark, type Marks, type Model, type Samples } from "./messages";
 import { clock, duration, signed } from "./units";
 
 const WINDOWS: [string, number][] = [
@@ -59,7 +59,7 @@ export class Timeline {
     this.holder.addEventListener("dblclick", () => this.pause(false));
   }
 
-  take(message: Message, buffers: DataView[]): void {
+  take(message: Samples | Marks, buffers: DataView[]): void {
     if (message.kind === "samples") {
       message.parts.forEach(({ rank, first }, place) => {
         const { buffer, byteOffset, byteLength } = buffers[place];
