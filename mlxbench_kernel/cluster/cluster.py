@@ -23,6 +23,7 @@ from mlxbench_kernel.cluster.revival import Revival
 from mlxbench_kernel.cluster.setup_cells import SetupCells
 from mlxbench_kernel.cluster.state import ClusterInfo, Options
 from mlxbench_kernel.cluster.transfer import Transfer
+from mlxbench_kernel.cluster.turns import Turns
 from mlxbench_kernel.cluster.watch import GroupWatch
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.interrupts import held
@@ -43,6 +44,7 @@ class Cluster(Looking):
         super().__init__(info, machinery, client)
         self.faults = Faults(self)
         self.setup = SetupCells(info.home)
+        self.turns: Turns = getattr(self, "turns", None) or Turns()
         Cluster._last = weakref.ref(self)
         # Around what uses the ranks: has what runs on them in the background wait meanwhile.
         self.between: Callable[[], AbstractContextManager[None]] = getattr(
@@ -210,9 +212,10 @@ class Cluster(Looking):
         if len(chosen) < self.size:
             check_alone(code, chosen, shift)
         self._require(chosen)
-        with self.between():
+        refresh = (lambda text: None) if output is None else output.refresh
+        with self.between(), self.turns.taken(refresh):
             everywhere = len(chosen) == self.size
-            self.faults.wait(tell, (lambda text: None) if output is None else output.refresh)
+            self.faults.wait(tell, refresh)
             watch = GroupWatch(self.client, chosen, self.size, self.info.renewable)
             about: dict[str, Any] = {"ranks": [] if everywhere else chosen}
             if name:

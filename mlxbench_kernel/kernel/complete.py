@@ -25,6 +25,7 @@ from mlxbench_kernel.errors import BenchError
 from mlxbench_kernel.kernel import subcommands
 from mlxbench_kernel.kernel.command import Command
 from mlxbench_kernel.kernel.commands import RunCell
+from mlxbench_kernel.kernel.generate_magics import offered
 from mlxbench_kernel.kernel.graph_magics import ShowGraph
 from mlxbench_kernel.kernel.memory_magics import PLANNED
 from mlxbench_kernel.kernel.memory_magics import WORDS as MEMORY_WORDS
@@ -40,6 +41,7 @@ _LINE = re.compile(r"\s*(%{0,2})mlx_dist\s(.*)", re.DOTALL)
 _GRAPH = re.compile(r"\s*%mlx_graph\s(.*)")
 _STEP = re.compile(r"\s*%mlx_step\s(.*)")
 _MEMORY = re.compile(r"\s*%mlx_mem\s(.*)")
+_GENERATE = re.compile(r"\s*%%?mlx_generate\s(.*)")
 _NAME = re.compile(r"[\w.]*\Z")
 _RANKS_CELL = re.compile(r"%%mlx_dist\b")
 
@@ -74,7 +76,17 @@ class RanksMatcher:
         memory = _MEMORY.fullmatch(context.text_until_cursor)
         if memory is not None:
             return self._memory(memory[1])
+        generate = _GENERATE.fullmatch(context.text_until_cursor)
+        if generate is not None:
+            return self._generate(generate[1])
         return self._names_on_ranks(context)
+
+    def _generate(self, text: str) -> SimpleMatcherResult:
+        """A language model or an option of ``%%mlx_generate``."""
+        word = re.split(r"\s", text)[-1]
+        words = text[: len(text) - len(word)].split()
+        found = offered(self._magics.shell, words, word)
+        return _result(word, [each for each in found if each.startswith(word)])
 
     def _graph(self, text: str) -> SimpleMatcherResult:
         """An option of ``%mlx_graph``, or a name in its expression."""

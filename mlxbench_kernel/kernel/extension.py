@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mlxbench_kernel.kernel import displays
 from mlxbench_kernel.kernel.complete import RanksMatcher
+from mlxbench_kernel.kernel.generate_magics import GenerateMagics
 from mlxbench_kernel.kernel.graph_magics import GraphMagics
 from mlxbench_kernel.kernel.magics import RanksMagics
 from mlxbench_kernel.kernel.memory_magics import MemoryMagics
@@ -30,6 +31,7 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
         magics = _MAGICS[shell] = RanksMagics(shell)
     graphs = GraphMagics(magics)
     shell.register_magics(magics, graphs, StepMagics(magics), MemoryMagics(magics))
+    shell.register_magics(GenerateMagics(shell))
     graphs.retraces.install()
     magics.auto.install()
     displays.install(shell)
@@ -50,7 +52,7 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
     displays.remove(shell)
     explain_no_more_in(shell)
     shell.magics_manager.registry[GraphMagics.__name__].retraces.remove()
-    for holder in (RanksMagics, GraphMagics, StepMagics, MemoryMagics):
+    for holder in (RanksMagics, GraphMagics, StepMagics, MemoryMagics, GenerateMagics):
         for kind, names in holder.magics.items():
             for name in names:
                 shell.magics_manager.magics[kind].pop(name, None)

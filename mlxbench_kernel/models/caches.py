@@ -47,9 +47,19 @@ class KVCaches:
 
     def keep(self, tokens: list[int]) -> None:
         """Keep them, with what was read into them: the first of these tokens."""
-        count = getattr(self.caches[0], "offset", None) if self.caches else None
-        if self._name and isinstance(count, int):
-            self._part.caches[self._name] = (tokens[:count], self.caches)
+        from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
+
+        counts = [getattr(cache, "offset", None) for cache in self.caches]
+        whole = [count for count in counts if isinstance(count, int)]
+        if not self._name or not whole:
+            return
+        count = min(whole)
+        if count < max(whole):  # a draft model's may be a token behind
+            if not can_trim_prompt_cache(self.caches):
+                return
+            for cache, longer in zip(self.caches, counts, strict=True):
+                trim_prompt_cache([cache], (longer or count) - count)
+        self._part.caches[self._name] = (tokens[:count], self.caches)
 
     @property
     def nbytes(self) -> int:

@@ -32,8 +32,8 @@ class Piece:
         Its number.
     tokens, prompt_tokens
         Generated so far, and of the prompt; of these ``reused`` were in a cache.
-    from_draft
-        Whether the draft model has found it.
+    from_draft, drafted
+        Whether the draft model has found it, and how many of the tokens so far.
     first, seconds
         To the first token, and since then.
     finish
@@ -49,6 +49,7 @@ class Piece:
     first: float
     seconds: float
     finish: str = ""
+    drafted: int = 0
 
     @property
     def prompt_rate(self) -> float:
@@ -152,7 +153,7 @@ class Generation:
         reused = self._caches.take(self.prompt_tokens)
         key = frozen.random_key()
         mx.random.seed(self._seed)
-        first = math.nan
+        first, drafted = math.nan, 0
         try:
             pieces: Any = stream_generate(
                 part.model,
@@ -171,6 +172,7 @@ class Generation:
                     # The last one says how it ended; of "stop" its token is no text.
                     if each.generation_tokens > len(self.found):
                         self.found.append(int(each.token))
+                        drafted += bool(each.from_draft)
                     yield Piece(
                         each.text,
                         int(each.token),
@@ -181,6 +183,7 @@ class Generation:
                         first,
                         now - began - first,
                         each.finish_reason or "",
+                        drafted,
                     )
             self._caches.keep([*self.prompt_tokens, *self.found])
         finally:

@@ -22,7 +22,7 @@ STEP = (
     "num_draft_tokens",
 )  # fmt: skip
 OPTIONS = (*SAMPLER, *PROCESSORS, *STEP)
-_OTHER_NAMES = {"temperature": "temp"}
+OTHER_NAMES = {"temperature": "temp"}
 
 
 def check(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,10 +33,10 @@ def check(options: Mapping[str, Any]) -> dict[str, Any]:
     UsageError
         One is not known, or its value cannot be.
     """
-    found = {_OTHER_NAMES.get(name, name): value for name, value in options.items()}
+    found = {OTHER_NAMES.get(name, name): value for name, value in options.items()}
     for name in found:
         if name not in OPTIONS:
-            near = difflib.get_close_matches(name, (*OPTIONS, *_OTHER_NAMES), 1)
+            near = difflib.get_close_matches(name, (*OPTIONS, *OTHER_NAMES), 1)
             meant = f"did you mean {near[0]}?" if near else f"type one of {', '.join(OPTIONS)}"
             raise UsageError(f"{name} is not a sampling option: {meant}")
     for name in ("top_p", "min_p", "xtc_probability"):

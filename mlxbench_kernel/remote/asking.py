@@ -9,7 +9,7 @@ from typing import Any
 import ipyparallel
 
 from mlxbench_kernel.cluster import OWN_CELL, Cluster
-from mlxbench_kernel.errors import ClusterError, UsageError
+from mlxbench_kernel.errors import ClusterError, StorageError, UsageError
 from mlxbench_kernel.remote import results
 from mlxbench_kernel.remote.kept import on_kept
 from mlxbench_kernel.remote.said import SAID
@@ -61,7 +61,7 @@ def ask_ranks(
 
     Raises
     ------
-    UsageError
+    UsageError, StorageError
         It is raised on a rank.
     ClusterError
         Another error was raised on a rank, or a rank is gone.
@@ -69,7 +69,15 @@ def ask_ranks(
     call = f"__import__({results.__name__!r}, fromlist=['keep']).keep"
     code = f"{OWN_CELL}\n{call}(*{(of.__module__, of.__name__, name, *arguments)!r})"
     stop = _StopWithTheFirst(cluster, ranks, show, heard)
-    errors = cluster.execute(code, ranks=ranks, timeout=timeout, output=stop, tell=tell).errors
+    # Until the results are here: another thread's would take their place.
+    with cluster.between(), cluster.turns.taken(show):
+        errors = cluster.execute(code, ranks=ranks, timeout=timeout, output=stop, tell=tell).errors
+        _raise_first(errors, ranks)
+        return taken(cluster, ranks, of) if result else {}
+
+
+def _raise_first(errors: dict[int, dict[str, Any]], ranks: Sequence[int]) -> None:
+    """Raise what went wrong first, if anything did."""
     gone = {rank for rank, error in errors.items() if error["ename"] == ClusterError.__name__}
     said = {(error["ename"], error["evalue"]) for error in errors.values()}
     if len(errors) == len(ranks) > 1 and len(said) == 1 and not gone:
@@ -84,8 +92,9 @@ def ask_ranks(
             raise ClusterError(error["evalue"])
         if error["ename"] == UsageError.__name__:
             raise UsageError(f"rank {rank}: {error['evalue']}")
+        if error["ename"] == StorageError.__name__:
+            raise StorageError(f"rank {rank}: {error['evalue']}")
         raise ClusterError(f"rank {rank}: {error['ename']}: {error['evalue']}")
-    return taken(cluster, ranks, of) if result else {}
 
 
 def taken(cluster: Cluster, ranks: Sequence[int], of: Callable[..., Any]) -> dict[int, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import re
@@ -16,6 +17,7 @@ from mlxbench_kernel.remote.asking import Heard, Tell, ask_ranks
 from mlxbench_kernel.remote.on_model import on_model
 from mlxbench_kernel.units import format_bytes
 
+_NUMBERS = itertools.count()
 Progress = Callable[[float, str], None]
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 
@@ -66,8 +68,9 @@ class Generated:
     finish : str
         "stop", "length" or "interrupted".
     figures : dict
-        ``prompt_tokens``, ``reused`` (of these in a cache), ``tokens``, ``first`` (seconds to the
-        first token), ``prompt_rate`` and ``rate`` (tokens per second).
+        ``prompt_tokens``, ``reused`` (of these in a cache), ``tokens``, ``drafted`` (of these found
+        by the draft model), ``first`` (seconds to the first token), ``prompt_rate`` and ``rate``
+        (tokens per second).
     ranks : dict
         By rank ``kv_bytes``, ``active``, ``peak`` (bytes) and ``collectives`` (share of the time).
     """
@@ -107,9 +110,12 @@ class ModelOnRanks:
         As mlx-lm calls it.
     tell : function
         Is told in words what was done about a fault.
+    number : int
+        The one that was made last has the greatest.
     """
 
     def __init__(self, cluster: Cluster, name: str, path: str) -> None:
+        self.number = next(_NUMBERS)
         self.cluster, self.name, self.path = cluster, name, path
         self.shard = self.architecture = ""
         self.plan: Plan | None = None
@@ -189,7 +195,7 @@ class ModelOnRanks:
             progress(0.05 + 0.95 * sum(done.values()) / made.size, f"reading {all_of_it}")
 
         arguments = {rank: (name, folders[rank], made.shard, options) for rank in made.ranks}
-        made.parts = made._ask("load", arguments, heard=heard, show=show)
+        made.parts = made.ask_each("load", arguments, heard=heard, show=show)
         made.shard = made.parts[0]["shard"]
         progress(1.0, "loaded")
         return made
@@ -209,6 +215,11 @@ class ModelOnRanks:
         """Tokens that the model is made for; None where its config does not say."""
         found: int | None = self.parts[0]["context"]
         return found
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether its tokenizer puts messages together."""
+        return bool(self.parts[0]["has_chat_template"])
 
     def __repr__(self) -> str:
         held = format_bytes(sum(each["nbytes"] for each in self.parts.values()))
@@ -286,7 +297,7 @@ class ModelOnRanks:
         """
         so_far = _SoFar(heard)
         seed = random.getrandbits(32) if seed is None else seed
-        given = prompt if isinstance(prompt, str) else [_plain(each) for each in prompt]
+        given = prompt if isinstance(prompt, str) else [plain(each) for each in prompt]
         ranks = [0] if self.shard == "data" else self.ranks
         found = self.ask(
             "generate", given, max_tokens, seed, keep, options,
@@ -346,10 +357,10 @@ class ModelOnRanks:
             raise UsageError(f"{self.path} {self.plan.text}")
         planned(self.plan)
 
-    def _ask(
+    def ask_each(
         self, call: str, arguments: Mapping[int, tuple[Any, ...]], heard: Heard, show: Tell
     ) -> dict[int, Any]:
-        """As `ask`, with arguments of its own for each rank."""
+        """As `ask`, with arguments of its own for each rank, the name of the model among them."""
         return ask_ranks(
             self.cluster, list(arguments), self.tell, None, "each", call, dict(arguments),
             of=on_model, show=show, heard=heard,
@@ -376,11 +387,12 @@ class _SoFar:
 
 def figures_of(piece: Mapping[str, Any]) -> dict[str, Any]:
     """What `Generated.figures` has of a piece."""
-    names = ("prompt_tokens", "reused", "tokens", "first", "prompt_rate", "rate")
+    names = ("prompt_tokens", "reused", "tokens", "drafted", "first", "prompt_rate", "rate")
     return {name: piece[name] for name in names}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A message or a token of a prompt as ranks are told it."""
     return dict(value) if isinstance(value, Mapping) else int(value)
 
 

@@ -14,6 +14,7 @@ from mlxbench_kernel.memory.fit import FitPlan
 from mlxbench_kernel.memory.fit.source import read_source
 from mlxbench_kernel.models import Part, folder, load, ways
 from mlxbench_kernel.models.generating import Generation, Piece
+from mlxbench_kernel.remote import on_prompts
 from mlxbench_kernel.remote.said import say
 
 SAY_SECONDS = 0.05  # from one piece of text to the next: what a token is told in takes 0.3 ms
@@ -165,4 +166,5 @@ CALLS: dict[str, Callable[..., Any]] = {
     "load": _load,
     "generate": _generate,
     "forget": _forget,
+    **on_prompts.calls(part_named),
 }

@@ -55,6 +55,9 @@ def figures_line(found: Generated) -> str:
         ]
         rate = "" if figures["rate"] is None else f", {figures['rate']:.3g}/s"
         said.append(f"{figures['tokens']} tokens{rate}")
+        if figures.get("drafted"):
+            share = 100 * figures["drafted"] / max(figures["tokens"], 1)
+            said.append(f"{share:.0f} % of them drafted")
     ranks = [found.ranks[rank] for rank in sorted(found.ranks)]
     if ranks:
         said += [

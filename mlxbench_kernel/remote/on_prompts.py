@@ -1,0 +1,63 @@
+"""What a rank does with many prompts at once, and with those that are kept; runs on the rank."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from mlxbench_kernel.models import batch, kept_prompts
+from mlxbench_kernel.models.part import Part
+from mlxbench_kernel.remote.said import say
+
+SAY_SECONDS = 0.1
+
+Named = Callable[[str], Part]
+
+
+def calls(part_named: Named) -> dict[str, Callable[..., Any]]:
+    """For `on_model.CALLS`."""
+
+    def generate_batch(
+        name: str,
+        prompts: list[Any],
+        most: int,
+        seed: int,
+        options: dict[str, Any],
+        numbers: list[int] | None = None,
+    ) -> dict[str, Any]:
+        texts, figures = batch.generate_batch(
+            part_named(name), prompts, most, seed=seed, options=options, numbers=numbers,
+            progress=_Said("ended", "tokens"),
+        )  # fmt: skip
+        return {"texts": [asdict(each) for each in texts], "figures": asdict(figures)}
+
+    def read_prompt(name: str, prompt: Any, keep: str) -> dict[str, int]:
+        return kept_prompts.read(part_named(name), prompt, keep, _Said("done", "total"))
+
+    def save_prompt(name: str, keep: str, folder: str) -> dict[str, Any]:
+        return kept_prompts.save(part_named(name), keep, folder)
+
+    def load_prompt(name: str, keep: str, folder: str) -> dict[str, Any]:
+        return kept_prompts.load(part_named(name), keep, folder)
+
+    return {
+        "generate_batch": generate_batch,
+        "read_prompt": read_prompt,
+        "save_prompt": save_prompt,
+        "load_prompt": load_prompt,
+    }
+
+
+class _Said:
+    """Says two numbers, some times a second."""
+
+    def __init__(self, *names: str) -> None:
+        self._names, self._at = names, 0.0
+
+    def __call__(self, *numbers: int) -> None:
+        now = time.monotonic()
+        if now - self._at > SAY_SECONDS:
+            self._at = now
+            say(**dict(zip(self._names, numbers, strict=True)))

@@ -1,0 +1,151 @@
+"""A chat with a language model on two ranks: history, cache, stopping, and cells beside it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import Recorded
+
+from mlxbench_kernel.cluster import Cluster
+from mlxbench_kernel.errors import ClusterError, GivenUp
+from mlxbench_kernel.models import generate, load
+from mlxbench_kernel.models.small import make_small_model
+from mlxbench_kernel.remote.conversation import Conversation
+from mlxbench_kernel.remote.language_model import Generated, ModelOnRanks
+
+LONG = 3500  # tokens of an answer that is never waited for
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_small_model(tmp_path_factory.mktemp("models") / "llama", files=2)
+
+
+@pytest.fixture
+def lm(ranks: Cluster, folder: Path) -> ModelOnRanks:
+    return ModelOnRanks.load(folder, "tensor", cluster=ranks)
+
+
+class Begun:
+    """Shows an answer; says when there is some of it, and who was waited for."""
+
+    def __init__(self) -> None:
+        self.some, self.waited = threading.Event(), threading.Event()
+        self.status = ""
+
+    def __call__(self, found: Generated, status: str) -> None:
+        if found.text:
+            self.some.set()
+        if status.startswith("waiting for"):
+            self.status = status
+            self.waited.set()
+
+
+def beside(work: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
+    """Do something on another thread; what it gave or raised is in the list at its end."""
+    found: list[Any] = []
+
+    def run() -> None:
+        try:
+            found.append(work())
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, found
+
+
+def test_each_turn_reads_only_what_is_new(lm: ModelOnRanks, folder: Path) -> None:
+    alone = load(folder)
+    chat = Conversation(lm, "Be brief", max_tokens=12)
+    first = chat.say("Who are you?")
+    assert first.text == generate(alone, chat.messages[:2], 12)
+    again = chat.regenerate()
+    assert again.text == first.text
+    # All but the last token, which the model has to be given.
+    assert again.figures["reused"] == again.figures["prompt_tokens"] - 1
+    second = chat.say("And what can you do?")
+    assert second.figures["reused"] >= first.figures["prompt_tokens"]
+    assert second.text == generate(alone, chat.messages[:4], 12)
+
+
+def test_a_stopped_answer_stays_and_the_chat_goes_on(lm: ModelOnRanks, folder: Path) -> None:
+    chat = Conversation(lm, max_tokens=LONG)
+    begun = Begun()
+    thread, found = beside(lambda: chat.say("Tell me a story", begun))
+    assert begun.some.wait(30)
+    chat.stop()
+    thread.join(30)
+    assert isinstance(found[0], GivenUp) and "the text so far is kept" in str(found[0])
+    assert chat.messages[-1]["role"] == "assistant" and chat.messages[-1]["content"]
+    assert chat.last is not None and 0 < chat.last.figures["tokens"] < LONG
+    chat.max_tokens = 8
+    assert chat.say("Go on").text == generate(load(folder), chat.messages[:3], 8)
+
+
+def test_a_cell_waits_for_the_answer(
+    ranks: Cluster, lm: ModelOnRanks, folder: Path, recorded: Recorded
+) -> None:
+    chat = Conversation(lm, max_tokens=400)
+    begun = Begun()
+    thread, found = beside(lambda: chat.say("Tell me a story", begun))
+    assert begun.some.wait(30)
+    assert not ranks.execute("print(rank)", output=recorded).errors
+    thread.join(30)
+    assert [recorded.text(rank) for rank in (0, 1)] == ["0\n", "1\n"]
+    assert any("waiting for what runs on the ranks in the background" in each
+               for each in recorded.statuses)  # fmt: skip
+    assert found[0].text == generate(load(folder), chat.messages[:1], 400)
+
+
+def test_an_answer_waits_for_a_cell_and_can_be_given_up(
+    ranks: Cluster, lm: ModelOnRanks, tmp_path: Path
+) -> None:
+    chat = Conversation(lm, max_tokens=8)
+    code = (
+        "import os, time\n"
+        f"while not os.path.exists({str(tmp_path / 'enough')!r}):\n    time.sleep(0.01)\n"
+    )
+    cell, ended = beside(lambda: ranks.execute(code))
+    busy = threading.Event()
+    while not busy.is_set():
+        states = ranks.doing([0])
+        if "idle" not in states[0]:
+            busy.set()
+    begun = Begun()
+    thread, found = beside(lambda: chat.say("Hi", begun))
+    assert begun.waited.wait(30)
+    chat.stop()
+    thread.join(30)
+    assert isinstance(found[0], GivenUp) and chat.messages == []
+    (tmp_path / "enough").touch()
+    cell.join(30)
+    assert not ended[0].errors
+    assert chat.say("Hi").figures["tokens"] == 8
+
+
+def test_a_rank_that_dies_takes_no_word_along(folder: Path) -> None:
+    cluster = Cluster.up(2)
+    try:
+        chat = Conversation(ModelOnRanks.load(folder, "tensor", cluster=cluster), max_tokens=LONG)
+        chat.max_tokens = 8
+        chat.say("Hi")
+        chat.max_tokens = LONG
+        begun = Begun()
+        thread, found = beside(lambda: chat.say("Tell me a story", begun))
+        assert begun.some.wait(30)
+        os.kill(cluster.info.ranks[1].pid, signal.SIGKILL)
+        thread.join(60)
+        assert isinstance(found[0], ClusterError) and "rank 1" in str(found[0])
+        assert [each["role"] for each in chat.messages] == ["user", "assistant"] * 2
+        assert chat.messages[-1]["content"]
+        assert chat.last is not None and chat.last.finish == "interrupted"
+    finally:
+        cluster.down()
