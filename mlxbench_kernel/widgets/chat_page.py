@@ -62,9 +62,9 @@ export default {
   max-height: 460px; overflow: auto; padding: 8px; border-radius: 6px;
   border: 1px solid var(--jp-border-color2, #8885); background: var(--jp-layout-color1, inherit);
 }
-.mlxbench-chat .mlxbench-chat-log .widget-html,
-.mlxbench-chat .mlxbench-chat-log .widget-html-content {
-  width: auto; height: auto; overflow: visible; margin: 0; line-height: 1.45;
+.mlxbench-chat > *, .mlxbench-chat .widget-html { margin: 0; }
+.mlxbench-chat .widget-html, .mlxbench-chat .widget-html-content {
+  width: auto; height: auto; min-height: 0; overflow: visible; line-height: 1.45;
 }
 .mlxbench-chat .mlxbench-chat-said { display: flex; margin: 4px 0; }
 .mlxbench-chat .mlxbench-chat-user { justify-content: flex-end; }
@@ -97,10 +97,11 @@ export default {
   .mlxbench-chat .mlxbench-chat-dots span { animation: none; }
 }
 .mlxbench-chat .mlxbench-chat-entry { width: auto; margin: 0; }
-.mlxbench-chat .mlxbench-chat-entry textarea {
-  resize: vertical; min-height: 3.6em; font-size: var(--jp-content-font-size1, 14px);
+.mlxbench-chat textarea {
+  font-family: var(--jp-content-font-family, inherit);
+  font-size: var(--jp-content-font-size1, 14px);
 }
-.mlxbench-chat .widget-html-content { line-height: 1.4; }
+.mlxbench-chat .mlxbench-chat-entry textarea { resize: vertical; min-height: 3.6em; }
 .mlxbench-chat .mlxbench-chat-line {
   color: var(--jp-ui-font-color2, gray); font-size: var(--jp-ui-font-size1, 12px);
   overflow-wrap: anywhere; min-height: 1.4em;

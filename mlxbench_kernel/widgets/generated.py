@@ -51,9 +51,9 @@ def figures_line(found: Generated) -> str:
         reused = f" ({figures['reused']} in the cache)" if figures["reused"] else ""
         said = [
             f"first token after {figures['first']:.3g} s",
-            f"prompt {figures['prompt_tokens']} tokens{reused}, {figures['prompt_rate']:.3g}/s",
+            f"prompt {figures['prompt_tokens']} tokens{reused}, {_rate(figures['prompt_rate'])}",
         ]
-        rate = "" if figures["rate"] is None else f", {figures['rate']:.3g}/s"
+        rate = "" if figures["rate"] is None else f", {_rate(figures['rate'])}"
         said.append(f"{figures['tokens']} tokens{rate}")
         if figures.get("drafted"):
             share = 100 * figures["drafted"] / max(figures["tokens"], 1)
@@ -70,6 +70,10 @@ def figures_line(found: Generated) -> str:
     if found.finish not in ("", "stop"):
         said.append({"length": "stopped at max_tokens"}.get(found.finish, found.finish))
     return " · ".join(said)
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}/s" if value >= 100 else f"{value:.3g}/s"
 
 
 def _sizes(ranks: Sequence[Mapping[str, Any]], name: str) -> str:
