@@ -8,10 +8,15 @@ import ipywidgets as ui
 
 from mlxbench_kernel.errors import GivenUp, UsageError
 from mlxbench_kernel.remote.conversation import Conversation
+from mlxbench_kernel.remote.language_model import Generated
 from mlxbench_kernel.widgets import chat_page as page
 from mlxbench_kernel.widgets.controls import button, close_inside, row, say, sure
 from mlxbench_kernel.widgets.generated import figures_line
 from mlxbench_kernel.widgets.threads import Commands, Redraws, one_line
+
+
+def _shown_here(_found: Generated, _status: str) -> None:
+    """In place of the output of a cell: the view shows what comes."""
 
 
 class ChatView(ui.VBox):  # type: ignore[misc]
@@ -93,7 +98,7 @@ class ChatView(ui.VBox):  # type: ignore[misc]
         def command() -> None:
             try:
                 self.settings.apply()
-                self.chat.say(text)
+                self.chat.say(text, _shown_here)
             finally:
                 if self._asked() == asked and not self.entry.value:
                     self.entry.value = text  # nothing came of it: it can be sent again
@@ -103,7 +108,7 @@ class ChatView(ui.VBox):  # type: ignore[misc]
     def _again(self) -> None:
         def command() -> None:
             self.settings.apply()
-            self.chat.regenerate()
+            self.chat.regenerate(_shown_here)
 
         self._ask("answering", command)
 

@@ -66,6 +66,7 @@ export default {
 .mlxbench-chat .widget-html, .mlxbench-chat .widget-html-content {
   width: auto; height: auto; min-height: 0; overflow: visible; line-height: 1.45;
 }
+.mlxbench-chat .mlxbench-chat-log > * { flex: none; }
 .mlxbench-chat .mlxbench-chat-said { display: flex; margin: 4px 0; }
 .mlxbench-chat .mlxbench-chat-user { justify-content: flex-end; }
 .mlxbench-chat .mlxbench-chat-bubble {
@@ -83,7 +84,9 @@ export default {
   background: var(--jp-layout-color0, #8881); font-family: var(--jp-code-font-family, monospace);
   font-size: var(--jp-code-font-size, 13px); line-height: 1.3;
 }
-.mlxbench-chat .mlxbench-chat-bubble details { font-size: 0.92em; font-style: italic; }
+.mlxbench-chat .mlxbench-chat-bubble details {
+  margin-bottom: 4px; font-size: 0.92em; font-style: italic;
+}
 .mlxbench-chat .mlxbench-chat-bubble summary { cursor: pointer; }
 .mlxbench-chat .mlxbench-chat-none { color: var(--jp-ui-font-color2, gray); text-align: center; }
 .mlxbench-chat .mlxbench-chat-dots span {

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fake_model import FakeModel
+from fake_model import FakeModel, made
 from ipywidgets.widgets.widget import _instances
 from pressing import press, wait
 
 from mlxbench_kernel.errors import ClusterError
 from mlxbench_kernel.widgets import chat_page
 from mlxbench_kernel.widgets.chat import ChatView
+from mlxbench_kernel.widgets.generated import figures_line
 
 
 @pytest.fixture
@@ -36,11 +37,12 @@ def idle(view: ChatView) -> bool:
     return not view.send.disabled and not view.answer.value
 
 
-def test_a_chat(view: ChatView, lm: FakeModel) -> None:
+def test_a_chat(view: ChatView, lm: FakeModel, capsys: pytest.CaptureFixture[str]) -> None:
     wait(lambda: "nothing was said yet" in view.said.value)
     assert view.again.disabled and view.back.disabled and view.stop.disabled
     enter(view, "Hi")
     wait(lambda: "Hello you" in view.said.value and idle(view))
+    assert capsys.readouterr().out == "", "it is shown in the view, not in a cell's output too"
     assert "first token after 0.05 s" in view.line.value and "8 in the cache" in view.line.value
     assert view.entry.value == ""
     view.entry.value = "How are you?"
@@ -113,6 +115,13 @@ def test_a_closed_view_leaves_nothing(lm: FakeModel) -> None:
     view.close()
     assert set(_instances) == before
     view.close()
+
+
+def test_the_share_of_a_draft_model_is_among_the_figures() -> None:
+    found = made("a text", 20)
+    assert "drafted" not in figures_line(found)
+    found.figures["drafted"] = 15
+    assert "20 tokens, 20/s · 75 % of them drafted" in figures_line(found)
 
 
 @pytest.mark.parametrize(
