@@ -1,8 +1,9 @@
 """mlxbench: a research workbench for MLX in Jupyter.
 
 ``%load_ext mlxbench_kernel`` gives any IPython kernel the magics ``%mlx_dist``, ``%mlx_graph``,
-``%mlx_step`` and ``%mlx_mem``; the Python interface behind them is `Cluster`, `capture` with what
-is beside it, `Stepper`, `MemoryView` and `FitPlan`. Exports are loaded on first use, so that ranks
+``%mlx_step``, ``%mlx_mem`` and ``%%mlx_generate``; the Python interface behind them is `Cluster`,
+`capture` with what is beside it, `Stepper`, `MemoryView`, `FitPlan` and `LanguageModel`. Exports are
+loaded on first use, so that ranks
 import no widget library.
 """
 

@@ -34,6 +34,9 @@ class FakeModel(LanguageModel):
         self.going, self.begun = threading.Event(), threading.Event()
         self.going.set()
 
+    def halt(self) -> bool:
+        return False
+
     def generate_on_ranks(  # type: ignore[override]
         self, prompt: Any, max_tokens: int = 256, *, heard: Any, show: Any, **options: Any
     ) -> Generated:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -107,6 +107,8 @@ class Generation:
         Name under which the KV cache stays, for a prompt that begins alike; "" for none.
     options
         Of sampling and of mlx-lm's ``generate_step``, see `sampling.OPTIONS`.
+    halt
+        Asked after each token whether to end, with their number; the same on all ranks.
 
     Attributes
     ----------
@@ -132,10 +134,11 @@ class Generation:
         seed: int = 0,
         keep: str = "",
         options: Mapping[str, Any] | None = None,
+        halt: Callable[[int], bool] = lambda tokens: False,
     ) -> None:
         if not isinstance(max_tokens, int) or max_tokens < 1:
             raise UsageError(f"max_tokens={max_tokens!r}: type a number, 1 or more")
-        self._part, self._seed = part, seed
+        self._part, self._seed, self._halt = part, seed, halt
         self._arguments = sampling.for_step(options or {})
         self.prompt_tokens = encode(part, prompt)
         room = max_tokens if part.context is None else part.context - len(self.prompt_tokens)
@@ -185,6 +188,8 @@ class Generation:
                         each.finish_reason or "",
                         drafted,
                     )
+                    if self._halt(len(self.found)):
+                        break
             self._caches.keep([*self.prompt_tokens, *self.found])
         finally:
             frozen.seed(key)

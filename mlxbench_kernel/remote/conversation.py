@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -18,6 +19,7 @@ Draw = Callable[[Generated, str], None]
 Changed = Callable[[], None]
 NOTHING = Generated("", [], "", {}, {})
 ROLES = ("system", "user", "assistant")
+SOFT_SECONDS = 1.0  # for ranks to end after the same token, before they are interrupted
 KEEP = "chat"  # the name of the KV cache on the ranks
 
 
@@ -259,8 +261,13 @@ class Conversation:
             self.so_far = found
             self._tell()
 
+        halted: float | None = None
+
         def show(status: str) -> None:
-            if self._stopping:
+            nonlocal halted
+            if self._stopping and halted is None and self.so_far.figures and self.lm.halt():
+                halted = time.monotonic()
+            elif self._stopping and (halted is None or time.monotonic() - halted > SOFT_SECONDS):
                 raise KeyboardInterrupt  # in the thread that waits for the ranks: it stops them
             if status != self.status:
                 self.status = status
@@ -275,11 +282,16 @@ class Conversation:
         except (KeyboardInterrupt, BenchError) as error:
             self._keep(messages, replace(self.so_far, finish="interrupted"), draw)
             if isinstance(error, KeyboardInterrupt):
-                kept = "the text so far is kept" if self.so_far.text else "nothing was said yet"
-                raise GivenUp(f"stopped; {kept}, and the model is as it was") from None
+                raise self._stopped() from None
             raise
         self._keep(messages, found, draw)
+        if found.finish == "interrupted":
+            raise self._stopped()
         return found
+
+    def _stopped(self) -> GivenUp:
+        kept = "the text so far is kept" if self.so_far.text else "nothing was said yet"
+        return GivenUp(f"stopped; {kept}, and the model is as it was")
 
     def _keep(self, messages: list[dict[str, str]], found: Generated, draw: Draw) -> None:
         """Have an answer be part of what was said, unless there is none."""

@@ -13,10 +13,12 @@ from typing import Any, Self
 
 from mlxbench_kernel.cluster import Cluster
 from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.models.halting import ASK, END
 from mlxbench_kernel.remote.asking import Heard, Tell, ask_ranks
 from mlxbench_kernel.remote.on_model import on_model
 from mlxbench_kernel.units import format_bytes
 
+HALT_SECONDS = 0.5
 _NUMBERS = itertools.count()
 Progress = Callable[[float, str], None]
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
@@ -307,7 +309,7 @@ class ModelOnRanks:
         return Generated(
             so_far.text,
             first["tokens"],
-            first["piece"]["finish"],
+            first["piece"]["finish"] or "interrupted",
             figures_of(first["piece"]),
             {rank: each["figures"] for rank, each in found.items()},
         )
@@ -315,6 +317,23 @@ class ModelOnRanks:
     def stop(self) -> None:
         """Stop what the ranks are generating; from any thread. The model stays."""
         self.cluster.interrupt()
+
+    def halt(self) -> bool:
+        """Have a generation end after the same token on all ranks; from any thread.
+
+        It returns what there is then, with ``finish="interrupted"``, and the KV cache is kept.
+
+        Returns
+        -------
+        bool
+            Whether it will; not where a rank does not answer, or is not generating any more.
+        """
+        client = self.cluster.client
+        ranks = [0] if self.shard == "data" else self.ranks
+        waiting = client.call(ASK, ranks, HALT_SECONDS)
+        if len(waiting) < len(ranks):
+            return False
+        return len(client.call(END, ranks, HALT_SECONDS, last=max(waiting.values()))) == len(ranks)
 
     # -- loading -------------------------------------------------------------------
 

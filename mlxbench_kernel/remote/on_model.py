@@ -14,6 +14,7 @@ from mlxbench_kernel.memory.fit import FitPlan
 from mlxbench_kernel.memory.fit.source import read_source
 from mlxbench_kernel.models import Part, folder, load, ways
 from mlxbench_kernel.models.generating import Generation, Piece
+from mlxbench_kernel.models.halting import Halt
 from mlxbench_kernel.remote import on_prompts
 from mlxbench_kernel.remote.said import say
 
@@ -95,10 +96,11 @@ def _generate(
 ) -> dict[str, Any]:
     """Generate; rank 0 says the text as it comes, and each rank what that takes here."""
     part = part_named(name)
-    made = Generation(part, prompt, most, seed=seed, keep=keep, options=options)
-    told = _Told(made, part.rank == 0)
-    for piece in made:
-        told(piece)
+    with Halt() as halt:
+        made = Generation(part, prompt, most, seed=seed, keep=keep, options=options, halt=halt)
+        told = _Told(made, part.rank == 0)
+        for piece in made:
+            told(piece)
     return {**told.last(), "tokens": made.found}
 
 

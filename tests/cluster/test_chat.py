@@ -13,7 +13,7 @@ import pytest
 from running import Recorded
 
 from mlxbench_kernel.cluster import Cluster
-from mlxbench_kernel.errors import ClusterError, GivenUp
+from mlxbench_kernel.errors import CellTimeout, ClusterError, GivenUp
 from mlxbench_kernel.models import generate, load
 from mlxbench_kernel.models.small import make_small_model
 from mlxbench_kernel.remote.conversation import Conversation
@@ -86,8 +86,29 @@ def test_a_stopped_answer_stays_and_the_chat_goes_on(lm: ModelOnRanks, folder: P
     assert isinstance(found[0], GivenUp) and "the text so far is kept" in str(found[0])
     assert chat.messages[-1]["role"] == "assistant" and chat.messages[-1]["content"]
     assert chat.last is not None and 0 < chat.last.figures["tokens"] < LONG
+    stopped = chat.last.figures
     chat.max_tokens = 8
+    again = chat.regenerate()
+    # All ranks have ended after the same token: their caches are as good as before.
+    assert again.figures["reused"] == stopped["prompt_tokens"] - 1
     assert chat.say("Go on").text == generate(load(folder), chat.messages[:3], 8)
+
+
+def test_ranks_that_do_not_end_together_are_interrupted(
+    lm: ModelOnRanks, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lm, "halt", lambda: False)
+    chat = Conversation(lm, max_tokens=LONG)
+    begun = Begun()
+    thread, found = beside(lambda: chat.say("Tell me a story", begun))
+    assert begun.some.wait(30)
+    chat.stop()
+    thread.join(30)
+    # Of a slow machine the ranks may still end what they compute.
+    assert isinstance(found[0], GivenUp | CellTimeout)
+    assert chat.messages[-1]["role"] == "assistant" and chat.messages[-1]["content"]
+    chat.max_tokens = 8
+    assert chat.regenerate().text == generate(load(folder), chat.messages[:1], 8)
 
 
 def test_a_cell_waits_for_the_answer(
