@@ -2,9 +2,8 @@
 
 ``%load_ext mlxbench_kernel`` gives any IPython kernel the magics ``%mlx_dist``, ``%mlx_graph``,
 ``%mlx_step``, ``%mlx_mem`` and ``%%mlx_generate``; the Python interface behind them is `Cluster`,
-`capture` with what is beside it, `Stepper`, `MemoryView`, `FitPlan` and `LanguageModel`. Exports are
-loaded on first use, so that ranks
-import no widget library.
+`capture` with what is beside it, `Stepper`, `MemoryView`, `FitPlan` and `LanguageModel`. Exports
+are loaded on first use, so that ranks import no widget library.
 """
 
 from __future__ import annotations

@@ -102,6 +102,7 @@ def generate_batch(
     """
     if not isinstance(max_tokens, int) or max_tokens < 1:
         raise UsageError(f"max_tokens={max_tokens!r}: type a number, 1 or more")
+    sampling.check_seed(seed)
     given = dict(options or {})
     sizes = {name: given.pop(name) for name in SIZES if name in given}
     arguments = sampling.for_step(given)

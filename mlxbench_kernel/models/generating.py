@@ -138,6 +138,7 @@ class Generation:
     ) -> None:
         if not isinstance(max_tokens, int) or max_tokens < 1:
             raise UsageError(f"max_tokens={max_tokens!r}: type a number, 1 or more")
+        sampling.check_seed(seed)
         self._part, self._seed, self._halt = part, seed, halt
         self._arguments = sampling.for_step(options or {})
         self.prompt_tokens = encode(part, prompt)

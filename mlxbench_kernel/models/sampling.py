@@ -49,6 +49,18 @@ def check(options: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def check_seed(seed: Any) -> None:
+    """See that a seed is one.
+
+    Raises
+    ------
+    UsageError
+        It is not.
+    """
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**64:
+        raise UsageError(f"seed={seed!r}: type a whole number, 0 or more")
+
+
 def for_step(options: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of ``mlx_lm.stream_generate`` that these options make."""
     from mlx_lm.sample_utils import make_logits_processors, make_sampler

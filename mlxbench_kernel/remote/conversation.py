@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from mlxbench_kernel.errors import BenchError, GivenUp, StorageError, UsageError
+from mlxbench_kernel.errors import BenchError, GivenUp, UsageError
+from mlxbench_kernel.remote import messages_file
 from mlxbench_kernel.remote.language_model import Generated, ModelOnRanks
 
 Draw = Callable[[Generated, str], None]
 Changed = Callable[[], None]
 NOTHING = Generated("", [], "", {}, {})
-ROLES = ("system", "user", "assistant")
 SOFT_SECONDS = 1.0  # for ranks to end after the same token, before they are interrupted
 KEEP = "chat"  # the name of the KV cache on the ranks
 
@@ -207,15 +206,7 @@ class Conversation:
         StorageError
             The file cannot be written; what was there before still is.
         """
-        path = Path(file).expanduser()
-        new = path.with_name(f"{path.name}.new")
-        try:
-            new.write_text(json.dumps(self._messages, indent=1, ensure_ascii=False))
-            os.replace(new, path)
-        except OSError as error:
-            with suppress(OSError):
-                new.unlink()
-            raise StorageError(f"{path} could not be written: {error.strerror}") from None
+        messages_file.write(self._messages, Path(file).expanduser())
 
     def load(self, file: str | os.PathLike[str]) -> Self:
         """Go on with what was said in a file, see `save`.
@@ -225,14 +216,7 @@ class Conversation:
         UsageError
             There is no such file, or something else is in it; nothing was changed.
         """
-        path = Path(file).expanduser()
-        try:
-            found = json.loads(path.read_text())
-        except OSError as error:
-            raise UsageError(f"{path} cannot be read: {error.strerror}") from None
-        except ValueError as error:
-            raise UsageError(f"{path} is no JSON: {error}") from None
-        self._messages = _checked(found, path)
+        self._messages = messages_file.read(Path(file).expanduser())
         self.last = None
         self._tell()
         return self
@@ -299,21 +283,3 @@ class Conversation:
             self._messages = [*messages, {"role": "assistant", "content": found.text}]
             self.last = found
             draw(found, "")
-
-
-def _checked(found: Any, path: Path) -> list[dict[str, str]]:
-    """The messages of a file."""
-    if not isinstance(found, list):
-        raise UsageError(f"{path} holds no list of messages, as chat.save writes it")
-    for number, each in enumerate(found):
-        good = (
-            isinstance(each, Mapping)
-            and each.get("role") in ROLES
-            and isinstance(each.get("content"), str)
-        )
-        if not good:
-            raise UsageError(
-                f"{path}: message {number + 1} is none: it has to have a role, one of "
-                f"{', '.join(ROLES)}, and a content, a text"
-            )
-    return [{"role": each["role"], "content": each["content"]} for each in found]

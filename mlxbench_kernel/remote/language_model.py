@@ -15,9 +15,11 @@ from mlxbench_kernel.cluster import Cluster
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.models.halting import ASK, END
 from mlxbench_kernel.remote.asking import Heard, Tell, ask_ranks
+from mlxbench_kernel.remote.generated import Generated, SoFar, figures_of
 from mlxbench_kernel.remote.on_model import on_model
 from mlxbench_kernel.units import format_bytes
 
+__all__ = ["Generated", "ModelOnRanks", "Plan", "Progress", "Prompt", "figures_of", "plain"]
 HALT_SECONDS = 0.5
 _NUMBERS = itertools.count()
 Progress = Callable[[float, str], None]
@@ -55,36 +57,6 @@ class Plan:
 
     def _repr_markdown_(self) -> str:
         return self.markdown
-
-
-@dataclass(frozen=True)
-class Generated:
-    """A text that was generated.
-
-    Attributes
-    ----------
-    text : str
-        Without the prompt.
-    tokens : list of int
-        Generated, the one that ended it included; empty where it was broken off.
-    finish : str
-        "stop", "length" or "interrupted".
-    figures : dict
-        ``prompt_tokens``, ``reused`` (of these in a cache), ``tokens``, ``drafted`` (of these found
-        by the draft model), ``first`` (seconds to the first token), ``prompt_rate`` and ``rate``
-        (tokens per second).
-    ranks : dict
-        By rank ``kv_bytes``, ``active``, ``peak`` (bytes) and ``collectives`` (share of the time).
-    """
-
-    text: str
-    tokens: list[int]
-    finish: str
-    figures: dict[str, Any]
-    ranks: dict[int, dict[str, Any]]
-
-    def __str__(self) -> str:
-        return self.text
 
 
 class ModelOnRanks:
@@ -288,6 +260,11 @@ class ModelOnRanks:
             As mlx-lm names them: ``temp``, ``top_p``, ``top_k``, ``min_p``, ``repetition_penalty``,
             …, see `mlxbench_kernel.models.sampling.OPTIONS`.
 
+        Returns
+        -------
+        Generated
+            Of what was ended by `halt`, the text until then.
+
         Raises
         ------
         UsageError
@@ -297,7 +274,7 @@ class ModelOnRanks:
         KeyboardInterrupt
             Likewise, by Ctrl-C.
         """
-        so_far = _SoFar(heard)
+        so_far = SoFar(heard)
         seed = random.getrandbits(32) if seed is None else seed
         given = prompt if isinstance(prompt, str) else [plain(each) for each in prompt]
         ranks = [0] if self.shard == "data" else self.ranks
@@ -384,30 +361,6 @@ class ModelOnRanks:
             self.cluster, list(arguments), self.tell, None, "each", call, dict(arguments),
             of=on_model, show=show, heard=heard,
         )  # fmt: skip
-
-
-class _SoFar:
-    """Puts together what ranks say of a generation."""
-
-    def __init__(self, heard: Callable[[Generated], None]) -> None:
-        self._heard = heard
-        self.text = ""
-        self._figures: dict[str, Any] = {}
-        self._ranks: dict[int, dict[str, Any]] = {}
-
-    def __call__(self, rank: int, told: dict[str, Any]) -> None:
-        self.text += told.get("text", "")
-        if told.get("piece"):
-            self._figures = figures_of(told["piece"])
-        if "figures" in told:
-            self._ranks[rank] = told["figures"]
-        self._heard(Generated(self.text, [], "", self._figures, dict(self._ranks)))
-
-
-def figures_of(piece: Mapping[str, Any]) -> dict[str, Any]:
-    """What `Generated.figures` has of a piece."""
-    names = ("prompt_tokens", "reused", "tokens", "drafted", "first", "prompt_rate", "rate")
-    return {name: piece[name] for name in names}
 
 
 def plain(value: Any) -> Any:

@@ -116,6 +116,7 @@ def test_a_draft_model_gives_the_same_text(llama: Path, part: Part) -> None:
         ("a", {"temparature": 1}, "temparature is not a sampling option: did you mean temperature"),
         ("a", {"top_p": 2}, "top_p=2 is no probability: type 0 to 1"),
         ("a", {"temp": -1}, "temp=-1 is negative"),
+        ("a", {"seed": 1.5}, "seed=1.5: type a whole number, 0 or more"),
     ],
 )
 def test_what_cannot_be_generated(part: Part, prompt, options, said: str) -> None:  # type: ignore[no-untyped-def]

@@ -1,0 +1,72 @@
+"""A text that ranks generate: what there is of it, and its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A text that was generated.
+
+    Attributes
+    ----------
+    text : str
+        Without the prompt.
+    tokens : list of int
+        Generated, the one that ended it included; empty where it was broken off.
+    finish : str
+        "stop", "length" or "interrupted".
+    figures : dict
+        ``prompt_tokens``, ``reused`` (of these in a cache), ``tokens``, ``drafted`` (of these found
+        by the draft model), ``first`` (seconds to the first token), ``prompt_rate`` and ``rate``
+        (tokens per second).
+    ranks : dict
+        By rank ``kv_bytes``, ``active``, ``peak`` (bytes) and ``collectives`` (share of the time).
+    """
+
+    text: str
+    tokens: list[int]
+    finish: str
+    figures: dict[str, Any]
+    ranks: dict[int, dict[str, Any]]
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class SoFar:
+    """Puts together what ranks say of a generation.
+
+    Parameters
+    ----------
+    heard
+        Is told what there is, each time.
+
+    Attributes
+    ----------
+    text : str
+        So far.
+    """
+
+    def __init__(self, heard: Callable[[Generated], None]) -> None:
+        self._heard = heard
+        self.text = ""
+        self._figures: dict[str, Any] = {}
+        self._ranks: dict[int, dict[str, Any]] = {}
+
+    def __call__(self, rank: int, told: dict[str, Any]) -> None:
+        self.text += told.get("text", "")
+        if told.get("piece"):
+            self._figures = figures_of(told["piece"])
+        if "figures" in told:
+            self._ranks[rank] = told["figures"]
+        self._heard(Generated(self.text, [], "", self._figures, dict(self._ranks)))
+
+
+def figures_of(piece: Mapping[str, Any]) -> dict[str, Any]:
+    """What `Generated.figures` has of a piece."""
+    names = ("prompt_tokens", "reused", "tokens", "drafted", "first", "prompt_rate", "rate")
+    return {name: piece[name] for name in names}
