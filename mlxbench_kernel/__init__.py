@@ -28,6 +28,7 @@ _EXPORTS = {
     "StorageError": "errors",
     "UsageError": "errors",
     "capture": "graph",
+    "compare": "widgets.comparisons",
     "cost": "graph",
     "diff": "graph",
     "first_nonfinite": "graph",

@@ -151,6 +151,7 @@ class Generation:
     def __iter__(self) -> Iterator[Piece]:
         """Generate; a step further with each piece that is asked for."""
         from mlx_lm import stream_generate
+        from mlx_lm.generate import generation_stream
 
         part = self._part
         began = time.perf_counter()
@@ -191,6 +192,9 @@ class Generation:
                     )
                     if self._halt(len(self.found)):
                         break
+            # mlx-lm has begun with one more token: its collectives are not to meet those that come
+            # next, which may be in another stream.
+            mx.synchronize(generation_stream)
             self._caches.keep([*self.prompt_tokens, *self.found])
         finally:
             frozen.seed(key)

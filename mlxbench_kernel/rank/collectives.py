@@ -240,11 +240,14 @@ class Collectives:
         Returns
         -------
         (int, float)
-            The number to go on from; NaN seconds where there is no log.
+            The number to go on from; NaN seconds where there is no log, or where collectives run
+            on a GPU, so that their ends are not known.
         """
         if not self.lasting:
             return since, math.nan
         first, rows = self._native.collectives(since)  # type: ignore[union-attr]
+        if any(row[11] < 0 for row in rows):
+            return first + len(rows), math.nan
         return first + len(rows), sum(row[11] - row[10] for row in rows if row[11] > 0)
 
     def chain(self, whole: int) -> int | None:

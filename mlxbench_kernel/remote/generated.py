@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -25,6 +25,8 @@ class Generated:
         (tokens per second).
     ranks : dict
         By rank ``kv_bytes``, ``active``, ``peak`` (bytes) and ``collectives`` (share of the time).
+    prompt : list of int
+        The tokens of the prompt; empty where it was broken off.
     """
 
     text: str
@@ -32,6 +34,7 @@ class Generated:
     finish: str
     figures: dict[str, Any]
     ranks: dict[int, dict[str, Any]]
+    prompt: list[int] = field(default_factory=list)
 
     def __str__(self) -> str:
         return self.text

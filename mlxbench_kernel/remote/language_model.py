@@ -7,7 +7,6 @@ import os
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,46 +16,14 @@ from mlxbench_kernel.models.halting import ASK, END
 from mlxbench_kernel.remote.asking import Heard, Tell, ask_ranks
 from mlxbench_kernel.remote.generated import Generated, SoFar, figures_of
 from mlxbench_kernel.remote.on_model import on_model
+from mlxbench_kernel.remote.planned import Plan
 from mlxbench_kernel.units import format_bytes
 
-__all__ = ["Generated", "ModelOnRanks", "Plan", "Progress", "Prompt", "figures_of", "plain"]
+__all__ = ["Generated", "ModelOnRanks", "Plan", "Progress", "Prompt", "figures_of", "plain_prompt"]
 HALT_SECONDS = 0.5
 _NUMBERS = itertools.count()
 Progress = Callable[[float, str], None]
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What `FitPlan` found on the ranks' hosts before anything was loaded.
-
-    Attributes
-    ----------
-    fits : bool
-        Whether every host has room.
-    shard, why : str
-        How the model is shared, and of "auto" why so.
-    split : list of int
-        Layers of each rank of a pipeline.
-    rows : list of dict
-        By rank, see `memory.fit.Row`; bytes.
-    text, markdown : str
-        All of it for a person.
-    """
-
-    fits: bool
-    shard: str
-    why: str
-    split: list[int]
-    rows: list[dict[str, Any]]
-    text: str
-    markdown: str
-
-    def __repr__(self) -> str:
-        return self.text
-
-    def _repr_markdown_(self) -> str:
-        return self.markdown
 
 
 class ModelOnRanks:
@@ -86,6 +53,8 @@ class ModelOnRanks:
         Is told in words what was done about a fault.
     number : int
         The one that was made last has the greatest.
+    options : dict
+        Of `load`, with which it was loaded: ``adapter``, ``draft``, ``revision``, ….
     """
 
     def __init__(self, cluster: Cluster, name: str, path: str) -> None:
@@ -95,6 +64,7 @@ class ModelOnRanks:
         self.plan: Plan | None = None
         self.parts: dict[int, dict[str, Any]] = {}
         self.tell: Tell = lambda text: None
+        self.options: dict[str, Any] = {}
 
     @classmethod
     def load(
@@ -151,6 +121,10 @@ class ModelOnRanks:
         if not name.isidentifier():
             raise UsageError(f"name={name!r} is no name of a variable: type lm")
         made = cls(cluster or Cluster.latest(), name, _told(path_or_repo))
+        made.options = {
+            "adapter": adapter, "draft": draft, "revision": revision,
+            "trust_remote_code": trust_remote_code,
+        }  # fmt: skip
         progress(0.0, "looking at the files")
         folders = made._find(revision)
         progress(0.02, "planning")
@@ -276,7 +250,7 @@ class ModelOnRanks:
         """
         so_far = SoFar(heard)
         seed = random.getrandbits(32) if seed is None else seed
-        given = prompt if isinstance(prompt, str) else [plain(each) for each in prompt]
+        given = plain_prompt(prompt)
         ranks = [0] if self.shard == "data" else self.ranks
         found = self.ask(
             "generate", given, max_tokens, seed, keep, options,
@@ -289,6 +263,7 @@ class ModelOnRanks:
             first["piece"]["finish"] or "interrupted",
             figures_of(first["piece"]),
             {rank: each["figures"] for rank, each in found.items()},
+            first["prompt"],
         )
 
     def stop(self) -> None:
@@ -363,8 +338,12 @@ class ModelOnRanks:
         )  # fmt: skip
 
 
-def plain(value: Any) -> Any:
-    """A message or a token of a prompt as ranks are told it."""
+def plain_prompt(prompt: Prompt) -> Any:
+    """A prompt as it can be written into a cell."""
+    return prompt if isinstance(prompt, str) else [_plain(each) for each in prompt]
+
+
+def _plain(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else int(value)
 
 

@@ -101,7 +101,7 @@ def _generate(
         told = _Told(made, part.rank == 0)
         for piece in made:
             told(piece)
-    return {**told.last(), "tokens": made.found}
+    return {**told.last(), "tokens": made.found, "prompt": made.prompt_tokens}
 
 
 class _Told:

@@ -11,7 +11,7 @@ from typing import Any
 
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.remote.asking import Tell
-from mlxbench_kernel.remote.language_model import ModelOnRanks, Progress, Prompt, plain
+from mlxbench_kernel.remote.language_model import ModelOnRanks, Progress, Prompt, plain_prompt
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def generate_batch(
     """Generate a text for each prompt, see `LanguageModel.generate_batch`."""
     if isinstance(prompts, str):
         raise UsageError("prompts is one text: give a list of them, or type lm.generate(text)")
-    given = [each if isinstance(each, str) else [plain(part) for part in each] for each in prompts]
+    given = [plain_prompt(each) for each in prompts]
     if not given:
         raise UsageError("there are no prompts: give a list of texts")
     seed = random.getrandbits(32) if seed is None else seed
@@ -130,7 +130,7 @@ def read_prompt(
     show: Callable[[str], None] = lambda text: None,
 ) -> dict[str, int]:
     """Have the ranks read and keep a prompt, see `LanguageModel.read_prompt`."""
-    given = prompt if isinstance(prompt, str) else [plain(part) for part in prompt]
+    given = plain_prompt(prompt)
 
     def heard(rank: int, told: dict[str, Any]) -> None:
         if rank == 0:

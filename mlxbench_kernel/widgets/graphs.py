@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxbench_kernel.graph import Explorer, Graph, GraphDiff, Profile
+from mlxbench_kernel.graph import Explorer, Graph, GraphDiff, Profile, agreement
 from mlxbench_kernel.training.origin import StepGraph
 from mlxbench_kernel.widgets.graph_view import GraphView
 
@@ -23,6 +25,21 @@ def view_of_graph(graph: Graph, focus: int | None = None, note: str = "") -> Gra
         One more sentence for the summary.
     """
     return GraphView(Explorer(graph, note=note), focus=focus)
+
+
+def view_of_ranks(graphs: Mapping[int, Graph]) -> GraphView:
+    """The graphs of several ranks: one of them where they are equal, else what differs.
+
+    Parameters
+    ----------
+    graphs
+        By rank.
+    """
+    said, merged = agreement(graphs)
+    if merged is not None:
+        return view_of_states(*merged, note=said)
+    first = next(iter(graphs))
+    return view_of_graph(graphs[first], note=said or f"rank {first}")
 
 
 def view_of_step(found: StepGraph) -> GraphView:

@@ -21,14 +21,21 @@ class Table:
         Texts, one per column.
     caption
         A line below the table; "" for none.
+    wide
+        Whether all columns hold texts of any length, with lines of their own.
     """
 
     def __init__(
-        self, header: Sequence[str], rows: Sequence[Sequence[str]], caption: str = ""
+        self,
+        header: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        caption: str = "",
+        wide: bool = False,
     ) -> None:
         self.header = tuple(header)
         self.rows = [tuple(row) for row in rows]
         self.caption = caption
+        self._wide = wide
 
     def __repr__(self) -> str:
         lines = [self.header, *self.rows]
@@ -65,5 +72,7 @@ class Table:
 
     def _styles(self) -> list[str]:
         """Of the columns: only the last one, which may hold a line of code, is broken."""
+        if self._wide:
+            return [f"{_CELL}; white-space: pre-wrap; overflow-wrap: anywhere"] * len(self.header)
         *others, last = (_CELL,) * len(self.header)
         return [*(f"{each}; white-space: nowrap" for each in others), f"{last}; min-width: 12em"]
