@@ -6,11 +6,12 @@ import dataclasses
 import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 from mlxbench_kernel.cluster import state
 from mlxbench_kernel.cluster.alone import check_alone
+from mlxbench_kernel.cluster.background import Background
 from mlxbench_kernel.cluster.bringup import BringUp
 from mlxbench_kernel.cluster.cells import CellOutputSink, CellResult, CellRun
 from mlxbench_kernel.cluster.client import BenchClient
@@ -46,10 +47,7 @@ class Cluster(Looking):
         self.setup = SetupCells(info.home)
         self.turns: Turns = getattr(self, "turns", None) or Turns()
         Cluster._last = weakref.ref(self)
-        # Around what uses the ranks: has what runs on them in the background wait meanwhile.
-        self.between: Callable[[], AbstractContextManager[None]] = getattr(
-            self, "between", nullcontext
-        )
+        self.background: Background = getattr(self, "background", None) or Background()
 
     @classmethod
     def up(
@@ -158,6 +156,10 @@ class Cluster(Looking):
 
     def __repr__(self) -> str:
         return f"<Cluster {self.id}: {self.size} ranks, {self.info.backend}>"
+
+    def between(self) -> AbstractContextManager[None]:
+        """Around what uses the ranks: has what runs on them in the background wait meanwhile."""
+        return self.background.between()
 
     # -- cells ---------------------------------------------------------------
 

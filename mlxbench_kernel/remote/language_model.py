@@ -17,6 +17,7 @@ from mlxbench_kernel.remote.asking import Heard, Tell, ask_ranks
 from mlxbench_kernel.remote.generated import Generated, SoFar, figures_of
 from mlxbench_kernel.remote.on_model import on_model
 from mlxbench_kernel.remote.planned import Plan
+from mlxbench_kernel.remote.serving import stop_serving
 from mlxbench_kernel.units import format_bytes
 
 __all__ = ["Generated", "ModelOnRanks", "Plan", "Progress", "Prompt", "figures_of", "plain_prompt"]
@@ -125,6 +126,7 @@ class ModelOnRanks:
             "adapter": adapter, "draft": draft, "revision": revision,
             "trust_remote_code": trust_remote_code,
         }  # fmt: skip
+        stop_serving(made.cluster, name)
         progress(0.0, "looking at the files")
         folders = made._find(revision)
         progress(0.02, "planning")
@@ -197,7 +199,8 @@ class ModelOnRanks:
         )  # fmt: skip
 
     def forget(self) -> None:
-        """Have the ranks let go of it, and give the memory back."""
+        """Have the ranks let go of it, and give the memory back; its server is stopped."""
+        stop_serving(self.cluster, self.name)
         self.ask("forget")
 
     # -- generating ----------------------------------------------------------------

@@ -66,6 +66,7 @@ class Stepping(Commands):
         self._ended.set()
         self._wanted: tuple[int | None, str | None] | None = None  # what is played: to, until
         self._broken = False  # whether a rank died while it played
+        self._within = False  # whether something is in `between`
         self._late = ""
         self._error = ""
         self._watchers: list[Changed] = []
@@ -75,7 +76,7 @@ class Stepping(Commands):
         if missing:
             ranks = ", ".join(map(str, missing))
             raise UsageError(f"rank{'s' if len(missing) > 1 else ''} {ranks}: {NONE}")
-        cluster.between = self.between
+        cluster.background.stepper = self.between
         threading.Thread(target=self._poll, name="mlxbench-stepping", daemon=True).start()
 
     @property
@@ -289,31 +290,44 @@ class Stepping(Commands):
             yield
             return
         with self._lock:
-            if self._thread is None:
-                self._mirror.poll()
-                if self._mirror.state.playing:  # for a notebook that is gone: it goes on for this
-                    self._wanted = self._mirror.state.wanted
-            wanted = self._wanted
-            try:
-                playing = self._hold()
-            except KeyboardInterrupt:
-                raise GivenUp(gave_up(self._late)) from None
-            broken = self._broken
-            try:
+            if self._within:  # what is inside goes on when what is around it has ended
                 yield
-            except KeyboardInterrupt:
-                wanted = None
-                raise
+                return
+            self._within = True
+            try:
+                with self._stopped():
+                    yield
             finally:
-                whole = len(self._cluster.living()) == self._cluster.size
-                if wanted is not None and whole and (playing or broken):
-                    self._wanted, self._error, self._broken = wanted, "", False
-                    self._mirror.poll()
-                    self._start()
+                self._within = False
+
+    @contextmanager
+    def _stopped(self) -> Iterator[None]:
+        """Have a run stop, and go on after the block."""
+        if self._thread is None:
+            self._mirror.poll()
+            if self._mirror.state.playing:  # for a notebook that is gone: it goes on for this
+                self._wanted = self._mirror.state.wanted
+        wanted = self._wanted
+        try:
+            playing = self._hold()
+        except KeyboardInterrupt:
+            raise GivenUp(gave_up(self._late)) from None
+        broken = self._broken
+        try:
+            yield
+        except KeyboardInterrupt:
+            wanted = None
+            raise
+        finally:
+            whole = len(self._cluster.living()) == self._cluster.size
+            if wanted is not None and whole and (playing or broken):
+                self._wanted, self._error, self._broken = wanted, "", False
+                self._mirror.poll()
+                self._start()
 
     def _command_all(self, name: str, *arguments: Any) -> dict[int, Any]:
         """Have all ranks do something, between two steps; what each of them returned."""
-        with self.between():
+        with self._cluster.between(), self.between():
             self._error = ""
             try:
                 found = self._ask(name, *arguments)
