@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from ipyparallel.client.client import MessageFuture
 
 from mlxbench_kernel.cluster.client import BenchClient
+from mlxbench_kernel.cluster.sink import CellOutputSink
 from mlxbench_kernel.cluster.state import SILENT
 from mlxbench_kernel.cluster.watch import GroupWatch
 from mlxbench_kernel.errors import CellTimeout, ClusterError
@@ -33,25 +34,6 @@ RETRY_SECONDS = 0.02
 INTERRUPT_SECONDS = 0.3  # until ranks that wait in a collective are freed
 SETTLE_SECONDS = 0.6
 STUCK_SECONDS = 1.0  # after a failure, where ranks cannot be freed
-
-
-class CellOutputSink(Protocol):
-    """Where a cell's output goes; `mlxbench_kernel.kernel.output` has the real one."""
-
-    def message(self, rank: int, kind: str, content: dict[str, Any]) -> None:
-        """One iopub message of a rank (Jupyter messaging 5.4); on the client's IO thread."""
-
-    def page(self, rank: int, data: dict[str, Any]) -> None:
-        """A mime bundle that ``?`` would put into the pager."""
-
-    def done(self, rank: int) -> None:
-        """The cell has ended on a rank and all its output has come."""
-
-    def refresh(self, status: str) -> None:
-        """Show what has come; called a few times a second. `status` says who is late."""
-
-    def finish(self) -> None:
-        """Show everything that has come."""
 
 
 @dataclass
@@ -133,6 +115,7 @@ class CellRun:
         self._showing_late = False
         self._states: dict[int, str] = {}
         self._replies: dict[int, MessageFuture] = {}
+        self._hurry: Future[None] = Future()  # whether something is to be shown at once
 
     def _start(self) -> None:
         self._client.forget_cells()
@@ -153,7 +136,9 @@ class CellRun:
             if not content["text"]:
                 return
         if self._output is not None:
-            self._output.message(rank, kind, content)
+            hurry = self._output.message(rank, kind, content)
+            if hurry and not self._hurry.done():
+                self._hurry.set_result(None)
             if self._over and not self._showing_late:
                 self._showing_late = True
                 self._client.later(REDRAW_SECONDS, self._show_late)
@@ -247,10 +232,13 @@ class CellRun:
                     asked = now
                     self._states = self._doing(busy) | states
                     status = f"{waited:.0f} s · {self._who()}" if self._is_uneven(busy) else ""
+            if self._hurry.done():
+                self._hurry = Future()
             if self._output is not None:
                 self._output.refresh(status)
             left = REDRAW_SECONDS if timeout is None else min(REDRAW_SECONDS, timeout - waited)
-            wait([self._replies[rank] for rank in busy], timeout=max(left, 0.0))
+            waited_for = [*(self._replies[rank] for rank in busy), self._hurry]
+            wait(waited_for, timeout=max(left, 0.0), return_when=FIRST_COMPLETED)
 
     def fault(self) -> str:
         """What went wrong with the cell, in words."""

@@ -13,7 +13,7 @@ from mlxbench_kernel.cluster import state
 from mlxbench_kernel.cluster.alone import check_alone
 from mlxbench_kernel.cluster.background import Background
 from mlxbench_kernel.cluster.bringup import BringUp
-from mlxbench_kernel.cluster.cells import CellOutputSink, CellResult, CellRun
+from mlxbench_kernel.cluster.cells import CellResult, CellRun
 from mlxbench_kernel.cluster.client import BenchClient
 from mlxbench_kernel.cluster.ending import end
 from mlxbench_kernel.cluster.faults import Faults, Tell
@@ -22,6 +22,7 @@ from mlxbench_kernel.cluster.looking import Looking
 from mlxbench_kernel.cluster.machinery import Machinery, Progress
 from mlxbench_kernel.cluster.revival import Revival
 from mlxbench_kernel.cluster.setup_cells import SetupCells
+from mlxbench_kernel.cluster.sink import CellOutputSink
 from mlxbench_kernel.cluster.state import ClusterInfo, Options
 from mlxbench_kernel.cluster.transfer import Transfer
 from mlxbench_kernel.cluster.turns import Turns

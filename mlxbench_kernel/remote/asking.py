@@ -131,6 +131,7 @@ class _StopWithTheFirst:
         self._cluster, self._show, self._heard = cluster, show, heard
         self._ranks = set(ranks)
         self._asked = 0.0
+        self._heard_any = False
 
     def refresh(self, status: str) -> None:
         """Look for ranks that are gone; the client waits for the cell in this thread meanwhile."""
@@ -141,11 +142,14 @@ class _StopWithTheFirst:
             self._asked = now
             client.call("interrupt", sorted(left), timeout=STOP_SECONDS)
 
-    def message(self, rank: int, kind: str, content: dict[str, Any]) -> None:
+    def message(self, rank: int, kind: str, content: dict[str, Any]) -> bool:
         """Hand on what is said; nothing is shown of what is printed."""
         told = content.get("data", {}).get(SAID) if kind == "display_data" else None
-        if told is not None:
-            self._heard(rank, told)
+        if told is None:
+            return False
+        self._heard(rank, told)
+        is_first, self._heard_any = not self._heard_any, True
+        return is_first
 
     def page(self, rank: int, data: dict[str, Any]) -> None:
         """Nothing here uses the pager."""
