@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mlxbench_kernel.errors import UsageError
-from mlxbench_kernel.graph import Graph
+from mlxbench_kernel.graph import Graph, Profile
 from mlxbench_kernel.models.activations import Activations
 from mlxbench_kernel.models.attention import Attention
 from mlxbench_kernel.models.evaluation import Perplexity
@@ -20,6 +21,7 @@ from mlxbench_kernel.remote.asking import Heard, Tell, ask_ranks
 from mlxbench_kernel.remote.graphs import capture_on
 from mlxbench_kernel.remote.language_model import Generated, ModelOnRanks, Prompt, plain_prompt
 from mlxbench_kernel.remote.on_inside import STEP, on_inside
+from mlxbench_kernel.remote.replays import profile_on
 
 Progress = Callable[[float, str], None]
 LONGEST_NAME = 1024  # characters of a string that may name a file
@@ -92,16 +94,31 @@ def timing_on(
 
 def step_on(lm: ModelOnRanks, prompt: Prompt) -> dict[int, Graph]:
     """The graph of one decoding step on each rank, see `models.decoding`; nothing is evaluated."""
-    ranks = _working(lm)
-    _asked(lm, "prepare_step", plain_prompt(prompt))
-    try:
-        found = capture_on(lm.cluster, f"{STEP}({lm.name}.model)", ranks)
-    finally:
-        if not lm.cluster.client.closed:
-            for rank in lm.cluster.client.living() & set(ranks):
-                lm.cluster.client.on(rank).apply_async(on_inside, "forget_step")
+    with _step(lm, prompt) as call:
+        found = capture_on(lm.cluster, call, _working(lm))
     title = f"one decoding step of {lm.name}"
     return {rank: graph.with_(title=title) for rank, graph in found.items()}
+
+
+def profile_of_step(lm: ModelOnRanks, prompt: Prompt, repeat: int = 5) -> dict[int, Profile]:
+    """How long each operation of a decoding step takes, on each rank; copies are evaluated.
+
+    Also where collectives run on the GPU, whose ends no log knows.
+    """
+    with _step(lm, prompt) as call:
+        return profile_on(lm.cluster, call, _working(lm), repeat, tell=lm.tell)
+
+
+@contextmanager
+def _step(lm: ModelOnRanks, prompt: Prompt) -> Iterator[str]:
+    """A decoding step is there in the block, for what an expression is captured for: this one."""
+    _asked(lm, "prepare_step", plain_prompt(prompt))
+    try:
+        yield f"{STEP}({lm.name}.model)"
+    finally:
+        if not lm.cluster.client.closed:
+            for rank in lm.cluster.client.living() & set(_working(lm)):
+                lm.cluster.client.on(rank).apply_async(on_inside, "forget_step")
 
 
 def perplexity_on(

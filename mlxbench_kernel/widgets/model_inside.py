@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from mlxbench_kernel.graph.profile import side_by_side
 from mlxbench_kernel.memory.fit.splits import WAYS
 from mlxbench_kernel.models.evaluation import Perplexity
 from mlxbench_kernel.remote import inside
@@ -14,7 +15,7 @@ from mlxbench_kernel.remote.comparing import compare_ways
 from mlxbench_kernel.remote.language_model import Generated, ModelOnRanks, Prompt
 from mlxbench_kernel.widgets.comparisons import Comparison, SideBySide
 from mlxbench_kernel.widgets.graph_view import GraphView
-from mlxbench_kernel.widgets.graphs import view_of_ranks
+from mlxbench_kernel.widgets.graphs import view_of_profile, view_of_ranks
 from mlxbench_kernel.widgets.inside import ActivationMap, AttentionMaps, TopK
 from mlxbench_kernel.widgets.progress import ProgressBar
 from mlxbench_kernel.widgets.timings import Timing
@@ -91,16 +92,29 @@ class LooksInside(ModelOnRanks):
         """
         return ActivationMap(inside.activations_on(self, text, layer, what))
 
-    def graph(self, prompt: Prompt = "Hello") -> GraphView:
+    def graph(self, prompt: Prompt = "Hello", *, profile: bool = False) -> GraphView:
         """The graph of one decoding step after a prompt, with its collectives, on all ranks.
 
         Nothing is evaluated: the caches in it are of the right shapes, and hold zeros.
+
+        Parameters
+        ----------
+        prompt
+            Text, tokens or messages.
+        profile
+            Whether to evaluate copies of its operations one by one, and colour it by the time
+            that each takes; also where collectives run on the GPU, of which `timing` cannot tell.
 
         Raises
         ------
         UsageError
             The prompt cannot be, or a rank is busy.
         """
+        if profile:
+            measured = inside.profile_of_step(self, prompt)
+            first, *others = measured
+            print(side_by_side(measured) if others else measured[first])
+            return view_of_profile(measured[first], note=f"rank {first}")
         return view_of_ranks(inside.step_on(self, prompt))
 
     def timing(self, prompt: Prompt, tokens: int = 32) -> Timing:

@@ -56,9 +56,9 @@ class Timing:
             "phase", "rank", "ms", "computing", "in collectives", "of these waiting",
             "of these transfer", "share in collectives",
         )  # fmt: skip
-        said = "ms of the whole prompt, and per token of decode"
+        said = "ms of the whole prompt, and per token of decode; .figure() draws it"
         if any(row.collectives != row.collectives for row in self.rows):
-            said += "; –: collectives run on the GPU, so that their ends are not known"
+            said += "; –: collectives run on the GPU; lm.graph(profile=True) measures them"
         return Table(header, rows, said)
 
     def to_dataframe(self) -> DataFrame:

@@ -260,6 +260,18 @@ def test_the_models_classes_are_as_before(llama: ModelOnRanks) -> None:
     assert mx.array(0).item() == 0
 
 
+def test_the_operations_of_a_step_are_timed(llama: ModelOnRanks) -> None:
+    measured = inside.profile_of_step(llama, TEXT, repeat=1)
+    assert set(measured) == {0, 1}
+    for each in measured.values():
+        sums = [
+            seconds
+            for node, seconds in enumerate(each.seconds)
+            if each.graph.collective(node) == "all_sum"
+        ]
+        assert len(sums) == 2 * 4 and all(seconds > 0 for seconds in sums)
+
+
 def test_a_quantized_model_is_looked_into(ranks: Cluster, tmp_path: Path) -> None:
     folder = make_small_model(tmp_path / "quantized", bits=4)
     lm, alone = ModelOnRanks.load(folder, "tensor", cluster=ranks), load(folder)
@@ -280,8 +292,9 @@ def test_a_notebook_shows_it_all(
     assert len(lm.top_k(k=3)) == 5 and lm.top_k(TEXT, 3).to_dataframe().shape == (len(TEXT), 11)
     assert np.asarray(lm.attention(TEXT, 1, heads=[2])).shape == (1, len(TEXT), len(TEXT))
     assert np.asarray(lm.activations(TEXT, -1)).shape == (len(TEXT), 128)
-    view = lm.graph()
-    view.close()
+    lm.graph().close()
+    lm.graph(profile=True).close()
+    assert "rank 0" in capsys.readouterr().out
     assert [row[1] for row in lm.timing(TEXT, 4).table.rows] == ["0", "1", "0", "1"]
     ways = lm.compare(TEXT, ("data", "pipeline"), tokens=4)
     assert [row[1] for row in ways.table.rows] == ["4 tokens", "as data"]
