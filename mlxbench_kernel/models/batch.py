@@ -160,6 +160,9 @@ def _generated(
                     text.finish = each.finish_reason or ""
                 figures.tokens += len(responses)
                 progress(sum(bool(text.finish) for text in found), figures.tokens)
+            # It has begun with one more step: its collectives are not to meet those that come
+            # next, which may be in another stream.
+            mx.synchronize(made.stream)
         figures.prompt_tokens = sum(map(len, prompts))
         figures.prompt_seconds = stats.prompt_time
         figures.seconds = time.perf_counter() - began - stats.prompt_time

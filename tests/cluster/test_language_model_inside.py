@@ -316,10 +316,13 @@ def test_no_collective_of_a_generation_is_left(llama: ModelOnRanks) -> None:
     """mlx-lm begins with a token more; another stream's collectives would meet those of it."""
     code = (
         "from mlxbench_kernel.models import generate\n"
+        "from mlxbench_kernel.models.batch import generate_batch\n"
         "from mlxbench_kernel.rank.collectives import GROUP\n"
         "generate(other, 'abc', 3)\nassert all(each['done'] for each in GROUP.log())\n"
         "for number in range(20):\n"
         "    generate(other, 'abc', 1)\n"
+        "    assert mx.distributed.all_sum(mx.array(number)).item() == 2 * number\n"
+        "    generate_batch(other, ['abc', 'd'], 1)\n"
         "    assert mx.distributed.all_sum(mx.array(number)).item() == 2 * number"
     )
     assert not llama.cluster.execute(code, timeout=40).errors
