@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,12 @@ from mlxbench_kernel.remote.memory import Memory
 from mlxbench_kernel.widgets.memory import MemoryView
 
 RECORD = "from mlxbench_kernel.memory.record import RECORD\n"
-BLOCK = "import time\nif rank == 0: time.sleep(3)\nmx.eval(mx.distributed.all_sum(mx.ones(4)))"
+BLOCK = """
+import os, time
+while rank == 0 and not os.path.exists({!r}):
+    time.sleep(0.05)
+mx.eval(mx.distributed.all_sum(mx.ones(4)))
+"""
 
 
 def wait(holds: Callable[[], object]) -> None:
@@ -63,10 +69,13 @@ def times(memory: Memory, rank: int) -> set[float]:
     return set(rows[:, 0].tolist())
 
 
-def test_samples_and_marks_are_sent_while_a_collective_blocks(ranks: Cluster) -> None:
+def test_samples_and_marks_are_sent_while_a_collective_blocks(
+    ranks: Cluster, tmp_path: Path
+) -> None:
+    enough = tmp_path / "enough"
     with watching(ranks) as memory, heard(ranks) as messages:
         began = time.time()
-        cell = threading.Thread(target=run, args=(ranks, BLOCK), daemon=True)
+        cell = threading.Thread(target=run, args=(ranks, BLOCK.format(str(enough))), daemon=True)
         cell.start()
         seen = memory.feed.ranks[1]
         wait(lambda: seen.marks and seen.marks[-1].lasts and seen.marks[-1].begin > began)
@@ -79,6 +88,7 @@ def test_samples_and_marks_are_sent_while_a_collective_blocks(ranks: Cluster) ->
         assert {row[COLUMNS.index("cell")] for row in np.concatenate(ours)} == {
             seen.marks[-1].number
         }
+        enough.touch()
         cell.join()
         wait(lambda: not seen.marks[-1].lasts)
 
@@ -111,7 +121,8 @@ def test_a_lost_message_leaves_no_hole(ranks: Cluster) -> None:
             wait(lambda rank=rank, missed=missed: missed <= times(memory, rank))
             _, rows = memory.feed.ranks[rank].ring.since(0)
             assert (np.diff(rows[:, 0]) > 0).all(), "none is there twice"
-        assert run(ranks, RECORD + "RECORD.ring.taken")[0] >= memory.feed.ranks[0].cursor
+        known = memory.feed.ranks[0].cursor
+        assert run(ranks, RECORD + "RECORD.ring.taken")[0] >= known
 
 
 def test_two_views_cost_one_and_nothing_is_sent_after_the_last_one(ranks: Cluster) -> None:
