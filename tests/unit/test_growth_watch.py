@@ -17,7 +17,6 @@ from mlxbench_kernel.remote.growth_watch import GrowthWatch
 from mlxbench_kernel.remote.memory_feed import MemoryFeed, Seen
 
 NAN = float("nan")
-OWN = 9  # a rank that the feed has not: its own thread decides about those, too
 TIME, STEP, CELL, ACTIVE = (COLUMNS.index(name) for name in ("time", "step", "cell", "active"))
 
 
@@ -31,7 +30,7 @@ def samples(active: list[float], begin: float = 0.0) -> Samples:
 
 @contextmanager
 def watching(look: Callable[[int], Holdings]) -> Iterator[GrowthWatch]:
-    feed = MemoryFeed(FakeRanks())
+    feed = MemoryFeed(FakeRanks([]))  # else its own thread would look at those too
     watch = GrowthWatch(feed, look)
     try:
         yield watch
@@ -53,26 +52,26 @@ def more(seen: Seen, per_sample: float, column: int, count: int = 400) -> None:
 def test_growth_is_reported_and_then_what_is_behind_it(column: int, said: str) -> None:
     kept = [mx.ones((100, 100))]
     mx.eval(kept)
-    seen = Seen(OWN, "studio", 1)
+    seen = Seen(0, "studio", 1)
     with watching(lambda rank: attribute({"log": kept})) as watch:
         more(seen, 0.0, column)
         watch.decide(seen)
         assert watch.reported == {}
         more(seen, 1e4, column, 600)
         watch.decide(seen)
-        assert watch.reported[OWN].said == "", "why is not known yet"
+        assert watch.reported[0].said == "", "why is not known yet"
         kept += [mx.ones((100, 100)) + n for n in range(300)]
         mx.eval(kept)
         more(seen, 1e6, column)
         watch.decide(seen)
-        assert said in watch.reported[OWN].said
-        assert "log holds 300 arrays more" in watch.reported[OWN].said
+        assert said in watch.reported[0].said
+        assert "log holds 300 arrays more" in watch.reported[0].said
 
 
 def test_states_that_a_stepper_keeps_are_no_leak() -> None:
     kept: list[mx.array] = []
     HOLDERS["states of this test"] = lambda: list(kept)
-    seen = Seen(OWN, "studio", 1)
+    seen = Seen(0, "studio", 1)
     try:
         with watching(lambda rank: attribute({})) as watch:
             for _ in range(2):
@@ -80,7 +79,7 @@ def test_states_that_a_stepper_keeps_are_no_leak() -> None:
                 watch.decide(seen)
                 kept += [mx.ones((1000, 1000)) + n for n in range(100)]
                 mx.eval(kept)
-            assert watch.reported[OWN].before is None and watch.reported[OWN].said == ""
+            assert watch.reported[0].before is None and watch.reported[0].said == ""
     finally:
         del HOLDERS["states of this test"]
 
@@ -100,7 +99,7 @@ def run_cell(seen: Seen, left: float, minutes: float, step: float = NAN) -> None
 def test_growth_from_cell_to_cell_is_found_though_they_are_minutes_apart(step: float) -> None:
     """Also where a stepper has taken steps before, which is idle or gone."""
     kept = [mx.zeros(1)]
-    seen = Seen(OWN, "studio", 1)
+    seen = Seen(0, "studio", 1)
     with watching(lambda rank: attribute({"log": kept})) as watch:
         for ran in range(16):
             kept.append(mx.ones((1000, 1000)) + ran)
@@ -108,11 +107,11 @@ def test_growth_from_cell_to_cell_is_found_though_they_are_minutes_apart(step: f
             run_cell(seen, 4e6, 5, step)
             watch.decide(seen)
         assert seen.ring.taken > MOST, "the first cells are not among the samples any more"
-        assert "rank 9 grows with each cell, by 4.00 MB: log holds" in watch.reported[OWN].said
+        assert "rank 0 grows with each cell, by 4.00 MB: log holds" in watch.reported[0].said
 
 
 def test_cells_that_leave_nothing_or_hardly_anything_do_not_grow() -> None:
-    seen = Seen(OWN, "studio", 1)
+    seen = Seen(0, "studio", 1)
     with watching(lambda rank: attribute({})) as watch:
         for ran in range(40):
             run_cell(seen, 4 + (ran % 3) * 1e3, 0.1)
@@ -121,7 +120,7 @@ def test_cells_that_leave_nothing_or_hardly_anything_do_not_grow() -> None:
 
 
 def test_short_cells_between_two_samples_count_too() -> None:
-    seen = Seen(OWN, "studio", 1)
+    seen = Seen(0, "studio", 1)
     seen.ring.put(samples([1e8 + 5e6 * (n // 10) for n in range(400)]))
     for number in range(39):
         begin = number + 0.91
@@ -132,7 +131,7 @@ def test_short_cells_between_two_samples_count_too() -> None:
 
 
 def test_steps_that_take_longer_than_a_minute_count() -> None:
-    seen, series = Seen(OWN, "studio", 1), GrowthSeries()
+    seen, series = Seen(0, "studio", 1), GrowthSeries()
     for step in range(30):
         rows = samples([1e6 * step + 5e5, 1e6 * step, 1e6 * step + 9e5] * 300, 90.0 * step)
         rows[:, STEP] = step
@@ -144,7 +143,7 @@ def test_steps_that_take_longer_than_a_minute_count() -> None:
 
 
 def test_steps_before_going_back_are_no_part_of_the_series() -> None:
-    seen, series = Seen(OWN, "studio", 1), GrowthSeries()
+    seen, series = Seen(0, "studio", 1), GrowthSeries()
     rows = samples([5.0] * 50)
     rows[:, STEP] = [*range(30), *range(10, 30)]
     seen.ring.put(rows)
@@ -153,7 +152,7 @@ def test_steps_before_going_back_are_no_part_of_the_series() -> None:
 
 
 def test_a_rank_that_was_started_anew_begins_anew() -> None:
-    seen = Seen(OWN, "studio", 1)
+    seen = Seen(0, "studio", 1)
     with watching(lambda rank: attribute({})) as watch:
         for _ in range(8):
             run_cell(seen, 4e6, 0.1)
