@@ -107,14 +107,13 @@ class StepMagics(Magics):
                 raise KeyboardInterrupt from None
 
     def _of_ranks(self) -> Stepping:
-        from mlxbench_kernel.remote.stepping import Stepping
+        from mlxbench_kernel.remote.stepping import stepping_of
 
         cluster = self._ranks.cluster
         if cluster is None:
             raise UsageError("no ranks are running: type %mlx_dist up -n 2 first")
-        if self._stepping is None or self._stepping.cluster is not cluster:
-            self._stepping = Stepping(cluster)
-            self._stepping.tell = lambda text: print(text, file=sys.stderr)
+        self._stepping = stepping_of(cluster)
+        self._stepping.tell = lambda text: print(text, file=sys.stderr)
         return self._stepping
 
     def names(self, word: str) -> list[str]:
@@ -160,25 +159,15 @@ class StepMagics(Magics):
         return None
 
     def _run(self, stepping: Stepping, name: str, rest: str) -> None:
-        from mlxbench_kernel.widgets import ProgressBar
+        from mlxbench_kernel.widgets.stepping_run import wait
 
         first = stepping.state.step
         if name == "N":
             stepping.run(_whole("N", rest))
         else:
             stepping.until(rest)
-        wanted = int(rest) if name == "N" else 0
-
-        def show(state: Any) -> None:
-            last = stepping.histories[0].last(state.branch)
-            share = (state.step - first) / wanted if wanted else 0.0
-            text = f"step {state.step}" + (f", loss {last['loss']:.4g}" if "loss" in last else "")
-            late = f" · {state.doing}" if state.doing not in ("playing", "paused") else ""
-            progress(min(max(share, 0.01), 1.0), text + late)
-
         try:
-            with ProgressBar() as progress:
-                stepping.wait(show)
+            wait(stepping, first, int(rest) if name == "N" else 0)
         except KeyboardInterrupt:
             print(said(stepping))
             raise

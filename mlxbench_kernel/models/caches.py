@@ -32,6 +32,7 @@ class KVCaches:
         """
         from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
 
+        self._part.see_weights()
         kept, caches = self._part.caches.pop(self._name, ([], []))
         common = 0
         for ours, its in zip(tokens[:-1], kept, strict=False):  # one has to be left to read

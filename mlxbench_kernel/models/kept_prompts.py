@@ -92,6 +92,7 @@ def save(part: Part, name: str, folder: str | os.PathLike[str]) -> dict[str, Any
     """
     from mlx_lm.models.cache import save_prompt_cache
 
+    part.see_weights()
     if name not in part.caches:
         raise UsageError(
             f"no prompt is kept as {name!r}: {_there(part)}type lm.read_prompt(text, {name!r})"
@@ -145,6 +146,7 @@ def load(part: Part, name: str, folder: str | os.PathLike[str]) -> dict[str, Any
             f"{file} was written by a model on other ranks ({shard}), this one is "
             f"{_shard(part)}: read the prompt again"
         )
+    part.see_weights()
     part.caches[name] = (tokens, caches)
     return {"tokens": len(tokens), "file": str(file)}
 

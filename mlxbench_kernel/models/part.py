@@ -35,6 +35,8 @@ class Part:
     caches
         KV caches that are kept from one prompt to the next, by name: the tokens that are in one,
         and the caches of the layers.
+    tuning
+        The `tuning.Tuning` of a model that is being tuned; None before.
     """
 
     model: Module
@@ -49,6 +51,15 @@ class Part:
     read_bytes: int = 0
     seconds: float = 0.0
     caches: dict[str, tuple[list[int], list[Any]]] = field(default_factory=dict)
+    tuning: Any = None
+    _weights: Any = None  # which the caches are of
+
+    def see_weights(self) -> None:
+        """Forget the caches where weights were tuned since."""
+        now = None if self.tuning is None else self.tuning.weights()
+        if now != self._weights:
+            self.caches.clear()
+        self._weights = now
 
     @property
     def rank(self) -> int:

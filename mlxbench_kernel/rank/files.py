@@ -80,7 +80,7 @@ def write_whole(path: Path, write: Callable[[Path], None], fix: str = "") -> Non
         if part is not None:
             _remove(part)
         ours = part is None or getattr(error, "filename", None) in (None, str(part))
-        if _is_mlx_write(error):
+        if is_mlx_write(error):
             error = OSError(errno.ENOSPC, str(error))
         if isinstance(error, OSError):
             named = OSError(error.errno, error.strerror, str(path)) if ours else error
@@ -138,7 +138,7 @@ def _remove(part: Path) -> None:
         pass
 
 
-def _is_mlx_write(error: BaseException) -> bool:
+def is_mlx_write(error: BaseException) -> bool:
     """Whether MLX could not write all of a file; it does not say why (``mlx/io/load.h``)."""
     return isinstance(error, RuntimeError) and str(error).startswith("[write] Unable to write")
 

@@ -17,6 +17,8 @@ from mlxbench_kernel.remote.said import SAID
 ANSWER_SECONDS = 60.0
 STOP_SECONDS = 1.0  # from one request to stop to the next
 
+_AS_THEY_ARE = {each.__name__: each for each in (UsageError, StorageError)}
+
 Tell = Callable[[str], None]
 Heard = Callable[[int, dict[str, Any]], None]
 
@@ -82,18 +84,16 @@ def _raise_first(errors: dict[int, dict[str, Any]], ranks: Sequence[int]) -> Non
     said = {(error["ename"], error["evalue"]) for error in errors.values()}
     if len(errors) == len(ranks) > 1 and len(said) == 1 and not gone:
         ename, evalue = said.pop()
-        if ename == UsageError.__name__:
-            raise UsageError(evalue)
+        if ename in _AS_THEY_ARE:
+            raise _AS_THEY_ARE[ename](evalue)
         if ename == KeyboardInterrupt.__name__:
             raise ClusterError("interrupted")
         raise ClusterError(f"all ranks: {ename}: {evalue}")
     for rank, error in sorted(errors.items(), key=lambda item: (item[0] not in gone, item[0])):
         if rank in gone:
             raise ClusterError(error["evalue"])
-        if error["ename"] == UsageError.__name__:
-            raise UsageError(f"rank {rank}: {error['evalue']}")
-        if error["ename"] == StorageError.__name__:
-            raise StorageError(f"rank {rank}: {error['evalue']}")
+        if error["ename"] in _AS_THEY_ARE:
+            raise _AS_THEY_ARE[error["ename"]](f"rank {rank}: {error['evalue']}")
         raise ClusterError(f"rank {rank}: {error['ename']}: {error['evalue']}")
 
 

@@ -147,9 +147,18 @@ def _numbers(piece: Piece | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _tuning(name: str, call: str, *arguments: Any) -> Any:
+    """One of `on_tuning.CALLS`."""
+    from mlxbench_kernel.remote.on_tuning import on_tuning
+
+    return on_tuning(part_named(name), call, *arguments)
+
+
 def _forget(name: str) -> None:
     """Let go of a model."""
-    _namespace().pop(name, None)
+    part = _namespace().pop(name, None)
+    if isinstance(part, Part) and part.tuning is not None:
+        part.tuning.end()
     mx.clear_cache()
 
 
@@ -167,6 +176,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "plan": _plan,
     "load": _load,
     "generate": _generate,
+    "tuning": _tuning,
     "forget": _forget,
     **on_prompts.calls(part_named),
 }

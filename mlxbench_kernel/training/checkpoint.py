@@ -13,6 +13,7 @@ import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import mlx.core as mx
@@ -20,9 +21,10 @@ import numpy as np
 from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten
 
-from mlxbench_kernel.errors import BenchError, StorageError, UsageError
+from mlxbench_kernel.errors import BenchError, UsageError
 from mlxbench_kernel.rank import frozen
-from mlxbench_kernel.rank.files import explain, write_text, write_whole
+from mlxbench_kernel.rank.files import write_text, write_whole
+from mlxbench_kernel.rank.folders import attempt, publish
 from mlxbench_kernel.training.exchange import agree, gather_texts
 from mlxbench_kernel.training.randomness import NAMES, go_on, states, states_of
 from mlxbench_kernel.training.replicas import fingerprints, sharded_layers
@@ -30,10 +32,15 @@ from mlxbench_kernel.training.structure import merged, mismatch, put_together, t
 
 FORMAT = 1
 ABOUT = "stepper"  # the file that says what the others are
+NO_TEXTS: Mapping[str, str] = MappingProxyType({})
 
 
 def save(
-    path: str | Path, trees: Mapping[str, Any], about: Mapping[str, Any], group: Any = None
+    path: str | Path,
+    trees: Mapping[str, Any],
+    about: Mapping[str, Any],
+    group: Any = None,
+    texts: Mapping[str, str] = NO_TEXTS,
 ) -> Path:
     """Write a checkpoint; called on all ranks alike.
 
@@ -51,6 +58,8 @@ def save(
         What else is to be known, in terms of JSON.
     group : mlx.core.distributed.Group or None
         The ranks; None for this process alone.
+    texts
+        Files that lie beside, for other programs, by name.
 
     Returns
     -------
@@ -88,14 +97,20 @@ def save(
     }
     part = place.with_name(f".{place.name}-{told[0]['token']}.part")
     suffix = f"-rank-{rank + 1}-of-{size}" if sharded else ""
+
+    def write(folder: Path) -> None:
+        _write(folder, suffix, trees, apart, content)
+        for name, text in texts.items():
+            write_text(folder / name, text)
+
     try:
         if rank == 0 or sharded:
-            error = _attempt(place, part, lambda: _write(part, suffix, trees, apart, content))
+            error = attempt(place, part, lambda: write(part))
         agree(error, group)
         # By turns: ranks with the same disk find it done, those with another one do it there.
         for turn in range(size if sharded else 1):
             if turn == rank and part.exists():
-                error = _attempt(place, part, lambda: _publish(part, place))
+                error = attempt(place, part, lambda: publish(part, place))
             agree(error, group)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -194,20 +209,6 @@ def _require_kept(trees: Mapping[str, Any], about: Mapping[str, Any]) -> None:
             raise UsageError(f"{key!r} cannot be kept in a checkpoint: {error}") from None
 
 
-def _attempt(place: Path, part: Path, work: Any) -> BenchError | None:
-    """Do something on the disk; what went wrong names the folder that the user knows."""
-    try:
-        work()
-        return None
-    except StorageError as error:
-        told = error
-    except OSError as error:
-        told = explain(error, place) or StorageError(f"cannot write {place}: {error}")
-    except Exception as error:  # the other ranks wait for what has become of it
-        told = StorageError(f"cannot write {place}: {type(error).__name__}: {error}")
-    return StorageError(str(told).replace(str(part), str(place)))
-
-
 def _write(
     part: Path,
     suffix: str,
@@ -249,21 +250,6 @@ def _by_file(
 
 def _storable(array: mx.array) -> mx.array:
     return array.view(mx.uint64) if array.dtype == mx.float64 else array  # MLX writes no float64
-
-
-def _publish(part: Path, place: Path) -> None:
-    """Give a complete folder its name."""
-    old = part.with_suffix(".old")
-    replaced = place.exists()
-    if replaced:
-        place.rename(old)
-    try:
-        part.rename(place)
-    except OSError:
-        if replaced:
-            old.rename(place)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _read(place: Path, rank: int, size: int) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -19,6 +19,7 @@ from mlxbench_kernel.training.loop import SAMPLED, Agreed, Loop, Stop, Taken
 from mlxbench_kernel.training.program import Program
 from mlxbench_kernel.training.rehearsal import rehearse
 from mlxbench_kernel.training.sampling import Sampling
+from mlxbench_kernel.training.validating import LOSS, Validation
 from mlxbench_kernel.training.watching import ReplicaWatch
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Running(Course):
     loop: Loop
     sampling: Sampling
     replicas: ReplicaWatch
+    validation: Validation
     breakpoints: Breakpoints
     report: Any
     warnings: list[str]
@@ -125,15 +127,31 @@ class Running(Course):
         while True:
             steps -= 1
             compares = self.replicas.due(self.step + 1)
+            validates = self.validation.due(self.step + 1)
             due = self.sampling.due() or measured
-            agreed = self._take(due, not steps or compares)
+            agreed = self._take(due, not steps or compares or validates)
             if agreed is not None:
                 self.sampling.note(agreed.plain, agreed.full)
                 if compares:
                     differ = float(self.replicas.differ())
                     agreed.taken[-1].shared["replicas_differ"] = differ
                     agreed.taken[-1].record["replicas_differ"] = differ
+                if validates and not agreed.taken[-1].again:
+                    self._validate(agreed)
                 return agreed
+
+    def _validate(self, agreed: Agreed) -> None:
+        """Measure the state after a lease by what it is not trained on."""
+        taken, self.doing = agreed.taken[-1], "validating"
+        try:
+            taken.shared[LOSS] = taken.record[LOSS] = self.validation.measure()
+        except BaseException:  # that breaks this off, and not the steps, which are complete
+            for each in agreed.taken:
+                if not each.again:
+                    self._record(each)
+            raise
+        self.doing = "playing"
+        self.note(f"validation loss {taken.record[LOSS]:.4g}")
 
     def _decided(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mlxbench_kernel.training import checkpoint
@@ -14,27 +15,44 @@ if TYPE_CHECKING:
 COUNTERS = ("step", "position", "clip", "shuffle")
 
 
-def save(stepper: Stepper, path: str) -> None:
-    """See `Stepper.save`."""
-    about = {
+def about(stepper: Stepper) -> dict[str, Any]:
+    """Where it stands, in terms of JSON."""
+    return {
         "counters": {name: stepper.counters[name] for name in COUNTERS},
         "branch": stepper.branches.current.name,
         "frozen": stepper.frozen,
         "journal": [[each.step, each.branch, each.text, each.time] for each in stepper.journal],
     }
-    place = checkpoint.save(path, stepper.trees, about, stepper.group)
+
+
+def save(stepper: Stepper, path: str) -> None:
+    """See `Stepper.save`."""
+    place = checkpoint.save(path, stepper.trees, about(stepper), stepper.group)
     stepper.note(f"saved to {place.name}")
 
 
 def load(stepper: Stepper, path: str) -> None:
     """See `Stepper.load`."""
-    loaded, about = checkpoint.load(path, stepper.group)
+    loaded, told = checkpoint.load(path, stepper.group)
     checkpoint.restore(stepper.trees, loaded, stepper.group)
+    go_on(stepper, told, path)
+
+
+def go_on(stepper: Stepper, told: Mapping[str, Any], path: str) -> None:
+    """Be where a checkpoint says, the state of which is there already.
+
+    Parameters
+    ----------
+    told
+        From `about`.
+    path
+        Of the checkpoint.
+    """
     counters: dict[str, Any] = stepper.counters
-    counters |= about["counters"]
+    counters |= told["counters"]
     for each in stepper.frozen:
         part(stepper.modules, each).unfreeze()
-    for each in about["frozen"]:
+    for each in told["frozen"]:
         part(stepper.modules, each).freeze()
     stepper.forget_all()
     stepper.said = ""
@@ -43,4 +61,4 @@ def load(stepper: Stepper, path: str) -> None:
     branches.current.edits = [Edit(stepper.step, "load", str(path))]
     counters["edits"], counters["tip"] = 1, stepper.step
     stepper.go_on_with(branches)
-    stepper.note(f"loaded {path}: step {stepper.step} of branch {about['branch']}")
+    stepper.note(f"loaded {path}: step {stepper.step} of branch {told['branch']}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -13,6 +13,7 @@ from mlx.nn.layers.base import Module
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.memory.record import RECORD
 from mlxbench_kernel.rank import frozen
+from mlxbench_kernel.rank.answers import ANSWERS
 from mlxbench_kernel.rank.frozen import containers
 from mlxbench_kernel.rank.protection import PROTECTION
 from mlxbench_kernel.training import saving
@@ -28,6 +29,7 @@ from mlxbench_kernel.training.report import Report
 from mlxbench_kernel.training.running import Running
 from mlxbench_kernel.training.sampling import Sampling
 from mlxbench_kernel.training.settings import Settings
+from mlxbench_kernel.training.validating import Validation
 from mlxbench_kernel.training.watching import ReplicaWatch
 
 
@@ -63,6 +65,9 @@ class Stepper(Running):
         Every so many steps the parameters of all ranks are compared; 0 for never.
     check
         Whether the first step is run twice more, see `rehearse`.
+    validate, validate_every
+        A function that gives a loss and changes nothing, called on all ranks alike after every so
+        many steps; conditions may name it ``validation_loss``.
 
     Attributes
     ----------
@@ -102,6 +107,8 @@ class Stepper(Running):
         budget: int | None = None,
         replicas: int = 50,
         check: bool = True,
+        validate: Callable[[], float] | None = None,
+        validate_every: int = 0,
     ) -> None:
         trees = trees_of(model, optimizer, loss_fn, batches, step, state)
         if step is not None and (accumulate != 1 or compile or clip is not None):
@@ -110,6 +117,7 @@ class Stepper(Running):
             )
         if not isinstance(accumulate, int) or accumulate < 1:
             raise UsageError(f"Stepper: accumulate is a number of batches, not {accumulate!r}")
+        self.validation = Validation(validate, validate_every)
         self.trees = trees
         self.modules = {name: tree for name, tree in trees.items() if isinstance(tree, Module)}
         self.group = mx.distributed.init()
@@ -174,7 +182,7 @@ class Stepper(Running):
             known.append("learning_rate")
         if isinstance(self.program, Program):
             known += ["grad_norm", "nonfinite"]
-        return sorted({*known, *self.metrics})
+        return sorted({*known, *self.metrics, *self.validation.names})
 
     # -- checkpoints -------------------------------------------------------------
 
@@ -228,3 +236,14 @@ _made: list[Stepper] = []
 def current() -> Stepper | None:
     """The stepper that was made last in this process."""
     return _made[0] if _made else None
+
+
+def let_go(stepper: Stepper) -> None:
+    """Keep nothing of a run any more, where it is the one that was made last."""
+    if current() is stepper:
+        _made.clear()
+        PROTECTION.trees.pop(PROTECTED, None)
+        PROTECTION.companions.pop(PROTECTED, None)
+        PROTECTION.kept.clear()
+        RECORD.step = None
+        ANSWERS.pop("stepper", None)

@@ -10,10 +10,11 @@ from IPython.display import display
 from mlxbench_kernel.widgets.model_generating import Generates
 from mlxbench_kernel.widgets.model_inside import LooksInside
 from mlxbench_kernel.widgets.model_serving import Serves
+from mlxbench_kernel.widgets.model_tuning import Tunes
 from mlxbench_kernel.widgets.progress import ProgressBar
 
 
-class LanguageModel(Generates, LooksInside, Serves):
+class LanguageModel(Generates, LooksInside, Tunes, Serves):
     """A language model that the ranks of a cluster hold.
 
     See `ModelOnRanks` for what it knows, and `load` for making one.

@@ -131,6 +131,7 @@ class StepperView(LiveView):
         history = self.stepping.histories[0]
         names = [each.name for each in state.branches]
         self.figure.curves(history, names, state.branch, changed)
+        self.figure.validated(history, state.branch)
         last = history.last(state.branch)
         self.figure.here(state.step, last.get("loss", np.nan) if last else np.nan)
 

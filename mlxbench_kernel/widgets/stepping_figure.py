@@ -16,6 +16,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from mlxbench_kernel.training import History
+from mlxbench_kernel.training.validating import LOSS
 from mlxbench_kernel.widgets.stepping_recent import PARTS
 
 POINTS = 2000  # of a curve, at most
@@ -39,7 +40,7 @@ AXIS = {
     "showline": True,
     "ticks": "",
 }
-HEAT, HEAT_BAD, BARS, HERE, BAD, CURVES = 0, 1, 2, 5, 6, 7  # where the traces begin
+HEAT, HEAT_BAD, BARS, HERE, BAD, VALIDATED, CURVES = 0, 1, 2, 5, 6, 7, 8  # where traces begin
 
 
 class LiveFigure(go.FigureWidget):  # type: ignore[misc]
@@ -133,6 +134,20 @@ class StepperFigure:
             for slot, name in enumerate(self._slots):
                 width, opacity = (2.2, 1.0) if name == current else (1.4, 0.7)
                 self._pair(slot, {"line.width": width, "opacity": opacity})
+
+    def validated(self, history: History, branch: str) -> None:
+        """Mark what a branch was validated with.
+
+        Parameters
+        ----------
+        history
+            Of a rank.
+        branch
+            The one that is stepped.
+        """
+        steps, values = _thin(history, branch, LOSS)
+        if self._changes("validated", (steps.tolist(), values.tolist())):
+            self.widget.data[VALIDATED].update(x=steps, y=values, showlegend=len(steps) > 0)
 
     def here(self, step: int, loss: float) -> None:
         """Mark where the stepper is."""
@@ -308,6 +323,11 @@ def _fixed_traces(ranks: list[int]) -> list[Any]:
         go.Scatter(
             **mark, name="not finite", marker={"size": 9, "color": RED, "symbol": "x"},
             hovertemplate="step %{x}: the loss is not finite<extra></extra>",
+        ),
+        go.Scatter(
+            **{**mark, "mode": "lines+markers"}, name="validation", line={"dash": "dot"},
+            marker={"size": 7, "symbol": "diamond"}, line_color=GREY,
+            hovertemplate="step %{x}: validation %{y:.5g}<extra></extra>",
         ),
     ]  # fmt: skip
 

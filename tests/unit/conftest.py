@@ -2,19 +2,19 @@
 
 import gc
 
+import mlx.core as mx
 import pytest
 from fake_cluster import FakeCluster, magics
 from IPython.core.interactiveshell import InteractiveShell
 from needs import require
 
 from mlxbench_kernel import native
+from mlxbench_kernel.rank.protection import PROTECTION
 
 
 @pytest.fixture
 def counted():
     """What arrays take is what is asked for: nothing old is left, nor larger buffers of it."""
-    import mlx.core as mx
-
     require(native.load() is not None, f"no native module: {native.reason()}")
     gc.collect()
     mx.clear_cache()
@@ -41,3 +41,12 @@ def up(shell):
     """The cluster, after ``%mlx_dist up -n 2``."""
     shell.run_line_magic("mlx_dist", "up -n 2")
     return magics(shell).cluster
+
+
+@pytest.fixture
+def nothing_protected():
+    """Afterwards nothing is protected in this process, and ``mx.eval`` is MLX's own."""
+    yield
+    PROTECTION.trees.clear()
+    PROTECTION.kept.clear()
+    mx.eval, PROTECTION._watching = PROTECTION._evaluate, False

@@ -21,7 +21,15 @@ from mlxbench_kernel.remote.mirror import KeptStep
 from mlxbench_kernel.training.origin import StepGraph
 from mlxbench_kernel.training.place import Entry
 from mlxbench_kernel.widgets.stepping import StepperView
-from mlxbench_kernel.widgets.stepping_figure import BARS, CURVES, HEAT, HEAT_BAD, POINTS
+from mlxbench_kernel.widgets.stepping_figure import (
+    BAD,
+    BARS,
+    CURVES,
+    HEAT,
+    HEAT_BAD,
+    POINTS,
+    VALIDATED,
+)
 from mlxbench_kernel.widgets.stepping_graph import OPEN
 from mlxbench_kernel.widgets.stepping_layers import Layers
 from mlxbench_kernel.widgets.threads import MOST_A_SECOND, Redraws
@@ -179,9 +187,20 @@ def test_a_loss_that_is_no_number_is_marked(view: StepperView, stepping: FakeSte
     for history in stepping.histories:
         history.append("main", {"step": 4, "loss": float("nan"), "learning_rate": 0.1})
     stepping.change(step=4)
-    bad = traces(view)[CURVES - 1]
+    bad = traces(view)[BAD]
     wait(lambda: bad.x is not None and list(bad.x) == [4])
     assert list(bad.y) == [np.float32(height)]
+
+
+def test_validation_is_drawn_with_the_loss(view: StepperView, stepping: FakeStepping) -> None:
+    stepping.take(4)
+    for history in stepping.histories:
+        history.append("main", {"step": 5, "loss": 1.0, "validation_loss": 2.5})
+        history.append("main", {"step": 6, "loss": 1.0})
+    stepping.change(step=6)
+    drawn = traces(view)[VALIDATED]
+    wait(lambda: drawn.x is not None and list(drawn.x) == [5])
+    assert list(drawn.y) == [2.5] and drawn.showlegend
 
 
 def test_a_long_run_is_thinned_and_only_what_changed_is_sent(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,7 @@ from mlxbench_kernel.training.draws import key_of
 Pair = tuple[mx.array, mx.array]
 
 
-@pytest.fixture(autouse=True)
-def nothing_protected() -> Iterator[None]:
-    yield
-    PROTECTION.trees.clear()
-    PROTECTION.kept.clear()
-    mx.eval, PROTECTION._watching = PROTECTION._evaluate, False
+pytestmark = pytest.mark.usefixtures("nothing_protected")
 
 
 def batches(count: int = 60, size: int = 8) -> list[Pair]:
@@ -499,3 +493,36 @@ def test_settings_from_before_the_first_step_hold_after_going_back(edit: dict[st
     run.back(14)
     assert [run.advance().record["loss"] for _ in range(14)] == first
     assert f"'{next(iter(edit))}'" in run.script()
+
+
+def test_it_is_validated_every_so_many_steps() -> None:
+    seen: list[int] = []
+
+    def measure() -> float:
+        seen.append(run.step)
+        return 10.0 - run.step
+
+    run = stepper(validate=measure, validate_every=4)
+    assert run.run(until="validation_loss < 3").step == 8
+    assert seen == [4, 8]
+    steps, found = run.history.series("main", "validation_loss")
+    assert steps.tolist() == [4, 8] and found.tolist() == [6.0, 2.0]
+    assert [each.text for each in run.journal] == ["validation loss 6", "validation loss 2"]
+    run.back(5)
+    run.run(6)  # up to step 8 these were taken before
+    assert seen == [4, 8] and run.step == 9
+    with pytest.raises(UsageError, match="validate_every takes a number of steps, not -1"):
+        stepper(validate=measure, validate_every=-1)
+
+
+def test_a_validation_that_is_broken_off_loses_no_step() -> None:
+    def measure() -> float:
+        raise KeyboardInterrupt
+
+    run = stepper(validate=measure, validate_every=6)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(20)
+    assert run.step == 6 and len(losses(run)) == 6 and run.doing == "paused"
+    run.validation.interval = 0
+    run.run(2)
+    assert run.step == 8 and len(losses(run)) == 8
