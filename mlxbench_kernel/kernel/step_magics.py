@@ -107,7 +107,7 @@ class StepMagics(Magics):
                 raise KeyboardInterrupt from None
 
     def _of_ranks(self) -> Stepping:
-        from mlxbench_kernel.remote.stepping import stepping_of
+        from mlxbench_kernel.remote.driving import stepping_of
 
         cluster = self._ranks.cluster
         if cluster is None:

@@ -323,8 +323,6 @@ class Stepping(Commands):
         except KeyboardInterrupt:
             raise GivenUp(gave_up(self._late)) from None
         broken = self._broken
-        if self._error and not broken:
-            wanted = None  # it was broken off meanwhile, and was not paused
         try:
             yield
         except KeyboardInterrupt:
@@ -375,31 +373,3 @@ class Stepping(Commands):
     def _tell(self) -> None:
         for changed in list(self._watchers):
             changed()
-
-
-def stepping_of(cluster: Cluster) -> Stepping:
-    """What drives the stepper of a cluster's ranks: one for all who do, so that none waits for
-    another's run as if for a stranger's.
-
-    Raises
-    ------
-    UsageError
-        There is no stepper on a rank.
-    """
-    found = _driving(cluster)
-    if found is None:
-        return Stepping(cluster)
-    found.look()
-    return found
-
-
-def pause(cluster: Cluster) -> None:
-    """Pause a run that is driven from here, if there is one; it does not go on by itself."""
-    if (found := _driving(cluster)) is not None:
-        found.pause()
-
-
-def _driving(cluster: Cluster) -> Stepping | None:
-    """The one that was made last for a cluster, which its cells wait for."""
-    found = getattr(cluster.background.stepper, "__self__", None)
-    return found if isinstance(found, Stepping) and not found.closed else None

@@ -12,8 +12,9 @@ from typing import Any
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.models.datasets import LONGEST_PATH
 from mlxbench_kernel.models.losses import Validated
+from mlxbench_kernel.remote.driving import pause, stepping_of
 from mlxbench_kernel.remote.language_model import ModelOnRanks
-from mlxbench_kernel.remote.stepping import Stepping, pause, stepping_of
+from mlxbench_kernel.remote.stepping import Stepping
 
 Progress = Callable[[float, str], None]
 

@@ -14,7 +14,7 @@ from mlxbench_kernel.widgets.model_tuning import Tunes
 from mlxbench_kernel.widgets.progress import ProgressBar
 
 
-class LanguageModel(Generates, LooksInside, Tunes, Serves):
+class LanguageModel(Generates, LooksInside, Serves, Tunes):
     """A language model that the ranks of a cluster hold.
 
     See `ModelOnRanks` for what it knows, and `load` for making one.

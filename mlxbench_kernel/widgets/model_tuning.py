@@ -1,4 +1,4 @@
-"""A language model that is fine-tuned, as a notebook shows it."""
+"""A language model that is fine-tuned."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Tunes(ModelOnRanks):
-    """The part of `LanguageModel` that is fine-tuned."""
+    """The part of `LanguageModel` that is tuned."""
 
     def finetune(
         self,
