@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
+import mlx.core as mx
+
 from mlxbench_kernel.errors import UsageError
 
 METHODS = ("lora", "dora", "full")
@@ -58,7 +60,8 @@ class Options:
     clip
         Largest norm of the gradients; None for any.
     compile
-        Whether steps run through ``mx.compile``, as mlx-lm's do.
+        Whether steps run through ``mx.compile``, as mlx-lm's do; by default on a GPU. On a CPU MLX
+        has a C++ compiler make each kernel for each shape, which takes seconds.
     prompt_feature, completion_feature, chat_feature, text_feature
         What these fields of an example are called.
     """
@@ -82,7 +85,7 @@ class Options:
     val_batches: int = 25
     validate_every: int = 200
     clip: float | None = None
-    compile: bool = True
+    compile: bool | None = None
     prompt_feature: str = "prompt"
     completion_feature: str = "completion"
     chat_feature: str = "messages"
@@ -116,6 +119,13 @@ class Options:
         made = cls(**{**before, **named})
         made._check()
         return made
+
+    @property
+    def compiled(self) -> bool:
+        """Whether steps are compiled here."""
+        if self.compile is None:
+            return bool(mx.default_device().type == mx.gpu)
+        return self.compile
 
     @property
     def features(self) -> dict[str, str]:

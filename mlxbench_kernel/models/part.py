@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
@@ -39,6 +39,8 @@ class Part:
         The `tuning.Tuning` of a model that is being tuned; None before.
     """
 
+    held_for_users: ClassVar = ("model", "draft", "caches", "optimizer")  # see `memory.contents`
+
     model: Module
     tokenizer: Any
     config: dict[str, Any]
@@ -60,6 +62,11 @@ class Part:
         if now != self._weights:
             self.caches.clear()
         self._weights = now
+
+    @property
+    def optimizer(self) -> Any:
+        """That it is tuned with; None where it is not being tuned."""
+        return None if self.tuning is None else self.tuning.optimizer
 
     @property
     def rank(self) -> int:

@@ -36,6 +36,8 @@ class Tuning:
         Of this rank.
     stepper : Stepper
         What takes the steps: ``tuning.stepper.run(100)``.
+    optimizer : mlx.optimizers.Optimizer
+        That it is tuned with.
     notes : list of str
         What is to be known of it, in words.
     """
@@ -59,13 +61,14 @@ class Tuning:
         if left:
             self.notes.append(f"{left} of {len(train)} examples fill no batch and are left out")
         self.stepper: Stepper
+        self.optimizer: Any = None
         self.names: set[str] = set()
 
     def begin(self, saved: Saved | None) -> None:
         """Make the model one that is tuned, and its stepper."""
         part, options = self.part, self.options
         model: Any = part.model
-        optimizer = adapting.make_optimizer(options)
+        self.optimizer = optimizer = adapting.make_optimizer(options)
         mx.random.seed(options.seed)
         adapting.put_on(model, options)
         model.eval()
@@ -88,7 +91,7 @@ class Tuning:
             losses.loss_of,
             self.batches,
             accumulate=options.grad_accumulation_steps,
-            compile=options.compile,
+            compile=options.compiled,
             clip=options.clip,
             validate=self._validation_loss if len(self.examples["valid"]) else None,
             validate_every=options.validate_every,

@@ -9,6 +9,7 @@ run goes on afterwards.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -67,6 +68,7 @@ class Stepping(Commands):
         self._wanted: tuple[int | None, str | None] | None = None  # what is played: to, until
         self._broken = False  # whether a rank died while it played
         self._within = False  # whether something is in `between`
+        self._resumes = False  # whether a run goes on after that
         self._late = ""
         self._error = ""
         self._watchers: list[Changed] = []
@@ -192,9 +194,11 @@ class Stepping(Commands):
             After it was paused; where that was interrupted too, after the step was broken off.
         """
         try:
-            while self._is_playing():
+            while self._is_playing() or self._resumes:
                 show(self.state)
-                self._ended.wait(0.1)
+                if not self._ended.wait(0.1):
+                    continue
+                time.sleep(POLL_SECONDS)  # it goes on when what uses the ranks has ended
         except KeyboardInterrupt:
             try:
                 self.pause(lambda: show(replace(self.state, doing=f"{AGAIN} {self._late}".strip())))
@@ -308,7 +312,7 @@ class Stepping(Commands):
                 with self._stopped():
                     yield
             finally:
-                self._within = False
+                self._within = self._resumes = False
 
     @contextmanager
     def _stopped(self) -> Iterator[None]:
@@ -318,6 +322,7 @@ class Stepping(Commands):
             if self._mirror.state.playing:  # for a notebook that is gone: it goes on for this
                 self._wanted = self._mirror.state.wanted
         wanted = self._wanted
+        self._resumes = self._is_playing()
         try:
             playing = self._hold()
         except KeyboardInterrupt:

@@ -101,3 +101,18 @@ def test_unified_memory_runs_from_top_to_bottom(lab: Lab, browser: Browser) -> N
     view = outputs.locator(".mlxmem")
     assert view.count() == 1 and all(shades(each) > 4 for each in view.locator("canvas").all())
     page.close()
+
+
+def test_language_models_runs_from_top_to_bottom(lab: Lab, browser: Browser) -> None:
+    page = browser.new_page(viewport={"width": 1300, "height": 14_000})
+    outputs = run_tutorial(lab, page, "05_language_models")
+    text = outputs.inner_text()
+    assert "tensor" in text and "as tensor" in text and "in collectives" in text
+    assert "slithy toves" in text and "sword in hand" in text
+    assert "the same text" in text and "2 of 2 answers differ" in text
+    assert outputs.locator(".mlxgraph-stage").count() == 1
+    view = outputs.locator(".mlxbench-step")
+    assert view.count() == 1 and shades(view) > 40
+    chat = outputs.locator(".mlxbench-chat")
+    assert chat.count() == 1 and chat.get_by_text("Send").count() == 1
+    page.close()

@@ -161,10 +161,25 @@ def test_a_rank_that_runs_out_of_batches_is_named(ranks: Cluster) -> None:
 def test_states_on_disk_go_with_the_rank(ranks: Cluster) -> None:
     run(ranks, SETUP)
     run(ranks, STEPPER.format(", budget=20_000, check=False"))
-    run(ranks, "stepper.run(40)")
+    run(ranks, "from mlxbench_kernel.training import running; running.AGAIN_SECONDS = 0")
+    run(ranks, "stepper.run(40); running.AGAIN_SECONDS = 0.003")
     folders = value(ranks, "str(stepper.snapshots._folder)")
     for rank, folder in folders.items():
         assert f"rank-{rank}" in str(folder) and [*Path(str(folder)).iterdir()]
+
+
+def test_who_waits_for_a_run_waits_on_while_others_use_the_ranks(stepping: Stepping) -> None:
+    first = stepping.state.step
+    stepping.run(150)
+
+    def use() -> None:
+        for _ in range(5):
+            assert not stepping.cluster.execute("seen = 1").errors
+
+    other = threading.Thread(target=use)
+    other.start()
+    assert stepping.wait().step == first + 150
+    other.join()
 
 
 def test_an_interrupt_pauses_and_loses_nothing(stepping: Stepping) -> None:
