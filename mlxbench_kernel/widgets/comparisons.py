@@ -12,6 +12,7 @@ from mlxbench_kernel.remote.answers import Answers
 from mlxbench_kernel.remote.comparing import Way, compare_ways
 from mlxbench_kernel.remote.language_model import Prompt
 from mlxbench_kernel.units import format_bytes
+from mlxbench_kernel.widgets.generated import a_second
 from mlxbench_kernel.widgets.progress import ProgressBar
 from mlxbench_kernel.widgets.table import Table
 
@@ -93,8 +94,8 @@ class Comparison:
             way.shard,
             f"{figures['tokens']} tokens" if way is first else same,
             f"{1000 * figures['first']:.3g} ms",
-            f"{figures['prompt_rate']:.3g} tokens/s",
-            "–" if figures["rate"] is None else f"{figures['rate']:.3g} tokens/s",
+            _tokens(figures["prompt_rate"]),
+            "–" if figures["rate"] is None else _tokens(figures["rate"]),
             " | ".join(format_bytes(way.nbytes[rank]) for rank in sorted(way.nbytes)),
             " | ".join(format_bytes(each["kv_bytes"]) for each in ranks),
             " | ".join("–" if x != x else f"{100 * x:.0f} %" for x in shares),
@@ -170,3 +171,7 @@ class SideBySide:
 
     def _repr_html_(self) -> str:
         return self.table._repr_html_()
+
+
+def _tokens(rate: float) -> str:
+    return a_second(rate).replace("/", " tokens/")

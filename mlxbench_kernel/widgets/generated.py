@@ -51,9 +51,9 @@ def figures_line(found: Generated) -> str:
         reused = f" ({figures['reused']} in the cache)" if figures["reused"] else ""
         said = [
             f"first token after {figures['first']:.3g} s",
-            f"prompt {figures['prompt_tokens']} tokens{reused}, {_rate(figures['prompt_rate'])}",
+            f"prompt {figures['prompt_tokens']} tokens{reused}, {a_second(figures['prompt_rate'])}",
         ]
-        rate = "" if figures["rate"] is None else f", {_rate(figures['rate'])}"
+        rate = "" if figures["rate"] is None else f", {a_second(figures['rate'])}"
         said.append(f"{figures['tokens']} tokens{rate}")
         if figures.get("drafted"):
             share = 100 * figures["drafted"] / max(figures["tokens"], 1)
@@ -72,7 +72,8 @@ def figures_line(found: Generated) -> str:
     return " · ".join(said)
 
 
-def _rate(value: float) -> str:
+def a_second(value: float) -> str:
+    """How many a second, with three digits or all before the point."""
     return f"{value:,.0f}/s" if value >= 100 else f"{value:.3g}/s"
 
 
