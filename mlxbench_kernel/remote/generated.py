@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +25,8 @@ class Generated:
         by the draft model), ``first`` (seconds to the first token), ``prompt_rate`` and ``rate``
         (tokens per second).
     ranks : dict
-        By rank ``kv_bytes``, ``active``, ``peak`` (bytes) and ``collectives`` (share of the time).
+        By rank ``kv_bytes``, ``active``, ``peak`` (bytes) and ``collectives`` (share of the time;
+        NaN where it is not known, as of collectives on a GPU).
     prompt : list of int
         The tokens of the prompt; empty where it was broken off.
     """
@@ -65,7 +67,10 @@ class SoFar:
         if told.get("piece"):
             self._figures = figures_of(told["piece"])
         if "figures" in told:
-            self._ranks[rank] = told["figures"]
+            self._ranks[rank] = {
+                name: math.nan if value is None else value
+                for name, value in told["figures"].items()
+            }
         self._heard(Generated(self.text, [], "", self._figures, dict(self._ranks)))
 
 

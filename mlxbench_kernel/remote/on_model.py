@@ -119,14 +119,14 @@ class _Told:
         now = time.monotonic()
         if now - self._looked > FIGURES_SECONDS:
             self._looked = now
-            self._say(figures=self._made.watch.figures())
+            self._say(figures=_sayable(self._made.watch.figures()))
         elif self._speaks and now - self._said > SAY_SECONDS:
             self._say()
 
     def last(self) -> dict[str, Any]:
         """Say the rest; the last piece and the figures."""
         figures = self._made.watch.figures()
-        self._say(figures=figures)
+        self._say(figures=_sayable(figures))
         return {"piece": _numbers(self._piece), "figures": figures}
 
     def _say(self, **more: Any) -> None:
@@ -135,6 +135,11 @@ class _Told:
             more |= {"text": self._text, "piece": _numbers(self._piece)}
             self._text = ""
         say(**more)
+
+
+def _sayable(figures: dict[str, float]) -> dict[str, float | None]:
+    """Figures in terms of JSON, which knows no NaN: None for what is not known."""
+    return {name: None if value != value else value for name, value in figures.items()}
 
 
 def _numbers(piece: Piece | None) -> dict[str, Any]:
