@@ -12,6 +12,12 @@ from mlxbench_kernel.memory.fit.headers import INDEX, read_config, read_headers
 
 # One of them holds the vocabulary (transformers 5.24; tiktoken's own).
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tiktoken.model", "vocab.json")
+# What else decides which tokens a prompt has, and which of them end a text: ranks that differ in
+# that would wait for one another (mlx-lm 0.32.2, transformers 5.24).
+DECIDING = (
+    "generation_config.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json",
+    "special_tokens_map.json", "added_tokens.json", "merges.txt",
+)  # fmt: skip
 
 
 def find(path_or_repo: str, revision: str | None = None) -> Path:
@@ -79,11 +85,11 @@ def check(folder: Path) -> dict[str, Any]:
 def digests(folder: Path) -> dict[str, str]:
     """What tells the files of two hosts apart, by file, without reading weights.
 
-    SHA-256 of ``config.json``, the index and the tokenizer, and of each file of weights its header
-    and size.
+    SHA-256 of ``config.json``, the index, the tokenizer and what belongs to it, and of each file of
+    weights its header and size.
     """
     found = {}
-    for name in ("config.json", INDEX, *TOKENIZERS):
+    for name in ("config.json", INDEX, *TOKENIZERS, *DECIDING):
         if (folder / name).is_file():
             found[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
     for file in sorted(folder.glob("model*.safetensors")):

@@ -204,10 +204,11 @@ def test_files_of_two_hosts_are_told_apart(llama: Path, tmp_path: Path) -> None:
     other = copied(llama, tmp_path / "other")
     assert folder.digests(llama) == folder.digests(other)
     (other / "config.json").write_text((other / "config.json").read_text() + " ")
-    differing = {
-        name for name, each in folder.digests(llama).items() if folder.digests(other)[name] != each
-    }
-    assert differing == {"config.json"}
+    (other / "chat_template.jinja").write_text("{{ messages }}")
+    (other / "generation_config.json").write_text('{"eos_token_id": 3}')
+    ours, its = folder.digests(llama), folder.digests(other)
+    differing = {name for name in ours.keys() | its.keys() if ours.get(name) != its.get(name)}
+    assert differing == {"config.json", "chat_template.jinja", "generation_config.json"}
 
 
 def test_a_small_model_is_not_written_over_something(llama: Path) -> None:
