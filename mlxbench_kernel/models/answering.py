@@ -124,6 +124,7 @@ class Answering(ResponseGenerator):
         self.requests_so_far = 0
         self._counting = threading.Lock()
         self._part, self.model_id = part, model_id
+        self._weights = part.weights()  # which the prompt cache is of
         self._wanted = ""  # one of the signs above
         self._asked: WeakSet[Queue[Any]] = WeakSet()  # where those who asked wait
         # Its thread is started in there, and waits for its first turn.
@@ -191,6 +192,11 @@ class Answering(ResponseGenerator):
             self.turns.end(error)
             self._tell_clients()
 
+    def give_up(self) -> None:
+        """Have nobody wait for its thread, which is stuck."""
+        self._generation_failed = True
+        self._tell_clients()
+
     def _tell_clients(self) -> None:
         """Have those who wait for an answer know that none will come."""
         while True:
@@ -211,9 +217,17 @@ class Answering(ResponseGenerator):
             mx.synchronize()  # what was begun ahead has collectives too
             self._wanted = ""
             self._stop = told == _STOP or not self.turns.rest()
+            self._see_weights()
         if not isinstance(told, tuple):
             return None
         return (found[0] if leads else Queue(), *told)
+
+    def _see_weights(self) -> None:
+        """Forget the prompt cache where weights were tuned since."""
+        now = self._part.weights()
+        if now != self._weights:
+            self.prompt_cache = LRUPromptCache(self.prompt_cache.max_size)
+        self._weights = now
 
     def _taken(self, timeout: float | None) -> Any:
         """A request, a sign, or None where nothing comes."""

@@ -56,9 +56,13 @@ class Part:
     tuning: Any = None
     _weights: Any = None  # which the caches are of
 
+    def weights(self) -> Any:
+        """What is the same as long as tuning has not changed the weights."""
+        return None if self.tuning is None else self.tuning.weights()
+
     def see_weights(self) -> None:
         """Forget the caches where weights were tuned since."""
-        now = None if self.tuning is None else self.tuning.weights()
+        now = self.weights()
         if now != self._weights:
             self.caches.clear()
         self._weights = now

@@ -123,6 +123,8 @@ class Served:
         self._turns.close()
         if self._turns.has_rested():
             self._answering.join()
+        else:  # it waits for a rank that will not come
+            self._answering.give_up()
         if self._door is not None:
             self._door.close()
 

@@ -135,18 +135,26 @@ class Server:
         )
 
     def stop(self) -> None:
-        """Close the port; clients that wait get an error, and the model stays."""
-        with self._changed:
-            if self._stopped:
-                return
-            self._look()
-            self._stopped = True
-            self._changed.notify_all()
-        try:
-            with self.between():
+        """Close the port; clients that wait get an error, and the model stays.
+
+        Raises
+        ------
+        GivenUp
+            A Ctrl-C came before it paused; it goes on.
+        """
+        if self._stopped:
+            return
+        self._look()
+        with self.between():  # no turn begins in here
+            with self._changed:
+                if self._stopped:
+                    return
+                self._stopped = True
+                self._changed.notify_all()
+            try:
                 self._close()
-        finally:
-            self._leave()
+            finally:
+                self._leave()
 
     # -- turns -----------------------------------------------------------------------
 
