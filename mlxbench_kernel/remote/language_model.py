@@ -16,7 +16,7 @@ from mlxbench_kernel.models.halting import ASK, END
 from mlxbench_kernel.remote.asking import Heard, Tell, ask_ranks
 from mlxbench_kernel.remote.generated import Generated, SoFar, figures_of
 from mlxbench_kernel.remote.on_model import on_model
-from mlxbench_kernel.remote.planned import Plan
+from mlxbench_kernel.remote.planned import Plan, pools_of
 from mlxbench_kernel.remote.serving import stop_serving
 from mlxbench_kernel.units import format_bytes
 
@@ -126,7 +126,6 @@ class ModelOnRanks:
             "adapter": adapter, "draft": draft, "revision": revision,
             "trust_remote_code": trust_remote_code,
         }  # fmt: skip
-        stop_serving(made.cluster, name)
         progress(0.0, "looking at the files")
         folders = made._find(revision)
         progress(0.02, "planning")
@@ -144,6 +143,7 @@ class ModelOnRanks:
             all_of_it = format_bytes(told["total"] * made.size)
             progress(0.05 + 0.95 * sum(done.values()) / made.size, f"reading {all_of_it}")
 
+        stop_serving(made.cluster, name)
         arguments = {rank: (name, folders[rank], made.shard, options) for rank in made.ranks}
         made.parts = made.ask_each("load", arguments, heard=heard, show=show)
         made.shard = made.parts[0]["shard"]
@@ -320,12 +320,13 @@ class ModelOnRanks:
         anyway: bool,
         planned: Callable[[Plan], None],
     ) -> None:
-        hosts = self.cluster.free_memory()
+        told = ask_ranks(self.cluster, self.ranks, self.tell, None, "room", self.name, of=on_model)
+        hosts = pools_of({each.rank: each.host for each in self.cluster.info.ranks}, told)
         options = {} if context is None else {"context": context}
-        told = ask_ranks(
+        found = ask_ranks(
             self.cluster, [0], self.tell, None, "plan", folder, hosts, shard, options, of=on_model
         )[0]
-        self.plan = Plan(**told)
+        self.plan = Plan(**found)
         self.shard = self.plan.shard
         if not self.plan.fits and not anyway:
             raise UsageError(f"{self.path} {self.plan.text}")

@@ -11,7 +11,9 @@ import mlx.core as mx
 
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.memory.fit import FitPlan
+from mlxbench_kernel.memory.fit.hosts import free_here
 from mlxbench_kernel.memory.fit.source import read_source
+from mlxbench_kernel.memory.pools import pools
 from mlxbench_kernel.models import Part, folder, load, ways
 from mlxbench_kernel.models.generating import Generation, Piece
 from mlxbench_kernel.models.halting import Halt
@@ -53,6 +55,13 @@ def _find(path: str, revision: str | None) -> dict[str, Any]:
     }
 
 
+def _room(name: str) -> dict[str, Any]:
+    """What a model can have here: free bytes, those of the one it takes the place of, and whose."""
+    part = _namespace().get(name)
+    held = part.nbytes if isinstance(part, Part) else 0
+    return {"pool": pools()[0].uuid or "", "free": free_here(), "held": held}
+
+
 def _plan(path: str, hosts: Any, shard: str, options: dict[str, Any]) -> dict[str, Any]:
     """Whether it fits, and how."""
     try:
@@ -80,10 +89,9 @@ def _load(name: str, path: str, shard: str, options: dict[str, Any]) -> dict[str
             said[0] = now
             say(done=done, total=total)
 
-    namespace = _namespace()
-    namespace.pop(name, None)  # so that two never have to fit
+    _forget(name)  # so that two never have to fit
     part = load(path, shard, mx.distributed.init(), progress=tell, **options)
-    namespace[name] = part
+    _namespace()[name] = part
     return {
         "shard": part.shard, "nbytes": part.nbytes, "read_bytes": part.read_bytes,
         "seconds": part.seconds, "context": part.context,
@@ -163,7 +171,8 @@ def _forget(name: str) -> None:
     """Let go of a model."""
     part = _namespace().pop(name, None)
     if isinstance(part, Part) and part.tuning is not None:
-        part.tuning.end()
+        part.tuning.end()  # else its stepper would hold it
+    del part
     mx.clear_cache()
 
 
@@ -178,6 +187,7 @@ def _namespace() -> dict[str, Any]:
 CALLS: dict[str, Callable[..., Any]] = {
     "each": _each,
     "find": _find,
+    "room": _room,
     "plan": _plan,
     "load": _load,
     "generate": _generate,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,3 +39,31 @@ class Plan:
 
     def _repr_markdown_(self) -> str:
         return self.markdown
+
+
+def pools_of(
+    hosts: Mapping[int, str], told: Mapping[int, Mapping[str, Any]]
+) -> dict[str, tuple[int, int]]:
+    """The memory that ranks draw from, as `FitPlan` takes hosts: bytes, and how many ranks.
+
+    Parameters
+    ----------
+    hosts
+        Names, by rank.
+    told
+        By rank ``pool`` ("" for the memory of its host, else what tells GPUs apart), ``free`` bytes
+        there, and ``held`` by what makes room.
+    """
+    found: dict[tuple[str, str], tuple[int, int, int]] = {}
+    for rank, each in sorted(told.items()):
+        place = hosts[rank], each["pool"]
+        free, held, ranks = found.get(place, (each["free"], 0, 0))
+        found[place] = min(free, each["free"]), held + each["held"], ranks + 1
+    pools = Counter(host for host, _ in found)
+    seen: Counter[str] = Counter()
+    named = {}
+    for (host, _), (free, held, ranks) in found.items():
+        name = host if pools[host] == 1 else f"{host}, GPU {seen[host]}"
+        seen[host] += 1
+        named[name] = free + held, ranks
+    return named
