@@ -114,7 +114,7 @@ def make_optimizer(options: Options) -> optim.Optimizer:
 
         try:
             rate = build_schedule(dict(options.lr_schedule))
-        except (AttributeError, KeyError, IndexError, TypeError) as error:
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
             raise UsageError(
                 f"lr_schedule={dict(options.lr_schedule)!r} is none of mlx-lm's ({error}): type "
                 "{'name': 'cosine_decay', 'arguments': [1e-5, 1000], 'warmup': 100}"

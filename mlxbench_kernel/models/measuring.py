@@ -98,8 +98,7 @@ def machine() -> dict[str, Any]:
 
 def _prompts(part: Part, tokens: int, batch: int) -> list[list[int]]:
     """Those that `mlx_lm.benchmark` takes."""
-    config = part.config
-    vocabulary = config.get("vocab_size") or config["text_config"]["vocab_size"]
+    vocabulary = part.vocabulary or len(part.tokenizer.vocab)
     before = frozen.random_key()
     mx.random.seed(0)
     found: Any = mx.random.randint(0, vocabulary, (batch, tokens)).tolist()

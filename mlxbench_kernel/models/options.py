@@ -201,6 +201,14 @@ class Options:
         self._require_whole("max_seq_length", 2)
         self._require_whole("validate_every", 0)
         self._require_whole("val_batches", -1)
+        self._require_whole("seed", 0)
+        if self.seed >= 2**32:
+            raise UsageError(f"seed={self.seed}: type a number below 2**32")
+        if self.clip is not None and not self._number("clip") > 0:
+            raise UsageError(f"clip={self.clip!r}: type a number above 0, or leave it out")
+        for name in ("lr_schedule", "optimizer_config"):
+            if not isinstance(getattr(self, name), (Mapping, type(None))):
+                raise UsageError(f"{name}={getattr(self, name)!r}: type a dict")
         if self.num_layers is not None and (self._whole("num_layers", -1) in (None, 0)):
             raise UsageError(f"num_layers={self.num_layers!r}: type 1 or more, or -1 for all")
         if not 0 <= self._number("dropout") < 1:

@@ -90,9 +90,18 @@ class Part:
     @property
     def context(self) -> int | None:
         """Tokens that the model is made for; None where its config does not say."""
+        return self._number("max_position_embeddings")
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Number of its tokens; None where its config does not say."""
+        return self._number("vocab_size")
+
+    def _number(self, name: str) -> int | None:
+        """What the config says, or the part of it that is about text."""
         text = self.config.get("text_config")
         config = {**self.config, **text} if isinstance(text, dict) else self.config
-        found = config.get("max_position_embeddings")
+        found = config.get(name)
         return found if isinstance(found, int) and found > 0 else None
 
     def __repr__(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +26,8 @@ def encode(part: Part, prompt: Prompt) -> list[int]:
     Raises
     ------
     UsageError
-        It is empty or longer than the model's context, or there is no chat template.
+        It is empty or longer than the model's context, has tokens that are none, or there is no
+        chat template, or one that does not take the messages.
     """
     tokens = _tokens(part, prompt)
     if not tokens:
@@ -54,8 +56,25 @@ def _tokens(part: Part, prompt: Prompt) -> list[int]:
                 f"{part.folder.name} has no chat template: give text, or a model that was made for "
                 "conversations"
             )
-        return list(tokenizer.apply_chat_template(given, add_generation_prompt=True))
+        if not all(isinstance(each, dict) and isinstance(each.get("role"), str) for each in given):
+            raise UsageError(
+                "each message is a dict with a role and a content: give such ones, as "
+                "{'role': 'user', 'content': 'Hello'}"
+            )
+        try:
+            return list(tokenizer.apply_chat_template(given, add_generation_prompt=True))
+        except Exception as error:  # of the template, which may want roles to alternate, say
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UsageError(
+                f"the chat template of {part.folder.name} does not take these messages: {line}"
+            ) from None
     numbers = [each for each in given if isinstance(each, int) and not isinstance(each, bool)]
     if len(numbers) != len(given):
         raise UsageError("a prompt is text, a list of tokens or a list of messages: give one")
+    end = part.vocabulary or math.inf
+    for each in numbers:
+        if not 0 <= each < end:
+            raise UsageError(
+                f"{each} is no token of {part.folder.name}: it has {end} of them, from 0 on"
+            )
     return numbers

@@ -21,6 +21,11 @@ STEP = (
     "max_kv_size", "prefill_step_size", "kv_bits", "kv_group_size", "quantized_kv_start",
     "num_draft_tokens",
 )  # fmt: skip
+WHOLE = {
+    "min_tokens_to_keep", "top_k", "repetition_context_size", "presence_context_size",
+    "frequency_context_size", *STEP,
+}  # fmt: skip
+UNSET = {*PROCESSORS, "max_kv_size", "kv_bits"}  # may be None
 OPTIONS = (*SAMPLER, *PROCESSORS, *STEP)
 OTHER_NAMES = {"temperature": "temp"}
 
@@ -39,6 +44,8 @@ def check(options: Mapping[str, Any]) -> dict[str, Any]:
             near = difflib.get_close_matches(name, (*OPTIONS, *OTHER_NAMES), 1)
             meant = f"did you mean {near[0]}?" if near else f"type one of {', '.join(OPTIONS)}"
             raise UsageError(f"{name} is not a sampling option: {meant}")
+    for name, value in found.items():
+        _check_kind(name, value)
     for name in ("top_p", "min_p", "xtc_probability"):
         if name in found and not 0 <= found[name] <= 1:
             raise UsageError(f"{name}={found[name]!r} is no probability: type 0 to 1")
@@ -47,6 +54,18 @@ def check(options: Mapping[str, Any]) -> dict[str, Any]:
     if found.get("top_k", 0) < 0:
         raise UsageError(f"top_k={found['top_k']!r} is negative: type 0 (all) or more")
     return found
+
+
+def _check_kind(name: str, value: Any) -> None:
+    """See that a value is a number, or whole where mlx-lm counts with it, or a bias by token."""
+    if value is None and name in UNSET:
+        return
+    if name == "logit_bias":
+        if not isinstance(value, Mapping):
+            raise UsageError(f"logit_bias={value!r}: type a dict, as {{token: -100.0}}")
+    elif isinstance(value, bool) or not isinstance(value, int if name in WHOLE else (int, float)):
+        kind = "a whole number" if name in WHOLE else "a number"
+        raise UsageError(f"{name}={value!r}: type {kind}, or leave it out")
 
 
 def check_seed(seed: Any) -> None:

@@ -61,14 +61,14 @@ class Tuning:
         if left:
             self.notes.append(f"{left} of {len(train)} examples fill no batch and are left out")
         self.stepper: Stepper
-        self.optimizer: Any = None
+        self.optimizer: Any = adapting.make_optimizer(options)
         self.names: set[str] = set()
 
     def begin(self, saved: Saved | None) -> None:
         """Make the model one that is tuned, and its stepper."""
         part, options = self.part, self.options
         model: Any = part.model
-        self.optimizer = optimizer = adapting.make_optimizer(options)
+        optimizer = self.optimizer
         mx.random.seed(options.seed)
         adapting.put_on(model, options)
         model.eval()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ipyparallel
+import numpy as np
 
 from mlxbench_kernel.cluster import OWN_CELL, Cluster
 from mlxbench_kernel.errors import ClusterError, StorageError, UsageError
@@ -69,13 +70,24 @@ def ask_ranks(
         Another error was raised on a rank, or a rank is gone.
     """
     call = f"__import__({results.__name__!r}, fromlist=['keep']).keep"
-    code = f"{OWN_CELL}\n{call}(*{(of.__module__, of.__name__, name, *arguments)!r})"
+    code = f"{OWN_CELL}\n{call}(*{(of.__module__, of.__name__, name, *_written(arguments))!r})"
     stop = _StopWithTheFirst(cluster, ranks, show, heard)
     # Until the results are here: another thread's would take their place.
     with cluster.between(), cluster.turns.taken(show):
         errors = cluster.execute(code, ranks=ranks, timeout=timeout, output=stop, tell=tell).errors
         _raise_first(errors, ranks)
         return taken(cluster, ranks, of) if result else {}
+
+
+def _written(value: Any) -> Any:
+    """A value so that its ``repr`` is read on a rank: NumPy's numbers as Python's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        return {_written(key): _written(each) for key, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_written, value))
+    return value
 
 
 def _raise_first(errors: dict[int, dict[str, Any]], ranks: Sequence[int]) -> None:

@@ -7,6 +7,7 @@ import os
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
+from operator import index
 from pathlib import Path
 from typing import Any, Self
 
@@ -343,12 +344,24 @@ class ModelOnRanks:
 
 
 def plain_prompt(prompt: Prompt) -> Any:
-    """A prompt as it can be written into a cell."""
-    return prompt if isinstance(prompt, str) else [_plain(each) for each in prompt]
+    """A prompt as it can be written into a cell.
 
-
-def _plain(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else int(value)
+    Raises
+    ------
+    UsageError
+        It is none.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    try:
+        if isinstance(prompt, (bytes, Mapping)):
+            raise TypeError
+        return [dict(each) if isinstance(each, Mapping) else index(each) for each in prompt]
+    except TypeError:
+        raise UsageError(
+            "a prompt is text, a list of tokens or a list of messages: give one, in place of "
+            f"{str(prompt)[:60]!r}"
+        ) from None
 
 
 def _told(path: str | os.PathLike[str]) -> str:

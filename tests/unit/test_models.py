@@ -116,12 +116,29 @@ def test_a_draft_model_gives_the_same_text(llama: Path, part: Part) -> None:
         ("a", {"temparature": 1}, "temparature is not a sampling option: did you mean temperature"),
         ("a", {"top_p": 2}, "top_p=2 is no probability: type 0 to 1"),
         ("a", {"temp": -1}, "temp=-1 is negative"),
+        ("a", {"temp": "hot"}, "temp='hot': type a number, or leave it out"),
+        ("a", {"top_k": 1.5}, "top_k=1.5: type a whole number"),
+        ("a", {"logit_bias": 3}, "logit_bias=3: type a dict"),
+        ([1, 260], {}, "260 is no token of llama: it has 260 of them"),
+        ([-1], {}, "-1 is no token of llama"),
+        ([{"role": "user"}, 1], {}, "each message is a dict with a role and a content"),
         ("a", {"seed": 1.5}, "seed=1.5: type a whole number, 0 or more"),
     ],
 )
 def test_what_cannot_be_generated(part: Part, prompt, options, said: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(UsageError, match=said):
         generate(part, prompt, 4, **options)
+
+
+def test_a_chat_template_may_refuse_messages(llama: Path, tmp_path: Path) -> None:
+    """As those of models do that know no system prompt."""
+    strict = copied(llama, tmp_path / "strict")
+    file = strict / "tokenizer_config.json"
+    template = "{{ raise_exception('no system role') }}"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": template}))
+    messages = [{"role": "system", "content": "Short"}]
+    with pytest.raises(UsageError, match=r"of strict does not take these messages: no system role"):
+        generate(load(strict), messages, 4)
 
 
 def test_names_of_other_libraries_are_known() -> None:

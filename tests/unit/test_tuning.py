@@ -196,6 +196,9 @@ def test_a_line_that_is_wrong_is_named(
         (TEXTS, {"ranks": 3}, "ranks is not an option of finetune: did you mean rank"),
         (TEXTS, {"learning_rate": 0}, "learning_rate=0: type a number above 0"),
         (TEXTS, {"lr_schedule": {"name": "cosin"}}, "is none of mlx-lm's"),
+        (TEXTS, {"lr_schedule": "cosine"}, "lr_schedule='cosine': type a dict"),
+        (TEXTS, {"seed": -1}, "seed=-1: type a whole number, 0 or more"),
+        (TEXTS, {"clip": 0}, "clip=0: type a number above 0"),
         (TEXTS, {"optimizer_config": {"beta": 1}}, "is not what adam takes"),
         (TEXTS, {"grad_checkpoint": True, "dropout": 0.1}, "leave one of the two out"),
     ],
@@ -204,6 +207,17 @@ def test_what_is_refused(part: Part, data: Any, options: dict[str, Any], said: s
     with pytest.raises(UsageError, match=said):
         finetune(part, data, **options)
     assert part.tuning is None
+
+
+def test_what_is_refused_keeps_what_was_tuned_before(part: Part) -> None:
+    made = finetune(part, TEXTS, **QUICK)
+    made.stepper.run(1)
+    for options in ({"lr_schedule": {"name": "cosin"}}, {"optimizer_config": {"beta": 1}}):
+        with pytest.raises(UsageError):
+            finetune(part, TEXTS, **QUICK, **options)
+    assert part.tuning is made
+    made.stepper.run(1)
+    assert made.stepper.step == 2
 
 
 def test_quantized_weights_are_not_trained_themselves(quantized: Path) -> None:
