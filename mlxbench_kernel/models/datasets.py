@@ -205,6 +205,8 @@ def _tokens(
         for name in names:
             if not isinstance(record, dict) or name not in record:
                 raise UsageError(f"{place}: there is no {name!r} as in the first one: add it")
+    if names == [getattr(config, "chat_feature", "messages")]:
+        _check_messages(records, names[0])
     dataset: Any = _created(create_dataset, records, tokenizer, config, names)
     for number, (place, record) in enumerate(records):
         try:
@@ -238,6 +240,19 @@ def _fields(first: Record, config: Any) -> list[str]:
         f"{place}: each example is a dict with {chat!r}, with {prompt!r} and {completion!r}, or "
         f"with {text!r}: write one of these"
     )
+
+
+def _check_messages(records: Sequence[Record], name: str) -> None:
+    """A chat template makes nothing of what is no message, without a word."""
+    for place, record in records:
+        messages = record[name]
+        good = isinstance(messages, list) and all(
+            isinstance(each, dict) and isinstance(each.get("role"), str) for each in messages
+        )
+        if not good or not messages:
+            raise UsageError(
+                f"{place}: {name!r} is no list of dicts with a role and a content: mend that line"
+            )
 
 
 def _created(

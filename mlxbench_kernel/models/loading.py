@@ -67,8 +67,7 @@ def load(
     folder = find(str(path_or_repo), revision)
     check(folder)
     size = 1 if group is None else group.size()
-    if adapter is not None:
-        _check_adapter(Path(adapter).expanduser(), shard, size)
+    check_beside(folder, shard, size, adapter, draft)
     shares = Shares()
     with shares.noted():
         model, config = _built(folder, trust_remote_code)
@@ -94,9 +93,35 @@ def load(
         read_bytes=read,
     )
     if draft is not None:
-        part.draft = _draft(part, str(draft), trust_remote_code)
+        part.draft = _built(find(str(draft)), trust_remote_code)[0]
+        mx.eval(part.draft.parameters())
     part.seconds = time.perf_counter() - began
     return part
+
+
+def check_beside(
+    folder: Path,
+    shard: str,
+    size: int,
+    adapter: str | Path | None = None,
+    draft: str | Path | None = None,
+) -> None:
+    """Check what goes with a model, before anything is loaded.
+
+    Raises
+    ------
+    UsageError
+        An adapter is not there or does not go that way, or a draft model has other tokens.
+    """
+    if adapter is not None:
+        _check_adapter(Path(adapter).expanduser(), shard, size)
+    if draft is not None:
+        own, its = (check(each).get("vocab_size") for each in (folder, find(str(draft))))
+        if own != its:
+            raise UsageError(
+                f"the draft model has a vocabulary of {its} tokens and the model one of {own}: "
+                "give one with the same tokenizer"
+            )
 
 
 def _built(folder: Path, trust_remote_code: bool) -> tuple[Any, dict[str, Any]]:
@@ -165,17 +190,3 @@ def _check_adapter(folder: Path, shard: str, size: int) -> None:
             "mlx-lm puts no LoRA on layers that are split: type shard='data' or 'pipeline', or "
             "fuse the adapters first (lm.fuse)"
         )
-
-
-def _draft(part: Part, path: str, trust_remote_code: bool) -> Module:
-    folder = find(path)
-    config = check(folder)
-    model: Module = _built(folder, trust_remote_code)[0]
-    mx.eval(model.parameters())
-    own, its = (c.get("vocab_size") for c in (part.config, config))
-    if own != its:
-        raise UsageError(
-            f"the draft model has a vocabulary of {its} tokens and the model one of {own}: give "
-            "one with the same tokenizer"
-        )
-    return model

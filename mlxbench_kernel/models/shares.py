@@ -31,6 +31,8 @@ _KINDS: dict[str, tuple[str, mx.Dtype]] = {
     "I16": ("<i2", mx.int16), "U32": ("<u4", mx.uint32), "I32": ("<i4", mx.int32),
 }  # fmt: skip
 
+MOST = 2**30  # bytes of a read: macOS refuses those of 2 GiB and more
+
 Ranges = tuple[tuple[int, int], ...]
 
 
@@ -213,7 +215,7 @@ def read_places(file: str) -> dict[str, Place]:
 
 def _read_into(file: int, into: memoryview, offset: int) -> None:
     while len(into):
-        count = os.preadv(file, [into], offset)
+        count = os.preadv(file, [into[:MOST]], offset)
         if count == 0:
             raise OSError("the file ends before its arrays do")
         into, offset = into[count:], offset + count

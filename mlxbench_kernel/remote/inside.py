@@ -159,10 +159,10 @@ def text_of(text_or_file: str | os.PathLike[str]) -> str:
     UsageError
         The file cannot be read, or is no text.
     """
-    given = os.fspath(text_or_file)
     named = isinstance(text_or_file, os.PathLike)
-    if not isinstance(given, str):
-        raise UsageError(f"a {type(given).__name__} is no text: give one, or a file")
+    if not named and not isinstance(text_or_file, str):
+        raise UsageError(f"a {type(text_or_file).__name__} is no text: give one, or a file")
+    given = os.fspath(text_or_file)
     if not named and (len(given) > LONGEST_NAME or "\n" in given):
         return given
     file = Path(given).expanduser()

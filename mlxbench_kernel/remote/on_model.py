@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -17,6 +18,7 @@ from mlxbench_kernel.memory.pools import pools
 from mlxbench_kernel.models import Part, folder, load, ways
 from mlxbench_kernel.models.generating import Generation, Piece
 from mlxbench_kernel.models.halting import Halt
+from mlxbench_kernel.models.loading import check_beside
 from mlxbench_kernel.remote import on_prompts
 from mlxbench_kernel.remote.said import say
 
@@ -89,8 +91,11 @@ def _load(name: str, path: str, shard: str, options: dict[str, Any]) -> dict[str
             said[0] = now
             say(done=done, total=total)
 
+    group = mx.distributed.init()
+    beside = options.get("adapter"), options.get("draft")
+    check_beside(Path(path), shard, group.size(), *beside)
     _forget(name)  # so that two never have to fit
-    part = load(path, shard, mx.distributed.init(), progress=tell, **options)
+    part = load(path, shard, group, progress=tell, **options)
     _namespace()[name] = part
     return {
         "shard": part.shard, "nbytes": part.nbytes, "read_bytes": part.read_bytes,

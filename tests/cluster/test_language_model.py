@@ -142,6 +142,28 @@ def test_what_is_refused_loads_nothing(
         ModelOnRanks.load(folders["llama"], cluster=ranks, name="a b")
 
 
+def test_what_is_refused_leaves_the_model_that_is_there(
+    ranks: Cluster, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    lm = ModelOnRanks.load(folders["llama"], "data", cluster=ranks)
+    other = make_small_model(tmp_path / "other", vocab_size=300)
+    for beside in ({"adapter": tmp_path / "nowhere"}, {"draft": other}):
+        with pytest.raises(UsageError, match=r"there is no adapter_config|a vocabulary of 300"):
+            ModelOnRanks.load(folders["llama"], "data", cluster=ranks, **beside)
+    assert lm.generate_on_ranks(PROMPT, 4).text
+
+
+def test_the_model_it_takes_the_place_of_makes_room(
+    ranks: Cluster, folders: dict[str, Path]
+) -> None:
+    lm = ModelOnRanks.load(folders["llama"], "data", cluster=ranks)
+    held = "lm.nbytes = 2**50"
+    assert not ranks.execute(held).errors
+    again = ModelOnRanks.load(folders["llama"], "data", cluster=ranks)
+    assert lm.plan is not None and again.plan is not None
+    assert again.plan.rows[0]["free"] > 2**50 > lm.plan.rows[0]["free"]
+
+
 def test_hosts_with_other_files_are_found_out(
     ranks: Cluster, folders: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -16,10 +16,11 @@ import pytest
 from running import until
 
 from mlxbench_kernel.cluster import Cluster
-from mlxbench_kernel.errors import ClusterError, UsageError
+from mlxbench_kernel.errors import ClusterError, GivenUp, UsageError
 from mlxbench_kernel.models.small import make_small_model
 from mlxbench_kernel.remote.language_model import ModelOnRanks
 from mlxbench_kernel.remote.serving import Server
+from mlxbench_kernel.remote.tuning import finetune
 
 PROMPT = "The quick brown fox"
 MESSAGES: Any = [{"role": "system", "content": "Short."}, {"role": "user", "content": PROMPT}]
@@ -212,6 +213,40 @@ def test_a_replica_on_each_rank(ranks: Cluster, folder: Path) -> None:
     made = client(server).completions.create(model="default_model", prompt=PROMPT, max_tokens=9)
     assert made.choices[0].text == lm.generate_on_ranks(PROMPT, 9).text
     lm.forget()
+
+
+def test_it_answers_with_the_weights_of_now(ranks: Cluster, folder: Path) -> None:
+    lm = ModelOnRanks.load(folder, "data", cluster=ranks)
+    server = Server(lm, 0, {"max_tokens": 16})
+
+    def answer() -> str:
+        asked = client(server).completions.create(model="default_model", prompt=PROMPT)
+        return str(asked.choices[0].text)
+
+    before = answer()
+    tuned = finetune(
+        lm, [{"text": "abcabc" * 9}] * 4, method="full", learning_rate=1e-2, compile=False
+    )
+    tuned.stepping.step(3)
+    after = answer()
+    assert after == lm.generate_on_ranks(PROMPT, 16).text != before
+    lm.forget()
+
+
+def test_stopping_can_be_given_up(
+    lm: ModelOnRanks, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted() -> None:
+        raise GivenUp("nothing was run")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(server, "_hold", interrupted)
+        with pytest.raises(GivenUp):
+            server.stop()
+    made = client(server).completions.create(model="default_model", prompt=PROMPT, max_tokens=8)
+    assert made.choices[0].text == lm.generate_on_ranks(PROMPT, 8).text
+    server.stop()
+    assert not server.running and not is_listening(server.port)
 
 
 def test_an_interrupt_stops_it(lm: ModelOnRanks) -> None:

@@ -154,3 +154,5 @@ def test_a_text_or_a_file(tmp_path: Path) -> None:
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="it is no text in UTF-8"):
         text_of(str(file))
+    with pytest.raises(UsageError, match="a int is no text"):
+        text_of(5)  # type: ignore[arg-type]

@@ -166,7 +166,9 @@ def test_a_text_is_cut_into_pieces_that_miss_no_token(part: Part, tmp_path: Path
         (['{"text": "a"}', '{"text": ""}'], "train.jsonl, line 2: 'text' is empty"),
         (['{"text": 5}'], "train.jsonl, line 1: it cannot be made into tokens"),
         (['{"words": "a"}'], "train.jsonl, line 1: each example is a dict with 'messages'"),
-        (['{"messages": [5]}'], "train.jsonl, line 1: it cannot be made into tokens"),
+        (['{"messages": [5]}'], "train.jsonl, line 1: 'messages' is no list of dicts with a role"),
+        (['{"messages": "Hi"}'], "train.jsonl, line 1: 'messages' is no list of dicts with a role"),
+        (['{"messages": []}'], "train.jsonl, line 1: 'messages' is no list of dicts with a role"),
         ([], "has nothing to train on: put at least 4 examples into it"),
     ],
 )
