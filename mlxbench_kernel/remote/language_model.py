@@ -17,7 +17,7 @@ from mlxbench_kernel.models.halting import ASK, END
 from mlxbench_kernel.remote.asking import Heard, Tell, ask_ranks
 from mlxbench_kernel.remote.generated import Generated, SoFar, figures_of
 from mlxbench_kernel.remote.on_model import on_model
-from mlxbench_kernel.remote.planned import Plan, pools_of
+from mlxbench_kernel.remote.planned import Plan, against_link, pools_of
 from mlxbench_kernel.remote.serving import stop_serving
 from mlxbench_kernel.units import format_bytes
 
@@ -329,6 +329,8 @@ class ModelOnRanks:
         )[0]
         self.plan = Plan(**found)
         self.shard = self.plan.shard
+        if reason := against_link(self.shard, self.cluster.info.backend, self.size):
+            raise UsageError(f"{self.path} does not go here: {reason}")
         if not self.plan.fits and not anyway:
             raise UsageError(f"{self.path} {self.plan.text}")
         planned(self.plan)

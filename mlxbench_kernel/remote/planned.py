@@ -67,3 +67,13 @@ def pools_of(
         seen[host] += 1
         named[name] = free + held, ranks
     return named
+
+
+def against_link(shard: str, backend: str, size: int) -> str:
+    """Why ranks cannot share a model so over their links; "" where they can."""
+    if shard == "pipeline" and backend == "nccl" and size > 1:
+        return (
+            "as 'pipeline' ranks hand on to one another, and MLX has no send and receive over "
+            "NCCL: type shard='tensor' or 'data', or start the ranks with --backend ring"
+        )
+    return ""

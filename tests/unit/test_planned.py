@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mlxbench_kernel.memory.fit.hosts import read_hosts
-from mlxbench_kernel.remote.planned import pools_of
+from mlxbench_kernel.remote.planned import against_link, pools_of
 
 
 def rank(free: int, held: int = 0, pool: str = "") -> dict[str, Any]:
@@ -34,3 +34,9 @@ def test_ranks_that_share_memory_are_told_from_those_with_their_own(
 def test_each_host_has_its_own() -> None:
     pools = pools_of({0: "a", 1: "b"}, {0: rank(50), 1: rank(20, 30)})
     assert pools == {"a": (50, 1), "b": (50, 1)}
+
+
+def test_nccl_has_no_pipeline() -> None:
+    assert "type shard='tensor' or 'data'" in against_link("pipeline", "nccl", 2)
+    assert not against_link("pipeline", "ring", 2) and not against_link("tensor", "nccl", 2)
+    assert not against_link("pipeline", "nccl", 1)
