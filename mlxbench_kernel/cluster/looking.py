@@ -113,20 +113,36 @@ class Looking:
         return ranks
 
     def free_memory(self) -> dict[str, tuple[int, int]]:
-        """By host the bytes that are free there now, and how many ranks it has, as `FitPlan` takes
-        them; of GPUs with memory of their own that of the fullest, for each rank of the host.
+        """By host the bytes that are free there now, and how many ranks share them, as `FitPlan`
+        takes them.
+
+        Where ranks of a host draw from different pools (GPUs with memory of their own, containers)
+        each pool has a name, as ``"box, rank 1"``. Of a unified pool it is at most what is left of
+        what the GPU may have.
 
         Raises
         ------
         ClusterError
             A rank does not answer.
         """
-        found: dict[str, tuple[int, int]] = {}
-        for each in self.status():
-            if each.memory is None:
+        there = self.status()
+        limits = self.client.call("memory_limits", range(self.size), ANSWER_SECONDS)
+        sharing: dict[tuple[Any, ...], list[tuple[int, MemorySample]]] = {}
+        for each in there:
+            if each.memory is None or each.rank not in limits:
                 raise ClusterError(f"rank {each.rank} on {each.host} does not answer: {each.state}")
-            free, ranks = found.get(each.host, (each.memory.available, 0))
-            found[each.host] = min(free, each.memory.available), ranks + 1
+            own = limits[each.rank]["pools"][0]  # what arrays are in stands first
+            sharing.setdefault((each.host, *own), []).append((each.rank, each.memory))
+        hosts = [host for host, *_ in sharing]
+        found: dict[str, tuple[int, int]] = {}
+        for (host, *_), ranks in sharing.items():
+            free = min(memory.available for _, memory in ranks)
+            caps = [cap for rank, _ in ranks if (cap := limits[rank]["cap"]) is not None]
+            if caps:
+                free = min(free, max(0, min(caps) - sum(memory.active for _, memory in ranks)))
+            which = ", ".join(str(rank) for rank, _ in ranks)
+            several = f", rank{'s'[: len(ranks) > 1]} {which}"
+            found[host if hosts.count(host) == 1 else host + several] = free, len(ranks)
         return found
 
     def doing(self, ranks: Sequence[int]) -> dict[int, str]:
