@@ -39,8 +39,9 @@ CURVES = {"active": "MLX active", "cache": "MLX cache", "footprint": "footprint"
 def to_dataframe(memory: Memory) -> DataFrame:
     """All samples, a row each: ``rank``, ``host``, and the columns of `memory.record.COLUMNS`.
 
-    ``time`` is a date (UTC), ``pressure`` a word, and ``cell`` the name of the cell that ran;
-    everything else is bytes, NaN where the system does not tell.
+    ``time`` is a date (UTC), ``pressure`` a word, ``step`` the number of a stepper's step, and
+    ``cell`` the name of the cell that ran; everything else is bytes, NaN where the system does not
+    tell.
     """
     import pandas
 
@@ -88,7 +89,8 @@ def to_html(memory: Memory, file: Path) -> None:
         *plots,
     ]
     head = f'<meta charset="utf-8"><title>Memory</title><style>{STYLE}</style>'
-    file.write_text(f"<!doctype html><html><head>{head}</head><body>{''.join(body)}</body></html>")
+    page = f"<!doctype html><html><head>{head}</head><body>{''.join(body)}</body></html>"
+    file.write_text(page, encoding="utf-8")  # as it says itself, whatever the system's is
 
 
 def figure_of(title: str, rows: Samples, marks: Sequence[Mark]) -> Any:
