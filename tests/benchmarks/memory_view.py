@@ -63,7 +63,8 @@ async ([code, ranks, hour]) => {
   };
   for (let rank = 0; rank < ranks; rank++) {
     const marks = Array.from({ length: 60 }, (_, n) => ({
-      number: n, kind: "cell", name: `Cell In[${n}]`, begin: begun + 60 * n, end: begun + 60 * n + 50 }));
+      number: n, kind: "cell", name: `Cell In[${n}]`,
+      begin: begun + 60 * n, end: begun + 60 * n + 50 }));
     tell("msg:custom", { kind: "marks", rank, marks }, []);
   }
   some(hour);
