@@ -14,7 +14,8 @@ class Segment:
     ----------
     kind
         "system", "others", "active", "cache", "rest", "held" or "free". "held" is what a rank had
-        until it died, as much of it as is free now, before anybody else takes it.
+        until it died, as much of it as is free now, before anybody else takes it. Without
+        "system" nothing is known of what the system has, which is among the others then.
     bytes
         Its size.
     rank

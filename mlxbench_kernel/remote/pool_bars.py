@@ -95,7 +95,7 @@ def _of_host(host: str, name: str, ranks: Sequence[Seen], limits: Limits, now: f
     stack = _stack(
         pool["total"],
         pool["available"],
-        _known(pool["wired"]) + _known(pool["compressed"]),
+        _system(pool),
         {each.rank: _charged(each) for each in there},
         {each.rank: each.last["footprint"] for each in gone},
         {each.rank: state(each, now) for each in ranks},
@@ -123,7 +123,7 @@ def _of_gpu(host: str, ranks: Sequence[Seen], limits: Limits, now: float) -> Bar
     stack = _stack(
         pool["gpu_total"],
         pool["gpu_available"],
-        0.0,
+        None,
         {n: (("active", each["active"]), ("cache", each["cache"])) for n, each in alive.items()},
         {each.rank: each.last["active"] + each.last["cache"] for each in gone},
         {each.rank: state(each, now) for each in ranks},
@@ -148,8 +148,10 @@ def _stale(sample: Mapping[str, float], now: float) -> float:
     return age if age > STALE_SECONDS else 0.0
 
 
-def _known(value: float) -> float:
-    return 0.0 if math.isnan(value) else value
+def _system(pool: Mapping[str, float]) -> float | None:
+    """What is known to be the system's; None where nothing is."""
+    known = [pool[name] for name in ("wired", "compressed") if not math.isnan(pool[name])]
+    return sum(known) if known else None
 
 
 def _charged(seen: Seen) -> tuple[tuple[str, float], ...]:
@@ -166,12 +168,13 @@ def _charged(seen: Seen) -> tuple[tuple[str, float], ...]:
 def _stack(
     total: float,
     available: float,
-    system: float,
+    system: float | None,
     ours: Mapping[int, Sequence[tuple[str, float]]],
     gone: Mapping[int, float],
     states: Mapping[int, str],
 ) -> tuple[Segment, ...]:
-    """What fills a pool; `gone` is what ranks held that are no more."""
+    """What fills a pool; `gone` is what ranks held that are no more. A system of which nothing is
+    known is among the others, and has no part of its own: that would be shown as nothing."""
     own = [
         Segment(kind, size, rank, states[rank])
         for rank, parts in ours.items()
@@ -180,15 +183,17 @@ def _stack(
     used = sum(each.bytes for each in own)
     # macOS counts what Metal keeps resident for us as wired too: that is ours. And each number is
     # of a moment of its own: what is left over is never less than nothing.
-    system = min(system, max(total - available - used, 0.0))
-    others = max(total - available - system - used, 0.0)
-    free = max(total - system - others - used, 0.0)
+    taken = max(total - available - used, 0.0)
+    known = 0.0 if system is None else min(system, taken)
+    others = Segment("others", taken - known)
+    above = (others,) if system is None else (Segment("system", known), others)
+    free = max(total - taken - used, 0.0)
     held = []
     for rank, size in gone.items():
         held.append(Segment("held", min(size, free), rank, states[rank]))
         free -= held[-1].bytes
     ends = (*held, Segment("free", free))
-    return (Segment("system", system), Segment("others", others), *own, *ends)
+    return (*above, *own, *ends)
 
 
 def _markers(

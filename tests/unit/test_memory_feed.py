@@ -68,6 +68,7 @@ def test_what_is_not_known_is_no_zero() -> None:
         (bar,) = bars(feed.ranks, {})
     assert bar.unknown == ("wired", "compressed", "swap", "pressure") and bar.pressure == ""
     assert np.isnan(bar.swap)
+    assert ("system", -1) not in parts(bar) and parts(bar)["others", -1] == 32 - 18 - 3.5
 
 
 def test_what_mlx_has_but_the_system_does_not_charge_takes_no_room() -> None:
@@ -85,8 +86,8 @@ def test_a_gpu_with_memory_of_its_own_is_a_second_bar() -> None:
         host, gpu = bars(feed.ranks, {0: {"memory limit": 76 * GB}})
     assert parts(host)["rest", 0] == 3.5 and ("active", 0) not in parts(host)
     assert parts(gpu) == {
-        ("system", -1): 0, ("others", -1): 7, ("active", 0): 2, ("cache", 0): 1, ("free", -1): 70,
-    }  # fmt: skip
+        ("others", -1): 7, ("active", 0): 2, ("cache", 0): 1, ("free", -1): 70,
+    }, "of a GPU nobody tells what the system has"  # fmt: skip
     assert gpu.pool == "GPU of rank 0" and not host.markers
 
 
@@ -108,8 +109,8 @@ def test_ranks_on_one_gpu_share_its_bar() -> None:
             "host", "GPU of ranks 0, 1", "GPU of rank 2",
         )  # fmt: skip
         assert parts(first) == {
-            ("system", -1): 0, ("others", -1): 11, ("active", 0): 2, ("cache", 0): 1,
-            ("active", 1): 5, ("cache", 1): 1, ("free", -1): 60,
+            ("others", -1): 11, ("active", 0): 2, ("cache", 0): 1, ("active", 1): 5,
+            ("cache", 1): 1, ("free", -1): 60,
         }  # fmt: skip
         assert "peak of rank 1" in {each.name for each in first.markers}
         asked.gone.add(1)

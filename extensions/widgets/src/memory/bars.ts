@@ -72,12 +72,13 @@ function fill(element: HTMLElement, bar: Bar): void {
   const stack = element.querySelector(".mlxmem-stack")!;
   const free = bar.segments.filter((each) => each.kind === "held" || each.kind === "free").reduce((sum, each) => sum + each.bytes, 0);
   const legend = element.querySelector(".mlxmem-legend")!;
+  const told = bar.segments.some((each) => each.kind === "system");
   bar.segments.forEach((segment, place) => {
     const part = stack.children[place] as HTMLElement;
     const width = `${((100 * segment.bytes) / bar.total).toFixed(2)}%`;
     if (part.style.width !== width) part.style.width = width;
     const who = segment.rank < 0 ? "" : `rank ${segment.rank} `;
-    const what = `${who}${NAMES[segment.kind]}`;
+    const what = `${who}${segment.kind === "others" && !told ? `system and ${NAMES.others}` : NAMES[segment.kind]}`;
     part.title = `${what}: ${bytes(segment.bytes)}`;
     const key = legend.children[place];
     text(key.children[1], what);
