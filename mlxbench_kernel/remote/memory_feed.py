@@ -76,6 +76,7 @@ class Seen:
     record: str = ""
     earlier: list[Mark] = field(default_factory=list)  # of a process that is gone
     begun: int = 0  # numbers of marks before this process
+    after: float = float("-inf")  # the last sample of the process before
     cursor: int = 0
     version: int = -1
     pushes: bool = False  # whether it sends samples by itself
@@ -193,6 +194,7 @@ class MemoryFeed:
             self._tell()
             self._rest(began)
         self.asked.hear(None)
+        self._tell()  # that it has ended
 
     def _due(self, now: float) -> list[int]:
         """Whom to ask now."""
@@ -331,6 +333,7 @@ class MemoryFeed:
         same = told["record"] == seen.record
         if not same:  # it counts from 0
             seen.begun = 1 + max((mark.number for mark in seen.marks), default=-1)
+            seen.after = seen.last.get("time", float("-inf"))
         self._put(seen, decode(told["samples"]), told["next"], seen.cursor if same else 0)
         if same and told["version"] < seen.version:  # it has sent more meanwhile
             return bool(told["more"])
@@ -350,7 +353,8 @@ class MemoryFeed:
         rows = rows[max(known - first, 0) :]
         rows[:, 0] += seen.skew
         rows[:, CELL] += seen.begun
-        seen.ring.put(rows)
+        # Where ranks were dropped, another one's process has this number now, and tells its past.
+        seen.ring.put(rows[rows[:, 0] > seen.after])
         seen.cursor = max(following, known)
 
     def _tell(self) -> None:

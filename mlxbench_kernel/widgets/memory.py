@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
+ENDED = "this view has ended, and shows what was known then: type %mlx_mem for one that goes on"
+
+
 class MemoryView(LiveView):
     """Every pool as a stacked bar, every rank's memory over time, and what holds it; in a cell.
 
@@ -111,8 +114,10 @@ class MemoryView(LiveView):
         if self.panels.selected_index is not None:
             self._panels[self.panels.selected_index].show()
         reported = sorted(self.memory.growth.reported.copy().items())
-        grown = [each.said for _, each in reported if each.said]
-        say(self.growth, "".join(f"<div>⚠ {escape(line)}</div>" for line in grown))
+        told = [each.said for _, each in reported if each.said]
+        if self.memory.feed.closed:
+            told.insert(0, ENDED)
+        say(self.growth, "".join(f"<div>⚠ {escape(line)}</div>" for line in told))
         waiting = self.memory.waiting
         doing = [each.doing for each in self._queues if each.doing]
         if waiting and doing:

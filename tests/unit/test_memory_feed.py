@@ -194,7 +194,7 @@ def test_of_a_cluster_that_is_down_that_is_said() -> None:
         assert bar.said == ("rank 0 has been gone for 60 s: the cluster is down",)
 
 
-def test_a_late_host_does_not_hold_up_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_late_host_does_not_hold_up_the_others() -> None:
     asked = FakeRanks(["studio", "mini"])
     with feeding(asked) as feed:
         asked.silent.add(1)
@@ -233,12 +233,40 @@ def test_marks_of_a_process_that_is_gone_stay() -> None:
         assert feed.ranks[0].marks[0].name == "Cell In[1]"
 
 
-def test_it_ends_with_its_cluster() -> None:
+def test_the_past_of_another_process_does_not_come_after_what_is_known() -> None:
+    """As where ranks were dropped, and one of those that stay has the number of another."""
     asked = FakeRanks()
     with feeding(asked) as feed:
+        ring = feed.ranks[1].ring
+        asked.pids[1], asked.records[1] = 4002, "two"
+        asked.samples[1]["time"] = time.time() - 100
+        asked.asked.clear()
+        wait(lambda: [rank for name, rank, _ in asked.asked if name == "memory"].count(1) > 1)
+        del asked.samples[1]["time"]
+        taken = ring.taken
+        wait(lambda: ring.taken > taken)
+        _, rows = ring.since(0)
+        assert (np.diff(rows[:, 0]) > 0).all()
+
+
+def test_it_ends_with_its_cluster_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_feed, "DOWN_SECONDS", 0.3)
+    asked = FakeRanks()
+    with feeding(asked) as feed:
+        heard: list[bool] = []
+        feed.watch(lambda: heard.append(feed.closed))
         asked.closed = True
-        wait(lambda: feed.ranks[0].why)
+        wait(lambda: heard and heard[-1])
         assert "the cluster is down" in how_late(feed.ranks[0])
+        wait(lambda: asked.hearer is None)
+
+
+def test_one_that_is_closed_says_so() -> None:
+    with feeding(FakeRanks()) as feed:
+        heard: list[bool] = []
+        feed.watch(lambda: heard.append(feed.closed))
+        feed.close()
+        wait(lambda: heard and heard[-1])
 
 
 def pushed(asked: FakeRanks, **also: Any) -> None:

@@ -106,6 +106,13 @@ def test_nobody_watches_for_a_page_that_was_closed(view: MemoryView, memory: Mem
     assert not memory.feed.watched
 
 
+def test_a_view_that_nobody_keeps_up_any_more_says_so(view: MemoryView, memory: Memory) -> None:
+    wait(lambda: view.live.bars)
+    assert view.growth.value == ""
+    memory.feed.close()  # as where its cluster is down, or the last view that was shown was closed
+    wait(lambda: "type %mlx_mem for one that goes on" in view.growth.value)
+
+
 def test_what_holds_it_is_drawn_and_what_would_free_most(view: MemoryView) -> None:
     view.panels.selected_index = list(view.panels.titles).index("What holds it")
     panel = view._panels[view.panels.selected_index]
