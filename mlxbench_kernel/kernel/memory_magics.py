@@ -92,6 +92,7 @@ class MemoryMagics(Magics):
         elif name == "status":
             display(memory_tables.status(memory))
         elif name == "limits":
+            memory.look_at_limits()  # a cell may have set others since the last look
             display(memory_tables.limits(memory))
         elif name == "limit":
             sizes = _sizes(rest)

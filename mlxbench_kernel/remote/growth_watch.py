@@ -76,6 +76,7 @@ class GrowthWatch:
         rank = self._ranks.get(seen.rank)
         if rank is None or rank.record != seen.record:  # what was before is of another process
             first = 0 if rank is None else seen.ring.taken
+            self.reported.pop(seen.rank, None)
             rank = self._ranks[seen.rank] = _Rank(seen.record, GrowthSeries(first), {})
         for series in rank.series.read(seen):
             decided = self._decide(seen, rank, series)

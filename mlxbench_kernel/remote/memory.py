@@ -170,6 +170,8 @@ class Memory:
                     pools = told[each.rank].pop("pools", ())
                     each.pools = tuple((name, uuid, group) for name, uuid, group in pools)
             self.known_limits |= told
+            for rank in [rank for rank in self.known_limits if rank >= self.size]:
+                del self.known_limits[rank], self.markers[rank]  # ranks were dropped
             self.markers |= {
                 rank: {
                     name: float(said[key]) for key, name in NAMES.items() if said[key] is not None

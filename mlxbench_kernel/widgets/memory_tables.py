@@ -37,12 +37,13 @@ def status(memory: Memory) -> Table:
 
 
 def limits(memory: Memory) -> Table:
-    """A line for each rank."""
+    """A line for each rank; of one that is gone as they were."""
+    late = {each.rank: how_late(each) for each in list(memory.feed.ranks)}
     rows = [
-        [str(rank), *(size(said[name]) for name in (*LIMITS, "cap"))]
-        for rank, said in sorted(memory.known_limits.items())
+        [str(rank), *(size(said[name]) for name in (*LIMITS, "cap")), late.get(rank, "")]
+        for rank, said in sorted(memory.known_limits.copy().items())
     ]
-    header = ("rank", "memory limit", "cache limit", "wired limit", "GPU cap")
+    header = ("rank", "memory limit", "cache limit", "wired limit", "GPU cap", "")
     return Table(header, rows)
 
 

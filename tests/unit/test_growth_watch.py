@@ -162,3 +162,14 @@ def test_a_rank_that_was_started_anew_begins_anew() -> None:
             run_cell(seen, 4e6, 0.1)
             watch.decide(seen)
         assert watch.reported == {}, "neither has run cells enough"
+
+
+def test_growth_of_a_process_that_is_gone_is_not_reported_of_the_next() -> None:
+    seen = Seen(0, "studio", 1)
+    with watching(lambda rank: attribute({})) as watch:
+        more(seen, 1e6, STEP)
+        watch.decide(seen)
+        assert 0 in watch.reported
+        seen.record = "two"
+        watch.decide(seen)
+        assert watch.reported == {}

@@ -276,13 +276,19 @@ def test_a_rank_that_does_not_answer_is_not_one_that_knows_nothing(
             said(shell, line)
 
 
-def test_the_magic_tells_of_pools_holdings_and_limits(shell: InteractiveShell) -> None:
+def test_the_magic_tells_of_pools_holdings_and_limits(
+    shell: InteractiveShell, asked: FakeRanks
+) -> None:
     status = said(shell, "status")
     assert "2.00 GB" in status and "18.0 GB of 32.0 GB free, pressure warn" in status
+    asked.asked.clear()
     assert "22.0 GB" in said(shell, "limits")
+    assert ("memory_limits", 1, {}) in asked.asked, "a cell may have set others a moment ago"
     assert "del spare" in said(shell, "holds 1")
     assert said(shell, "growth") == "no rank grows step after step, as far as was seen"
     assert "%mlx_mem clear-cache" in said(shell, "--help")
+    asked.gone.add(1)
+    wait(lambda: "gone since" in said(shell, "limits"))
 
 
 @pytest.mark.parametrize(
