@@ -17,7 +17,7 @@ from mlxbench_kernel.models.halting import ASK, END
 from mlxbench_kernel.remote.asking import Heard, Tell, ask_ranks
 from mlxbench_kernel.remote.generated import Generated, SoFar, figures_of
 from mlxbench_kernel.remote.on_model import on_model
-from mlxbench_kernel.remote.planned import Plan, against_link, pools_of
+from mlxbench_kernel.remote.planned import Plan, against_link, with_room
 from mlxbench_kernel.remote.serving import stop_serving
 from mlxbench_kernel.units import format_bytes
 
@@ -321,13 +321,13 @@ class ModelOnRanks:
         anyway: bool,
         planned: Callable[[Plan], None],
     ) -> None:
-        told = ask_ranks(self.cluster, self.ranks, self.tell, None, "room", self.name, of=on_model)
-        hosts = pools_of({each.rank: each.host for each in self.cluster.info.ranks}, told)
+        held = self.ask("held")
+        hosts = with_room(self.cluster.free_memory(), [held[rank] for rank in self.ranks])
         options = {} if context is None else {"context": context}
-        found = ask_ranks(
+        told = ask_ranks(
             self.cluster, [0], self.tell, None, "plan", folder, hosts, shard, options, of=on_model
         )[0]
-        self.plan = Plan(**found)
+        self.plan = Plan(**told)
         self.shard = self.plan.shard
         if reason := against_link(self.shard, self.cluster.info.backend, self.size):
             raise UsageError(f"{self.path} does not go here: {reason}")

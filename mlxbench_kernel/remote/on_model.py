@@ -12,9 +12,7 @@ import mlx.core as mx
 
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.memory.fit import FitPlan
-from mlxbench_kernel.memory.fit.hosts import free_here
 from mlxbench_kernel.memory.fit.source import read_source
-from mlxbench_kernel.memory.pools import pools
 from mlxbench_kernel.models import Part, folder, load, ways
 from mlxbench_kernel.models.generating import Generation, Piece
 from mlxbench_kernel.models.halting import Halt
@@ -57,11 +55,10 @@ def _find(path: str, revision: str | None) -> dict[str, Any]:
     }
 
 
-def _room(name: str) -> dict[str, Any]:
-    """What a model can have here: free bytes, those of the one it takes the place of, and whose."""
+def _held(name: str) -> int:
+    """Bytes of the model that one of this name takes the place of."""
     part = _namespace().get(name)
-    held = part.nbytes if isinstance(part, Part) else 0
-    return {"pool": pools()[0].uuid or "", "free": free_here(), "held": held}
+    return part.nbytes if isinstance(part, Part) else 0
 
 
 def _plan(path: str, hosts: Any, shard: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -192,7 +189,7 @@ def _namespace() -> dict[str, Any]:
 CALLS: dict[str, Callable[..., Any]] = {
     "each": _each,
     "find": _find,
-    "room": _room,
+    "held": _held,
     "plan": _plan,
     "load": _load,
     "generate": _generate,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 
@@ -41,32 +41,20 @@ class Plan:
         return self.markdown
 
 
-def pools_of(
-    hosts: Mapping[int, str], told: Mapping[int, Mapping[str, Any]]
+def with_room(
+    hosts: Mapping[str, tuple[int, int]], held: Sequence[int]
 ) -> dict[str, tuple[int, int]]:
-    """The memory that ranks draw from, as `FitPlan` takes hosts: bytes, and how many ranks.
+    """What is free on hosts once there is room that ranks make, as `FitPlan` takes it.
 
     Parameters
     ----------
     hosts
-        Names, by rank.
-    told
-        By rank ``pool`` ("" for the memory of its host, else what tells GPUs apart), ``free`` bytes
-        there, and ``held`` by what makes room.
+        By name bytes, and how many ranks have them, in the order of the ranks.
+    held
+        Bytes that each rank gives back, by rank.
     """
-    found: dict[tuple[str, str], tuple[int, int, int]] = {}
-    for rank, each in sorted(told.items()):
-        place = hosts[rank], each["pool"]
-        free, held, ranks = found.get(place, (each["free"], 0, 0))
-        found[place] = min(free, each["free"]), held + each["held"], ranks + 1
-    pools = Counter(host for host, _ in found)
-    seen: Counter[str] = Counter()
-    named = {}
-    for (host, _), (free, held, ranks) in found.items():
-        name = host if pools[host] == 1 else f"{host}, GPU {seen[host]}"
-        seen[host] += 1
-        named[name] = free + held, ranks
-    return named
+    left = iter(held)
+    return {name: (free + sum(islice(left, ranks)), ranks) for name, (free, ranks) in hosts.items()}
 
 
 def against_link(shard: str, backend: str, size: int) -> str:

@@ -57,7 +57,7 @@ def read_hosts(hosts: Any) -> tuple[Host, ...]:
     if isinstance(hosts, KnowsFreeMemory):
         hosts = hosts.free_memory()
     if isinstance(hosts, int) and not isinstance(hosts, bool):
-        listed = [("this host", free_here(), hosts)] if hosts else []
+        listed = [("this host", _free_here(), hosts)] if hosts else []
     elif isinstance(hosts, Mapping):
         listed = [(str(name), *_pair(name, value)) for name, value in hosts.items()]
     elif isinstance(hosts, Iterable) and not isinstance(hosts, str):
@@ -105,7 +105,7 @@ def _bytes(name: Any, value: Any) -> int:
         raise UsageError(f"FitPlan: what is free on {name}: {error}") from None
 
 
-def free_here() -> int:
+def _free_here() -> int:
     """Bytes that new arrays can have here: of the pool, and under Metal's cap."""
     import mlx.core as mx
 
