@@ -30,6 +30,7 @@ SHAPE = {
 
 SCRIPT = """
 import sys, time
+import mlx.core as mx
 import mlx_lm, mlx_lm.utils, mlx_lm.models.llama, transformers
 from mlxbench_kernel.models import load
 folder, ours = sys.argv[1], sys.argv[2] == "ours"
