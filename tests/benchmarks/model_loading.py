@@ -25,7 +25,7 @@ TARGET = 1.1
 READ_TARGET = 1.05
 SHAPE = {
     "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 4, "head_dim": 64,
-    "num_attention_heads": 12, "num_key_value_heads": 6, "vocab_size": 4096,
+    "num_attention_heads": 12, "num_key_value_heads": 4, "vocab_size": 4096,
 }  # fmt: skip
 
 SCRIPT = """
