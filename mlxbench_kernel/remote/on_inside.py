@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -16,8 +15,8 @@ from mlxbench_kernel.models.evaluation import perplexity
 from mlxbench_kernel.models.likely import likely
 from mlxbench_kernel.models.part import Part
 from mlxbench_kernel.models.timing import timed
-from mlxbench_kernel.remote.on_model import SAY_SECONDS, part_named
-from mlxbench_kernel.remote.said import say
+from mlxbench_kernel.remote.on_model import namespace_here, part_named
+from mlxbench_kernel.remote.said import SaidAtTimes
 
 STEP = "mlxbench_decoding_step"  # the variable that holds it while its graph is captured
 
@@ -57,36 +56,20 @@ def _timed(name: str, prompt: Any, tokens: int) -> Any:
 
 def _perplexity(name: str, text: str, length: int, batch_size: int) -> Any:
     """Perplexity of a text, or of the one that the notebook has put into variable `text`."""
-    said = [0.0]
-
-    def tell(done: int, total: int) -> None:
-        now = time.monotonic()
-        if now - said[0] > SAY_SECONDS or done == total:
-            said[0] = now
-            say(done=done, total=total)
-
-    namespace = _namespace()
-    given = namespace.pop(text)
+    given = namespace_here().pop(text)
     part = part_named(name)
+    tell = SaidAtTimes("done", "total")
     found = perplexity(part, np.asarray(given).tobytes().decode(), length, batch_size, tell)
     return asdict(found) if part.rank == 0 else None
 
 
 def _prepare_step(name: str, prompt: Any) -> None:
     """Have a decoding step in variable `STEP`."""
-    _namespace()[STEP] = DecodingStep(part_named(name), prompt)
+    namespace_here()[STEP] = DecodingStep(part_named(name), prompt)
 
 
 def _forget_step() -> None:
-    _namespace().pop(STEP, None)
-
-
-def _namespace() -> dict[str, Any]:
-    from IPython.core.getipython import get_ipython
-
-    shell: Any = get_ipython()
-    namespace: dict[str, Any] = shell.user_ns
-    return namespace
+    namespace_here().pop(STEP, None)
 
 
 CALLS: dict[str, Callable[..., Any]] = {

@@ -18,9 +18,8 @@ from mlxbench_kernel.models.generating import Generation, Piece
 from mlxbench_kernel.models.halting import Halt
 from mlxbench_kernel.models.loading import check_beside
 from mlxbench_kernel.remote import on_prompts
-from mlxbench_kernel.remote.said import say
+from mlxbench_kernel.remote.said import SAY_SECONDS, SaidAtTimes, say
 
-SAY_SECONDS = 0.05  # from one piece of text to the next: what a token is told in takes 0.3 ms
 FIGURES_SECONDS = 0.5
 
 
@@ -31,7 +30,7 @@ def on_model(name: str, *arguments: Any) -> Any:
 
 def part_named(name: str) -> Part:
     """The part of a model that the notebook has loaded under this name."""
-    found = _namespace().get(name)
+    found = namespace_here().get(name)
     if not isinstance(found, Part):
         raise UsageError(
             f"{name} is no language model here any more: load it again (LanguageModel.load)"
@@ -57,7 +56,7 @@ def _find(path: str, revision: str | None) -> dict[str, Any]:
 
 def _held(name: str) -> int:
     """Bytes of the model that one of this name takes the place of."""
-    part = _namespace().get(name)
+    part = namespace_here().get(name)
     return part.nbytes if isinstance(part, Part) else 0
 
 
@@ -80,20 +79,12 @@ def _plan(path: str, hosts: Any, shard: str, options: dict[str, Any]) -> dict[st
 
 def _load(name: str, path: str, shard: str, options: dict[str, Any]) -> dict[str, Any]:
     """Load this rank's part into the variable `name`."""
-    said = [0.0]
-
-    def tell(done: int, total: int) -> None:
-        now = time.monotonic()
-        if now - said[0] > SAY_SECONDS or done == total:
-            said[0] = now
-            say(done=done, total=total)
-
     group = mx.distributed.init()
     beside = options.get("adapter"), options.get("draft")
     check_beside(Path(path), shard, group.size(), *beside)
     _forget(name)  # so that two never have to fit
-    part = load(path, shard, group, progress=tell, **options)
-    _namespace()[name] = part
+    part = load(path, shard, group, progress=SaidAtTimes("done", "total"), **options)
+    namespace_here()[name] = part
     return {
         "shard": part.shard, "nbytes": part.nbytes, "read_bytes": part.read_bytes,
         "seconds": part.seconds, "context": part.context,
@@ -171,14 +162,15 @@ def _tuning(name: str, call: str, *arguments: Any) -> Any:
 
 def _forget(name: str) -> None:
     """Let go of a model."""
-    part = _namespace().pop(name, None)
+    part = namespace_here().pop(name, None)
     if isinstance(part, Part) and part.tuning is not None:
         part.tuning.end()  # else its stepper would hold it
     del part
     mx.clear_cache()
 
 
-def _namespace() -> dict[str, Any]:
+def namespace_here() -> dict[str, Any]:
+    """The user's variables on this rank."""
     from IPython.core.getipython import get_ipython
 
     shell: Any = get_ipython()

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 from mlxbench_kernel.models import batch, kept_prompts
 from mlxbench_kernel.models.part import Part
-from mlxbench_kernel.remote.said import say
-
-SAY_SECONDS = 0.1
+from mlxbench_kernel.remote.said import SaidAtTimes
 
 Named = Callable[[str], Part]
 
@@ -29,12 +26,12 @@ def calls(part_named: Named) -> dict[str, Callable[..., Any]]:
     ) -> dict[str, Any]:
         texts, figures = batch.generate_batch(
             part_named(name), prompts, most, seed=seed, options=options, numbers=numbers,
-            progress=_Said("ended", "tokens"),
+            progress=SaidAtTimes("ended", "tokens"),
         )  # fmt: skip
         return {"texts": [asdict(each) for each in texts], "figures": asdict(figures)}
 
     def read_prompt(name: str, prompt: Any, keep: str) -> dict[str, int]:
-        return kept_prompts.read(part_named(name), prompt, keep, _Said("done", "total"))
+        return kept_prompts.read(part_named(name), prompt, keep, SaidAtTimes("done", "total"))
 
     def save_prompt(name: str, keep: str, folder: str) -> dict[str, Any]:
         return kept_prompts.save(part_named(name), keep, folder)
@@ -48,16 +45,3 @@ def calls(part_named: Named) -> dict[str, Callable[..., Any]]:
         "save_prompt": save_prompt,
         "load_prompt": load_prompt,
     }
-
-
-class _Said:
-    """Says two numbers, some times a second."""
-
-    def __init__(self, *names: str) -> None:
-        self._names, self._at = names, 0.0
-
-    def __call__(self, *numbers: int) -> None:
-        now = time.monotonic()
-        if now - self._at > SAY_SECONDS:
-            self._at = now
-            say(**dict(zip(self._names, numbers, strict=True)))

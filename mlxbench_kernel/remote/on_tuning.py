@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.models import fusing, tuning
 from mlxbench_kernel.models.part import Part
-from mlxbench_kernel.remote.said import say
+from mlxbench_kernel.remote.said import SaidAtTimes
 
 
 def on_tuning(part: Part, call: str, *arguments: Any) -> Any:
@@ -23,9 +23,7 @@ def on_tuning(part: Part, call: str, *arguments: Any) -> Any:
 def _finetune(
     part: Part, data: str, records: bool, resume: str | None, options: dict[str, Any]
 ) -> dict[str, Any]:
-    def tell(done: int, total: int) -> None:
-        say(done=done, total=total)
-
+    tell = SaidAtTimes("done", "total")
     given = json.loads(data) if records else data
     made = tuning.finetune(part, given, resume=resume, progress=tell, **options)
     model: Any = part.model
