@@ -14,7 +14,7 @@ from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.interrupts import shielded
 from mlxbench_kernel.memory.fit.source import read_source
 from mlxbench_kernel.models.called import outputs_of
-from mlxbench_kernel.models.layers import Layers, in_pipeline, run, texts_of
+from mlxbench_kernel.models.layers import Layers, in_pipeline, noted, texts_of
 from mlxbench_kernel.models.part import Part
 from mlxbench_kernel.models.prompts import Prompt, encode
 
@@ -75,13 +75,7 @@ def activations(part: Part, prompt: Prompt, layer: int, what: str = HIDDEN) -> A
     number = layers.number(layer)
     path = "" if what == HIDDEN else what
     module = layers.inside(number, path)
-    if module is None:
-        found, logits = [], run(part, tokens)
-    else:
-        with shielded(outputs_of(module)) as (found,):
-            logits = run(part, tokens)
-    if in_pipeline(part):
-        mx.eval(logits)  # what the others send and wait for
+    found = noted(part, tokens, None if module is None else outputs_of(module))
     error = None
     if module is not None and not (found and isinstance(found[0], mx.array)):
         how = f"gives a {type(found[0]).__name__}, no array" if found else "was not called"

@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxbench_kernel.errors import UsageError
-from mlxbench_kernel.interrupts import shielded
 from mlxbench_kernel.models.called import Attended, attention_in
-from mlxbench_kernel.models.layers import Layers, in_pipeline, run, texts_of
+from mlxbench_kernel.models.layers import Layers, in_pipeline, noted, texts_of
 from mlxbench_kernel.models.part import Part
 from mlxbench_kernel.models.prompts import Prompt, encode
 from mlxbench_kernel.units import format_bytes
@@ -78,14 +77,7 @@ def attention(
     layers = Layers(part)
     number = layers.number(layer)
     module = layers.held(number)
-    if module is None:
-        logits = run(part, tokens)
-        found = []
-    else:
-        with shielded(attention_in(module)) as (found,):
-            logits = run(part, tokens)
-    if in_pipeline(part):
-        mx.eval(logits)  # what the others send and wait for
+    found = noted(part, tokens, None if module is None else attention_in(module))
     error: UsageError | None = None
     chosen: tuple[int, ...] = ()
     try:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
 from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.interrupts import shielded
 from mlxbench_kernel.models.part import Part
 from mlxbench_kernel.training.exchange import agree, gather_numbers
+
+T = TypeVar("T")
 
 
 class Layers:
@@ -94,14 +98,27 @@ def in_pipeline(part: Part) -> bool:
     return part.is_split and part.shard == "pipeline"
 
 
-def run(part: Part, tokens: Sequence[int]) -> mx.array:
-    """What a model says after each of some tokens, lazy: [tokens, vocabulary].
+def noted(
+    part: Part, tokens: Sequence[int], noting: AbstractContextManager[list[T]] | None
+) -> list[T]:
+    """Run a model on tokens, lazily, and give what is noted meanwhile.
 
     On all ranks of a split model alike. No cache is used, and none is changed.
+
+    Parameters
+    ----------
+    part, tokens
+        Of the model, and what it is run on.
+    noting
+        One of `called`; None on a rank that has nothing to note.
     """
     model: Any = part.model
-    logits: mx.array = model(mx.array([tokens]))[0]
-    return logits
+    with shielded(nullcontext([]) if noting is None else noting) as (found,):
+        logits = model(mx.array([tokens]))
+    if in_pipeline(part):
+        mx.eval(logits)  # what the others send and wait for
+    kept: list[T] = found
+    return kept
 
 
 def texts_of(tokenizer: Any, tokens: Sequence[int]) -> list[str]:
