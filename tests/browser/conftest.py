@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from lab import CHROMIUM, QUIET, Lab, running_lab
 from needs import require
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 
 @pytest.fixture(scope="module")
@@ -24,3 +24,14 @@ def browser() -> Iterator[Browser]:
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     with running_lab(tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("settings")) as lab:
         yield lab
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page; what our views throw in it fails the test."""
+    page = browser.new_page(viewport={"width": 1300, "height": 1150})
+    errors: list[str] = []
+    page.on("pageerror", lambda error: "blob:" in (error.stack or "") and errors.append(str(error)))
+    yield page
+    page.close()
+    assert not errors

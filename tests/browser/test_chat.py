@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import pytest
 from lab import Lab, picture, run_all
 from painted import pale_texts
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 MODEL = """
 %mlx_dist up -n 2 --seed 1
@@ -18,16 +17,6 @@ lm = LanguageModel.load(make_small_model({name!r}), "tensor")
 """
 CHAT = "view = lm.chat(max_tokens=3000)\nview"
 LATER = "%%mlx_generate max_tokens=20 --out answer\nOnce upon a time"
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    page = browser.new_page(viewport={"width": 1300, "height": 1150})
-    errors: list[str] = []
-    page.on("pageerror", lambda error: "blob:" in (error.stack or "") and errors.append(str(error)))
-    yield page
-    page.close()
-    assert not errors
 
 
 def opened(lab: Lab, page: Page, name: str) -> Locator:

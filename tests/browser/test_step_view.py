@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from lab import Lab, picture, run_all, shades
 from painted import pale_texts
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 TESTS = Path(__file__).parents[1]
 STEPPER = f"""
@@ -46,16 +45,6 @@ FITS = """
   return Math.abs(drawn - plot.getBoundingClientRect().width) < 1;
 }
 """
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    page = browser.new_page(viewport={"width": 1300, "height": 1150})
-    errors: list[str] = []
-    page.on("pageerror", lambda error: "blob:" in (error.stack or "") and errors.append(str(error)))
-    yield page
-    page.close()
-    assert not errors
 
 
 def opened(lab: Lab, page: Page, name: str, *cells: str) -> Locator:

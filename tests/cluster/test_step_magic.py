@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from ipywidgets.widgets.widget import _instances
 from running import until
 
 from mlxbench_kernel.errors import GivenUp, UsageError
-from mlxbench_kernel.kernel.extension import load_ipython_extension, unload_ipython_extension
 from mlxbench_kernel.remote.stepping import Stepping
 from mlxbench_kernel.widgets.graph_view import GraphView
 
@@ -42,18 +40,6 @@ stepper = Stepper(
     lambda model, x, y: nn.losses.cross_entropy(model(x), y).mean(), batch,
 )
 """
-
-
-@pytest.fixture(scope="module")
-def shell() -> Iterator[InteractiveShell]:
-    InteractiveShell.clear_instance()
-    shell = InteractiveShell.instance()
-    load_ipython_extension(shell)
-    shell.run_line_magic("mlx_dist", "up -n 2 --seed 1")
-    yield shell
-    shell.run_line_magic("mlx_dist", "down")
-    unload_ipython_extension(shell)
-    InteractiveShell.clear_instance()
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from running import until
 
 from mlxbench_kernel.cluster import Cluster
 from mlxbench_kernel.errors import StorageError, UsageError
-from mlxbench_kernel.kernel.extension import load_ipython_extension, unload_ipython_extension
 from mlxbench_kernel.models import generate, load
 from mlxbench_kernel.models.small import make_small_model
 from mlxbench_kernel.models.tuning import finetune
@@ -194,18 +192,6 @@ def test_a_full_disk_of_rank_0_leaves_the_old_adapters(lm: ModelOnRanks, tmp_pat
 
 
 # -- as a notebook has it -----------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def shell() -> Iterator[InteractiveShell]:
-    InteractiveShell.clear_instance()
-    shell = InteractiveShell.instance()
-    load_ipython_extension(shell)
-    shell.run_line_magic("mlx_dist", "up -n 2 --seed 1")
-    yield shell
-    shell.run_line_magic("mlx_dist", "down")
-    unload_ipython_extension(shell)
-    InteractiveShell.clear_instance()
 
 
 def test_magics_and_dashboard_drive_it(shell: InteractiveShell, folder: Path) -> None:

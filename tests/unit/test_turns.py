@@ -11,8 +11,8 @@ from mlxbench_kernel.cluster.turns import Turns
 from mlxbench_kernel.errors import GivenUp
 
 
-def test_one_waits_for_the_other_and_says_for_whom() -> None:
-    turns = Turns()
+def taken_by_another(turns: Turns) -> tuple[threading.Thread, threading.Event]:
+    """A thread that uses the ranks, and what ends that."""
     inside, enough = threading.Event(), threading.Event()
 
     def background() -> None:
@@ -23,6 +23,12 @@ def test_one_waits_for_the_other_and_says_for_whom() -> None:
     thread = threading.Thread(target=background)
     thread.start()
     assert inside.wait(20)
+    return thread, enough
+
+
+def test_one_waits_for_the_other_and_says_for_whom() -> None:
+    turns = Turns()
+    thread, enough = taken_by_another(turns)
     said: list[str] = []
 
     def show(text: str) -> None:
@@ -37,16 +43,7 @@ def test_one_waits_for_the_other_and_says_for_whom() -> None:
 
 def test_a_ctrl_c_gives_the_waiting_up_and_leaves_the_other_alone() -> None:
     turns = Turns()
-    inside, enough = threading.Event(), threading.Event()
-
-    def background() -> None:
-        with turns.taken(lambda text: None):
-            inside.set()
-            assert enough.wait(20)
-
-    thread = threading.Thread(target=background)
-    thread.start()
-    assert inside.wait(20)
+    thread, enough = taken_by_another(turns)
     with (
         pytest.raises(GivenUp, match="nothing was run, it was waiting for what runs"),
         turns.taken(lambda text: signal.raise_signal(signal.SIGINT)),
