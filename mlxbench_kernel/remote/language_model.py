@@ -94,7 +94,8 @@ class ModelOnRanks:
             Folder of a model as mlx-lm reads it, the same on all hosts, or its name on the hub.
         shard
             "tensor" (parts of each layer on every rank), "pipeline" (whole layers), "data" (a
-            replica on each rank), or "auto": the first of these that goes and fits.
+            replica on each rank), or "auto": of those that go and fit the one in which a token
+            takes least, by what reading weights and a collective are measured to take.
         cluster
             The ranks; by default those that were started last.
         name
@@ -130,7 +131,7 @@ class ModelOnRanks:
         progress(0.0, "looking at the files")
         folders = made._find(revision)
         progress(0.02, "planning")
-        made._make_plan(folders[0], shard, context, anyway, planned)
+        made._make_plan(folders, shard, context, anyway, planned)
         options = {
             "trust_remote_code": trust_remote_code,
             "split": made.plan.split if made.plan else None,
@@ -315,7 +316,7 @@ class ModelOnRanks:
 
     def _make_plan(
         self,
-        folder: str,
+        folders: Mapping[int, str],
         shard: str,
         context: int | None,
         anyway: bool,
@@ -324,9 +325,11 @@ class ModelOnRanks:
         held = self.ask("held")
         hosts = with_room(self.cluster.free_memory(), [held[rank] for rank in self.ranks])
         options = {} if context is None else {"context": context}
+        link = self._measure_link(folders) if shard == "auto" and self.size > 1 else None
         told = ask_ranks(
-            self.cluster, [0], self.tell, None, "plan", folder, hosts, shard, options, of=on_model
-        )[0]
+            self.cluster, [0], self.tell, None, "plan", folders[0], hosts, shard, link, options,
+            of=on_model,
+        )[0]  # fmt: skip
         self.plan = Plan(**told)
         self.shard = self.plan.shard
         if reason := against_link(self.shard, self.cluster.info.backend, self.size):
@@ -335,8 +338,23 @@ class ModelOnRanks:
             raise UsageError(f"{self.path} {self.plan.text}")
         planned(self.plan)
 
+    def _measure_link(self, folders: Mapping[int, str]) -> dict[str, Any]:
+        """What "auto" goes by, see `memory.fit.Link`."""
+        arguments = {rank: (folders[rank],) for rank in self.ranks}
+        found = self.ask_each("link", arguments)
+        return {
+            "alone": tuple(found[rank]["alone"] for rank in self.ranks),
+            "together": min(each["together"] for each in found.values()),
+            "collective": max(each["collective"] for each in found.values()),
+            "sends": not against_link("pipeline", self.cluster.info.backend, self.size),
+        }
+
     def ask_each(
-        self, call: str, arguments: Mapping[int, tuple[Any, ...]], heard: Heard, show: Tell
+        self,
+        call: str,
+        arguments: Mapping[int, tuple[Any, ...]],
+        heard: Heard = lambda rank, told: None,
+        show: Tell = lambda text: None,
     ) -> dict[int, Any]:
         """As `ask`, with arguments of its own for each rank, the name of the model among them."""
         return ask_ranks(

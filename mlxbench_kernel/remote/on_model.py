@@ -11,11 +11,12 @@ from typing import Any
 import mlx.core as mx
 
 from mlxbench_kernel.errors import UsageError
-from mlxbench_kernel.memory.fit import FitPlan
+from mlxbench_kernel.memory.fit import FitPlan, Link
 from mlxbench_kernel.memory.fit.source import read_source
 from mlxbench_kernel.models import Part, folder, load, ways
 from mlxbench_kernel.models.generating import Generation, Piece
 from mlxbench_kernel.models.halting import Halt
+from mlxbench_kernel.models.link import measure
 from mlxbench_kernel.models.loading import check_beside
 from mlxbench_kernel.remote import on_prompts
 from mlxbench_kernel.remote.said import SAY_SECONDS, SaidAtTimes, say
@@ -60,7 +61,16 @@ def _held(name: str) -> int:
     return part.nbytes if isinstance(part, Part) else 0
 
 
-def _plan(path: str, hosts: Any, shard: str, options: dict[str, Any]) -> dict[str, Any]:
+def _link(path: str) -> dict[str, float]:
+    """What reading such weights and a collective take here."""
+    found = measure(folder.check(Path(path)), mx.distributed.init())
+    mx.clear_cache()
+    return found
+
+
+def _plan(
+    path: str, hosts: Any, shard: str, link: dict[str, Any] | None, options: dict[str, Any]
+) -> dict[str, Any]:
     """Whether it fits, and how."""
     try:
         if shard != "auto":
@@ -68,7 +78,8 @@ def _plan(path: str, hosts: Any, shard: str, options: dict[str, Any]) -> dict[st
             size = mx.distributed.init().size()
             if source.model is not None:
                 ways.check(source.model, source.architecture, shard, size)
-        plan = FitPlan(path, hosts, shard=shard, **options)
+        known = None if link is None else Link(**link)
+        plan = FitPlan(path, hosts, shard=shard, link=known, **options)
     except UsageError as error:
         raise UsageError(str(error).removeprefix("FitPlan: ")) from error
     return {
@@ -182,6 +193,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "each": _each,
     "find": _find,
     "held": _held,
+    "link": _link,
     "plan": _plan,
     "load": _load,
     "generate": _generate,

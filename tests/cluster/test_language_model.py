@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,8 +101,14 @@ def test_each_rank_reads_its_share(ranks: Cluster, folders: dict[str, Path]) -> 
 def test_auto_takes_what_goes_and_fits(ranks: Cluster, folders: dict[str, Path]) -> None:
     planned = []
     lm = ModelOnRanks.load(folders["llama"], cluster=ranks, planned=planned.append)
-    assert lm.shard == "tensor" and planned == [lm.plan]
-    assert "tensor" in repr(lm) and "2 ranks" in repr(lm)
+    assert planned == [lm.plan] and lm.plan is not None
+    took = r"([\d.]+) ([mµ]?)s as '(\w+)'"
+    compared = re.search(f"over this link a token takes about {took}, {took}", lm.plan.why)
+    assert compared is not None, lm.plan.why
+    powers = {"": 1.0, "m": 1e-3, "µ": 1e-6}
+    quick, slow = (float(compared[n]) * powers[compared[n + 1]] for n in (1, 4))
+    assert 0 < quick <= slow < 1 and {compared[3], compared[6]} == {"tensor", "data"}
+    assert lm.shard == compared[3] and lm.shard in repr(lm) and "2 ranks" in repr(lm)
 
 
 def test_stopping_keeps_the_model(ranks: Cluster, folders: dict[str, Path]) -> None:

@@ -12,9 +12,12 @@ import pytest
 from fit_models import SMALL, folder_of
 
 from mlxbench_kernel import FitPlan, UsageError
+from mlxbench_kernel.memory.fit import Link
 from mlxbench_kernel.memory.fit.hosts import Host, read_hosts
 from mlxbench_kernel.memory.fit.longest import largest
+from mlxbench_kernel.memory.fit.pace import read_bytes
 from mlxbench_kernel.memory.fit.splits import Weights, best, even
+from mlxbench_kernel.memory.fit.stand_ins import bytes_of
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +118,60 @@ def test_auto_takes_what_fits(folders: dict[str, Path]) -> None:
     assert "'tensor'" in tight.why
     assert FitPlan(folders["qwen2"], ["1GB"] * 2, 64, mode="train").shard == "data"
     assert FitPlan(folders["qwen2"], ["1GB"]).shard == "data"
+
+
+SLOW = 50e-3  # seconds of a collective
+
+
+def test_auto_takes_what_is_quickest_over_a_link(folders: dict[str, Path]) -> None:
+    def of(collective: float, hosts: object = (("one", "1GB"), ("two", "1GB"))) -> FitPlan:
+        link = Link((1e9, 1e9), 1e9, collective)
+        return FitPlan(folders["qwen2"], hosts, 256, link=link)
+
+    near, far = of(1e-9), of(SLOW)
+    assert (near.shard, far.shard) == ("tensor", "data")
+    reading, waiting = near.token_seconds("tensor"), far.token_seconds("tensor")
+    assert waiting - reading == pytest.approx(2 * 12 * SLOW), "two in each layer"
+    assert near.token_seconds("data") == pytest.approx(2 * reading, rel=0.3), "the head is whole"
+    assert "over this link a token takes about" in far.why and "s as 'tensor'" in far.why
+    # A replica does not fit; of the others the pipeline waits for less.
+    assert of(SLOW, {"one": "52MB", "two": "52MB"}).shard == "pipeline"
+    assert "'data'" in of(SLOW, {"one": "52MB", "two": "52MB"}).why
+
+
+def test_ranks_of_one_host_share_its_memory(folders: dict[str, Path]) -> None:
+    link = Link((1e9, 1e9), 0.4e9, 1e-9)  # both at once: less than half for each
+    assert FitPlan(folders["qwen2"], {"one": ("1GB", 2)}, 256, link=link).shard == "data"
+
+
+def test_no_pipeline_where_ranks_cannot_send(folders: dict[str, Path]) -> None:
+    link = Link((1e9, 1e9), 1e9, SLOW, sends=False)
+    plan = FitPlan(folders["qwen2"], ["52MB"] * 2, 256, link=link)
+    assert plan.shard != "pipeline" and "no send and receive" in plan.why
+    with pytest.raises(UsageError, match="no send and receive over this link; type shard="):
+        FitPlan(folders["qwen2"], ["1GB"] * 2, 256, shard="pipeline", link=link)
+
+
+def test_of_experts_only_those_that_are_asked_are_read() -> None:
+    from mlx_lm.models import qwen3_moe
+
+    sizes = {
+        "model_type": "qwen3_moe", "hidden_size": 64, "num_hidden_layers": 2,
+        "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 16, "vocab_size": 100, "num_experts": 8, "num_experts_per_tok": 2,
+        "decoder_sparse_step": 1, "mlp_only_layers": [], "moe_intermediate_size": 32,
+        "rms_norm_eps": 1e-6, "rope_theta": 1e4, "tie_word_embeddings": False,
+        "max_position_embeddings": 64, "norm_topk_prob": True,
+    }  # fmt: skip
+    model = qwen3_moe.Model(qwen3_moe.ModelArgs.from_dict(sizes))
+    experts = 2 * 3 * 8 * 32 * 64 * 4  # layers, matrices, experts, their size, float32
+    rows = 100 * 64 * 4  # of which one is looked up
+    assert read_bytes(model) == bytes_of(model) - experts * 6 // 8 - rows
+
+
+def test_a_link_that_cannot_be() -> None:
+    with pytest.raises(UsageError, match=r"type numbers above 0 in place of 0"):
+        Link((1e9, 0), 1e9, 1e-3)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.memory.fit.need import Unknown
 from mlxbench_kernel.memory.fit.table import size
+from mlxbench_kernel.units import quantity
 
 if TYPE_CHECKING:
     from mlxbench_kernel.memory.fit.plan import FitPlan
@@ -29,10 +31,12 @@ _WORTH_IT = 256  # tokens of a context
 def choose(plan: FitPlan) -> tuple[str, str]:
     """The way to share a model out, and why.
 
-    Of those that fit the first: for generating, the one in which all ranks work on each token;
-    for training, the one that sends least. If none fits, the one in which least is missing.
+    Of those that fit: for generating on ranks whose link is known, the one in which a token takes
+    least; else the first, which is for generating the one in which all ranks work on each token,
+    and for training the one that sends least. If none fits, the one in which least is missing.
     """
     passed: list[str] = []
+    fitting: list[str] = []
     least: tuple[int, str] | None = None
     for way in _ORDER[plan.mode]:
         reason = plan.against[way]
@@ -45,15 +49,35 @@ def choose(plan: FitPlan) -> tuple[str, str]:
                 reason = plan.against[way] = _short(error)
             else:
                 if left >= 0:
-                    return way, "; ".join([_WHY[way], *passed])
+                    fitting.append(way)
+                    if plan.link is None or plan.mode != "infer":
+                        break
+                    continue
                 passed.append(f"as {way!r} {size(-left)} would be missing")
                 if least is None or left > least[0]:
                     least = left, way
         if reason:
             passed.append(f"{way!r} does not go ({reason})")
+    if fitting:
+        way, compared = _quickest(plan, fitting)
+        return way, "; ".join([_WHY[way], *compared, *passed])
     assert least is not None, "'data' always goes"
     others = [reason for reason in passed if not reason.startswith(f"as {least[1]!r}")]
     return least[1], "; ".join(["nothing fits, and so the least is missing", *others])
+
+
+def _quickest(plan: FitPlan, fitting: list[str]) -> tuple[str, list[str]]:
+    """Of ways that fit the one in which a token takes least, and what the others take."""
+    if len(fitting) == 1:
+        return fitting[0], []
+    try:
+        took = {way: plan.token_seconds(way) for way in fitting}
+    except Unknown:
+        return fitting[0], []
+    told = ", ".join(
+        f"{quantity(took[way])}s as {way!r}" for way in sorted(fitting, key=took.__getitem__)
+    )
+    return min(fitting, key=took.__getitem__), [f"over this link a token takes about {told}"]
 
 
 def changes(plan: FitPlan) -> Iterator[str]:

@@ -32,8 +32,10 @@ class Rank:
 
 
 @contextmanager
-def imagined(rank: Rank) -> Iterator[None]:
+def imagined(rank: Rank, seen: list[str] | None = None) -> Iterator[None]:
     """In the block, in this thread, collectives give arrays of the right shapes at once.
+
+    Their names are appended to `seen`, where that is given.
 
     They take about the memory of real ones: a sum takes over what it is given (MLX's
     ``AllReduce::eval_cpu``), a gather is as large as all its parts.
@@ -55,8 +57,19 @@ def imagined(rank: Rank) -> Iterator[None]:
             original = getattr(mx.distributed, name, None)
             if original is not None:
                 stack.callback(setattr, mx.distributed, name, original)
-                setattr(mx.distributed, name, _here(original, function))
+                setattr(mx.distributed, name, _here(original, _noted(name, function, seen)))
         yield
+
+
+def _noted(name: str, function: Callable[..., Any], seen: list[str] | None) -> Callable[..., Any]:
+    if seen is None or name == "init":
+        return function
+
+    def collective(*arguments: Any, **keywords: Any) -> Any:
+        seen.append(name)
+        return function(*arguments, **keywords)
+
+    return collective
 
 
 def _here(original: Callable[..., Any], instead: Callable[..., Any]) -> Callable[..., Any]:

@@ -61,8 +61,10 @@ class Unknown(Exception):
 
 
 @contextmanager
-def thinking(rank: Rank) -> Iterator[None]:
+def thinking(rank: Rank, seen: list[str] | None = None) -> Iterator[None]:
     """Models are called in the block as if on that rank: nothing is evaluated, or stays changed.
+
+    The names of collectives that they call are appended to `seen`, where that is given.
 
     Raises
     ------
@@ -70,7 +72,7 @@ def thinking(rank: Rank) -> Iterator[None]:
         The model raised.
     """
     try:
-        with shielded(kept(), guarded(), forgetting(), imagined(rank)):
+        with shielded(kept(), guarded(), forgetting(), imagined(rank, seen)):
             yield
     except Unknown:
         raise

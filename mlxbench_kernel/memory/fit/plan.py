@@ -15,6 +15,7 @@ from mlxbench_kernel.memory.fit import advice, table
 from mlxbench_kernel.memory.fit.hosts import Host, KnowsFreeMemory, read_hosts
 from mlxbench_kernel.memory.fit.longest import largest
 from mlxbench_kernel.memory.fit.need import Need
+from mlxbench_kernel.memory.fit.pace import Link
 from mlxbench_kernel.memory.fit.ranks import Shared, Sharing
 from mlxbench_kernel.memory.fit.source import read_source
 from mlxbench_kernel.memory.fit.splits import WAYS, even, names_of, takes_split, ways
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 MODES = ("infer", "lora", "train")
 MOST_TOKENS = 1 << 20  # looked at where a model does not say how long its context may be
 MOST_SEQUENCES = 1024
+NO_SENDING = "MLX has no send and receive over this link"
 TOKENS = 256  # a KV cache grows by so many (mlx-lm, ``KVCache.step``)
 
 
@@ -99,7 +101,11 @@ class FitPlan:
         Adam on everything that is not frozen.
     shard
         "tensor" (``model.shard``: parts of each layer on every rank), "pipeline" (whole layers),
-        "data" (everything on every rank, which shares out the batch), or "auto".
+        "data" (everything on every rank, which shares out the batch), or "auto": of those that
+        fit the quickest over `link`.
+    link
+        For "auto": what reading weights and a collective take on these ranks, as
+        `LanguageModel.load` measures it. Without it tensor goes before pipeline before data.
     margin
         Part of what is free on each host that is to stay free.
     snapshots
@@ -145,6 +151,7 @@ class FitPlan:
         mode: str = "infer",
         shard: str = "auto",
         *,
+        link: Link | None = None,
         margin: float = 0.1,
         snapshots: int = 2,
     ) -> None:
@@ -156,11 +163,14 @@ class FitPlan:
         if not isinstance(margin, (int, float)) or not 0 <= margin < 1:
             raise UsageError(f"FitPlan: margin={margin!r} is no part of what is free: type 0.1")
         self.context, self.batch, self.mode, self.margin = context, batch, mode, float(margin)
+        self.link = link
         self.hosts = read_hosts(hosts)
         self.ranks = sum(len(host.ranks) for host in self.hosts)
         self.source = read_source(model_or_path)
         self._sharing = Sharing(self.source, self.hosts, mode, self.margin, snapshots)
         self.against = ways(self.source.model, mode, self.ranks)
+        if link is not None and not link.sends:
+            self.against["pipeline"] = self.against["pipeline"] or NO_SENDING
         self.shard, self.why = (shard, "") if shard != "auto" else self._choose()
         if reason := self.against[self.shard]:
             possible = " or ".join(repr(way) for way, wrong in self.against.items() if not wrong)
@@ -184,6 +194,20 @@ class FitPlan:
             The model cannot be shared out so.
         """
         return self._least(self._sharing.share(shard, context, batch))
+
+    def token_seconds(self, shard: str) -> float:
+        """Seconds from one generated token to the next over this plan's link: an estimate.
+
+        Raises
+        ------
+        UsageError
+            The plan has no link.
+        Unknown
+            The model cannot be called as language models are.
+        """
+        if self.link is None:
+            raise UsageError("FitPlan: no link is known: give link=Link(…)")
+        return self._sharing.token_seconds(shard, self.link)
 
     @cached_property
     def longest_context(self) -> int:

@@ -13,6 +13,7 @@ from mlxbench_kernel.memory.fit.collectives import Rank
 from mlxbench_kernel.memory.fit.hosts import Host
 from mlxbench_kernel.memory.fit.inference import generating
 from mlxbench_kernel.memory.fit.need import Need, Unknown
+from mlxbench_kernel.memory.fit.pace import Link, token_seconds
 from mlxbench_kernel.memory.fit.source import Source
 from mlxbench_kernel.memory.fit.splits import best, even, sharded, staged, takes_split, weigh
 from mlxbench_kernel.memory.fit.training import adapted, training
@@ -90,15 +91,31 @@ class Sharing:
             return Shared((self._guess(context, own),) * size, note=self._source.missing)
         if way == "pipeline":
             return self._pipeline(context, batch)
-        rank = Rank(0, size)
         if way == "tensor":
-            if way not in self._parts:
-                self._parts[way] = sharded(self.model, rank)
-            part = self._parts[way]
+            part = self._sharded()
         else:
             part, batch = self.model, -(-batch // size)
-        need, note = self._need(part, rank, context, batch)
+        need, note = self._need(part, Rank(0, size), context, batch)
         return Shared((need,) * size, note=note)
+
+    def token_seconds(self, way: str, link: Link) -> float:
+        """Seconds from one generated token to the next, see `pace.token_seconds`.
+
+        Raises
+        ------
+        Unknown
+            The model cannot be called as language models are.
+        """
+        if self.model is None:
+            raise Unknown(self._source.missing)
+        part = self._sharded() if way == "tensor" else self.model
+        return token_seconds(self.model, part, way, self._size, link)
+
+    def _sharded(self) -> Module:
+        assert self.model is not None
+        if "tensor" not in self._parts:
+            self._parts["tensor"] = sharded(self.model, Rank(0, self._size))
+        return self._parts["tensor"]
 
     def _pipeline(self, context: int, batch: int) -> Shared:
         assert self.model is not None

@@ -13,6 +13,8 @@ from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.memory.fit.headers import read_config, read_headers
 from mlxbench_kernel.memory.fit.stand_ins import bytes_of, copied
 
+# What configs call the tokens of a context that their model is made for.
+LONGEST = ("max_position_embeddings", "max_sequence_length", "max_seq_len", "n_positions", "n_ctx")
 _HALF = 2  # bytes of an element of a KV cache where nobody says
 
 
@@ -50,13 +52,16 @@ class Source:
     def longest(self) -> int | None:
         """Tokens of a context that the model is made for; None where nobody says."""
         args = getattr(self.model, "args", None)
-        found = _text(self.config).get("max_position_embeddings")
-        found = found or getattr(args, "max_position_embeddings", None)
-        return found if isinstance(found, int) and found > 0 else None
+        config = text_config(self.config)
+        for name in LONGEST:
+            found = config.get(name) or getattr(args, name, None)
+            if isinstance(found, int) and found > 0:
+                return found
+        return None
 
     def cache_bytes(self, context: int, batch: int) -> int | None:
         """Bytes of a KV cache by the usual fields of a config; None where they are not there."""
-        config = _text(self.config)
+        config = text_config(self.config)
         heads: Any = config.get("num_attention_heads")
         layers: Any = config.get("num_hidden_layers")
         width: Any = config.get("head_dim")
@@ -138,7 +143,7 @@ def _built(folder: Path, config: dict[str, Any]) -> tuple[Module | None, str]:
         return None, f"mlx-lm cannot build it: {line[0]}"
 
 
-def _text(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a config that is about text, where it has parts."""
+def text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """A config with what its part about text says, where it has parts."""
     inner = config.get("text_config")
     return {**config, **inner} if isinstance(inner, dict) else config
