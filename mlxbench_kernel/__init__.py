@@ -21,6 +21,7 @@ _EXPORTS = {
     "ClusterError": "errors",
     "CollectiveMismatch": "errors",
     "FitPlan": "memory.fit",
+    "Link": "memory.fit",
     "Graph": "graph",
     "LanguageModel": "widgets.language_model",
     "MemoryView": "widgets.memory",

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, TypeVar
 
 from mlxbench_kernel.memory.overflow import explain
+from mlxbench_kernel.memory.passing import Passing
 
 T = TypeVar("T")
 FREE_SECONDS = 1.0  # for which it is waited that cells leave their thread
 EXPLAINED = (RuntimeError, MemoryError)
+_PASSING: weakref.WeakKeyDictionary[Any, Passing] = weakref.WeakKeyDictionary()
 
 
 def explain_in(shell: Any) -> None:
-    """Add what `explain` says to the errors of a shell's cells.
+    """Add what `explain` says to the errors of a shell's cells, and say what passed a limit.
 
     Parameters
     ----------
     shell
-        An ``IPython.core.interactiveshell.InteractiveShell``. It has room for one such handler:
-        one that the user has set is left there.
+        An ``IPython.core.interactiveshell.InteractiveShell``. It has room for one handler of
+        errors: one that the user has set is left there.
     """
+    if shell not in _PASSING:
+        _PASSING[shell] = Passing(shell)
     if shell.custom_exceptions:
         return
 
@@ -38,6 +43,8 @@ def explain_in(shell: Any) -> None:
 
 def explain_no_more_in(shell: Any) -> None:
     """Take out what `explain_in` has put in."""
+    if passing := _PASSING.pop(shell, None):
+        passing.stop()
     if shell.custom_exceptions == EXPLAINED:
         shell.set_custom_exc((), None)
 

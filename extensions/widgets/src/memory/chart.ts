@@ -3,11 +3,15 @@
 import uPlot from "uplot";
 import { make } from "../dom";
 import type { Mark } from "./messages";
-import { type Columns, Ring } from "./samples";
+import { type Columns, Ring, type Step } from "./samples";
 import { bytes, clock, colour } from "./units";
 
 const HEIGHT = 120;
 const MARK = "#8a6fd1";
+const STEPS = "#2a9fb0";
+const STEPS_HEIGHT = 12; // of their bands, at the foot
+const LEAST_BAND = 3; // pixels
+const ROWS = { cell: 1, mark: 12, step: 0 }; // where names begin, from the top; those of steps are in their bands
 
 export interface Span {
   from: number;
@@ -29,6 +33,9 @@ export class Chart {
   private plot: uPlot | null = null;
   private overlaid = false;
   private shown: Span = { from: 0, to: 1 };
+  private steps: Step[] = [];
+  private ink = "";
+  private width = 0;
 
   constructor(
     private readonly rank: number,
@@ -41,9 +48,15 @@ export class Chart {
     if (this.title.textContent !== text) this.title.textContent = text;
   }
 
-  draw(span: Span, overlay: Overlay | null): void {
-    const width = this.holder.clientWidth;
+  /** How much room there is now; a question that lets the browser lay out the page. */
+  measure(): void {
+    this.width = this.holder.clientWidth;
+  }
+
+  draw(span: Span, overlay: Overlay | null, ink: string): void {
+    const { width } = this;
     if (!width) return; // not in the page, or hidden
+    this.ink = ink;
     if (!this.plot || this.overlaid !== (overlay !== null)) {
       this.plot?.destroy();
       this.overlaid = overlay !== null;
@@ -79,7 +92,7 @@ export class Chart {
 
   private make(width: number): uPlot {
     const size = (_: uPlot, values: number[]) => values.map(bytes);
-    const axis = { stroke: () => this.ink(), grid: { stroke: "rgba(128, 128, 128, 0.25)", width: 1 }, ticks: { show: false } };
+    const axis = { stroke: () => this.ink, grid: { stroke: "rgba(128, 128, 128, 0.25)", width: 1 }, ticks: { show: false } };
     const told = (_: uPlot, value: number | null) => (value === null || value === undefined ? "–" : bytes(value));
     const series: uPlot.Series[] = this.overlaid
       ? [
@@ -91,7 +104,7 @@ export class Chart {
           { label: "time", value: (_, value) => (value === null ? "–" : clock(value)) },
           { label: "active", ...area("active", this.rank), value: told },
           { label: "with cache", ...area("cache", this.rank), value: told },
-          { label: "footprint", stroke: () => this.ink(), width: 1, points: { show: false }, value: told },
+          { label: "footprint", stroke: () => this.ink, width: 1, points: { show: false }, value: told },
         ];
     return new uPlot(
       {
@@ -137,7 +150,24 @@ export class Chart {
         ctx.fillStyle = isCell ? `rgba(128, 128, 128, ${place % 2 ? 0.2 : 0.12})` : `${MARK}30`;
         ctx.fillRect(left, box.top, Math.max(right - left, devicePixelRatio), box.height);
       });
+      this.stepBands(plot, ctx, box);
     });
+  }
+
+  /** At the foot, each second one darker; one for all where they are too narrow to be seen. */
+  private stepBands(plot: uPlot, ctx: CanvasRenderingContext2D, box: uPlot.BBox): void {
+    const height = STEPS_HEIGHT * devicePixelRatio;
+    const band = (begin: number, end: number, share: string) => {
+      const [left, right] = [begin, end].map((time) => plot.valToPos(time, "x", true));
+      ctx.fillStyle = STEPS + share;
+      ctx.fillRect(left, box.top + box.height - height, right - left, height);
+    };
+    this.steps = this.ring.steps(this.shown.from, this.shown.to);
+    const [first, last] = [this.steps[0], this.steps.at(-1)];
+    if (!first || !last) return;
+    if (this.steps.length < box.width / devicePixelRatio / LEAST_BAND)
+      for (const each of this.steps) band(each.from, each.to, each.step % 2 ? "80" : "38");
+    else band(first.from, last.to, "5c");
   }
 
   /** Their names, and numbers of steps, before the curves. */
@@ -147,18 +177,18 @@ export class Chart {
       ctx.font = `${10 * ratio}px sans-serif`;
       ctx.textBaseline = "top";
       const ends: Record<string, number> = {}; // where the last text of a row ends
-      const write = (row: "cell" | "mark" | "step", text: string, left: number, room: number) => {
+      const write = (row: keyof typeof ROWS, text: string, left: number, room: number) => {
+        if (left < (ends[row] ?? Number.NEGATIVE_INFINITY)) return;
         const width = ctx.measureText(text).width;
-        if (left < (ends[row] ?? Number.NEGATIVE_INFINITY) || room < 0.6 * width) return;
-        ctx.fillStyle = row === "mark" ? MARK : this.ink();
-        ctx.fillText(text, left + 3 * ratio, box.top + { cell: 1, mark: 12, step: 23 }[row] * ratio);
+        if (room < 0.6 * width) return;
+        ctx.fillStyle = row === "mark" ? MARK : this.ink;
+        const top = row === "step" ? box.top + box.height - (STEPS_HEIGHT - 1) * ratio : box.top + ROWS[row] * ratio;
+        ctx.fillText(text, left + 3 * ratio, top);
         ends[row] = left + width + 10 * ratio;
       };
       for (const { mark, left, right } of this.spans(plot))
         write(mark.kind, mark.name, left, mark.kind === "cell" ? right - left : Number.POSITIVE_INFINITY);
-      const { from, to } = this.shown;
-      for (const [time, step] of this.ring.steps(from, to, box.width / ratio))
-        write("step", `step ${step}`, plot.valToPos(time, "x", true), Number.POSITIVE_INFINITY);
+      for (const { step, from } of this.steps) write("step", `step ${step}`, plot.valToPos(from, "x", true), Number.POSITIVE_INFINITY);
     });
   }
 
@@ -183,10 +213,6 @@ export class Chart {
         left: Math.max(plot.valToPos(mark.begin, "x", true), plot.bbox.left),
         right: plot.valToPos(Math.min(mark.end ?? to, to), "x", true),
       }));
-  }
-
-  private ink(): string {
-    return getComputedStyle(this.element).color;
   }
 }
 

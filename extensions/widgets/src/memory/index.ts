@@ -47,7 +47,7 @@ export default {
     model.on("msg:custom", take);
     const sizes = new ResizeObserver(() => {
       bars.show();
-      timeline.draw(true);
+      timeline.resized();
     });
     sizes.observe(el);
     model.send({ kind: "ready" });

@@ -7,11 +7,19 @@ const MOST = 36_000;
 /** Cumulative heights of the stack, as uPlot takes them. */
 export type Columns = [number[], number[], number[], number[]];
 
+/** A step of training, and from when to when it went. */
+export interface Step {
+  step: number;
+  from: number;
+  to: number;
+}
+
 export class Ring {
   private rows = new Float64Array(0);
   private begin = 0; // row of the oldest
   count = 0;
   next = 0; // number of the first sample that is not here
+  private hasSteps = false;
 
   put(first: number, rows: Float64Array): void {
     const skip = Math.max(this.next - first, 0);
@@ -21,6 +29,7 @@ export class Ring {
     for (let row = skip; row < added; row++) {
       const place = (this.begin + this.count) % MOST;
       this.rows.set(rows.subarray(row * FIELDS, (row + 1) * FIELDS), place * FIELDS);
+      this.hasSteps ||= !Number.isNaN(rows[row * FIELDS + STEP]);
       if (this.count < MOST) this.count++;
       else this.begin = (this.begin + 1) % MOST;
     }
@@ -74,13 +83,19 @@ export class Ring {
     return found;
   }
 
-  /** Steps of training by time, where they begin: [time, step]. */
-  steps(from: number, to: number, pixels: number): [number, number][] {
-    const found: [number, number][] = [];
-    const every = Math.max(Math.floor((this.find(to) - this.find(from)) / Math.max(pixels / 70, 1)), 1);
-    for (let index = this.find(from); index < Math.min(this.find(to), this.count); index += every) {
+  /** Steps of training in sight, one after another. */
+  steps(from: number, to: number): Step[] {
+    const found: Step[] = [];
+    if (!this.hasSteps) return found;
+    const end = Math.min(this.find(to) + 1, this.count);
+    let before = Number.NaN;
+    for (let index = this.find(from); index < end; index++) {
       const step = this.at(index, STEP);
-      if (!Number.isNaN(step) && step !== found.at(-1)?.[1]) found.push([this.at(index, TIME), step]);
+      if (step === before) continue;
+      const time = this.at(index, TIME);
+      if (!Number.isNaN(before)) found.at(-1)!.to = time;
+      if (!Number.isNaN(step)) found.push({ step, from: time, to });
+      before = step;
     }
     return found;
   }

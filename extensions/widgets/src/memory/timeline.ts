@@ -39,6 +39,9 @@ export class Timeline {
   private seconds = 60;
   private selection: Span | null = null;
   private stale = true;
+  private other = true; // than samples
+  private drawn: Span = { from: 0, to: 0 };
+  private drawnLast = Number.NaN; // sample that all charts had then
   private offered = ""; // to be laid over one another
 
   constructor(private readonly model: Model) {
@@ -69,19 +72,31 @@ export class Timeline {
     } else {
       this.chart(message.rank).marks = message.marks;
       this.offer();
+      this.other = true;
     }
     this.stale = true;
   }
 
   /** Something beside samples is another. */
   changed(): void {
-    this.stale = true;
+    this.stale = this.other = true;
+  }
+
+  /** There may be more or less room. */
+  resized(): void {
+    for (const chart of this.charts.values()) chart.measure();
+    this.draw(true);
   }
 
   /** Draw what is new; called before the browser paints. */
   draw(force = false): void {
     if (!force && !this.stale) return;
-    this.stale = false;
+    const span = this.window();
+    if (!force && !this.other && this.isAsDrawn(span)) return;
+    this.stale = this.other = false;
+    this.drawn = span;
+    this.drawnLast = Math.min(...[...this.charts.values()].map((chart) => chart.ring.last));
+    const ink = getComputedStyle(this.element).color;
     const ranks = this.model.get("ranks");
     for (const { rank, host, said } of ranks) {
       this.chart(rank).say(`rank ${rank} · ${host}${said ? ` · ${said}` : ""}`);
@@ -93,9 +108,17 @@ export class Timeline {
         chart.element.remove();
         this.charts.delete(rank);
       }
-    const span = this.window();
-    for (const [rank, chart] of this.charts) chart.draw(span, this.overlay(rank));
+    for (const [rank, chart] of this.charts) chart.draw(span, this.overlay(rank), ink);
     this.tell();
+  }
+
+  /** Whether what is new would change nothing in sight, or move it by less than a pixel (and no
+   * longer than a second). */
+  private isAsDrawn(span: Span): boolean {
+    if (this.span) return span === this.drawn && this.drawnLast >= span.to;
+    const moved = span.to - this.drawn.to;
+    const pixel = (span.to - span.from) / Math.max(this.holder.clientWidth, 1);
+    return moved >= 0 && moved < Math.min(pixel, 1);
   }
 
   dispose(): void {
@@ -109,6 +132,7 @@ export class Timeline {
       chart = made;
       this.charts.set(rank, made);
       this.holder.append(made.element);
+      made.measure();
     }
     return chart;
   }
