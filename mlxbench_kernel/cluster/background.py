@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Protocol
 
+from mlxbench_kernel.cluster.turns import Show
+
 
 class Occupant(Protocol):
     """Uses the ranks whenever nobody else does."""
@@ -17,6 +19,11 @@ class Occupant(Protocol):
         """Whether this is the thread in which it uses them."""
 
 
+def _alone(show: Show) -> AbstractContextManager[None]:
+    """In place of a stepper's `between`, where there is none."""
+    return nullcontext()
+
+
 class Background:
     """Those in the background, at most one of a kind; the first gives way to the others.
 
@@ -26,16 +33,16 @@ class Background:
         Answers requests of other programs. It uses the ranks only while nobody is in `between`,
         so a run of the stepper has it wait too.
     stepper : function
-        Has a run of the stepper wait.
+        Has a run of the stepper wait; told what to show meanwhile.
     """
 
     def __init__(self) -> None:
         self.server: Occupant | None = None
-        self.stepper: Callable[[], AbstractContextManager[None]] = nullcontext
+        self.stepper: Callable[[Show], AbstractContextManager[None]] = _alone
 
     @contextmanager
-    def between(self) -> Iterator[None]:
-        """Have them wait while the block uses the ranks."""
+    def between(self, show: Show) -> Iterator[None]:
+        """Have them wait while the block uses the ranks; `show` as for `Turns.taken`."""
         server, stepper = self.server, self.stepper
         with ExitStack() as waiting:
             if server is not None:
@@ -43,5 +50,5 @@ class Background:
                     yield
                     return
                 waiting.enter_context(server.between())
-            waiting.enter_context(stepper())
+            waiting.enter_context(stepper(show))
             yield

@@ -25,7 +25,7 @@ from mlxbench_kernel.cluster.setup_cells import SetupCells
 from mlxbench_kernel.cluster.sink import CellOutputSink
 from mlxbench_kernel.cluster.state import ClusterInfo, Options
 from mlxbench_kernel.cluster.transfer import Transfer
-from mlxbench_kernel.cluster.turns import Turns
+from mlxbench_kernel.cluster.turns import Show, Turns, ignore
 from mlxbench_kernel.cluster.watch import GroupWatch
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.interrupts import held
@@ -158,9 +158,15 @@ class Cluster(Looking):
     def __repr__(self) -> str:
         return f"<Cluster {self.id}: {self.size} ranks, {self.info.backend}>"
 
-    def between(self) -> AbstractContextManager[None]:
-        """Around what uses the ranks: has what runs on them in the background wait meanwhile."""
-        return self.background.between()
+    def between(self, show: Show = ignore) -> AbstractContextManager[None]:
+        """Around what uses the ranks: has what runs on them in the background wait meanwhile.
+
+        Parameters
+        ----------
+        show
+            Is told who is waited for, see `Turns.taken`.
+        """
+        return self.background.between(show)
 
     # -- cells ---------------------------------------------------------------
 
@@ -215,8 +221,8 @@ class Cluster(Looking):
         if len(chosen) < self.size:
             check_alone(code, chosen, shift)
         self._require(chosen)
-        refresh = (lambda text: None) if output is None else output.refresh
-        with self.between(), self.turns.taken(refresh):
+        refresh = ignore if output is None else output.refresh
+        with self.between(refresh), self.turns.taken(refresh):
             everywhere = len(chosen) == self.size
             self.faults.wait(tell, refresh)
             watch = GroupWatch(self.client, chosen, self.size, self.info.renewable)

@@ -10,6 +10,11 @@ from mlxbench_kernel.errors import GivenUp
 from mlxbench_kernel.interrupts import held
 
 WAIT_SECONDS = 0.1
+Show = Callable[[str], None]
+
+
+def ignore(text: str) -> None:
+    """A `Show` for those who wait in silence."""
 
 
 class Turns:
@@ -23,7 +28,7 @@ class Turns:
         self._in_background = False
 
     @contextmanager
-    def taken(self, show: Callable[[str], None]) -> Iterator[None]:
+    def taken(self, show: Show) -> Iterator[None]:
         """Use the ranks in the block; a thread that uses them already goes on.
 
         Parameters

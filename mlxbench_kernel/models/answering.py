@@ -45,6 +45,9 @@ OPTIONS: dict[str, Any] = {
     # Of mlx-lm "*": then any page that a browser on this machine shows can ask the model.
     "allowed_origins": [],
 }
+_KINDS = {
+    int: "a whole number, 0 or more", float: "a number, 0 or more", dict: "a dict", list: "a list",
+}  # fmt: skip
 # Seconds from one look for new requests, or for a cell that wants the ranks, to the next.
 BUDGET = 0.1
 
@@ -57,11 +60,13 @@ def arguments(part: Part, options: dict[str, Any]) -> argparse.Namespace:
     Raises
     ------
     UsageError
-        It has no such option.
+        It has no such option, or not with that value.
     """
     unknown = sorted(options.keys() - OPTIONS.keys())
     if unknown:
         raise UsageError(f"serve has no option {unknown[0]!r}: it takes {', '.join(OPTIONS)}")
+    for name, value in options.items():
+        _check(name, value)
     return argparse.Namespace(
         **{**OPTIONS, **options},
         model=str(part.folder),
@@ -72,6 +77,16 @@ def arguments(part: Part, options: dict[str, Any]) -> argparse.Namespace:
         use_default_chat_template=False,
         pipeline=part.shard == "pipeline",
     )
+
+
+def _check(name: str, value: Any) -> None:
+    default = OPTIONS[name]
+    kind = int if default is None else type(default)
+    fits = isinstance(value, (int, float) if kind is float else kind)
+    if kind in (int, float):
+        fits = fits and not isinstance(value, bool) and value >= 0
+    if not fits and not (value is None and default is None):
+        raise UsageError(f"{name}={value!r}: type {_KINDS[kind]}, as {name}={default!r}")
 
 
 class Provider(ModelProvider):

@@ -17,12 +17,27 @@ from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.models.answering import Answering
 
 LOOPBACK = "127.0.0.1"
+NAMES = (LOOPBACK, "localhost", "[::1]")  # that a request may call this machine
 LAST_SECONDS = 0.5  # for answers that are on their way, when the server stops
 POLL_SECONDS = 0.05
 
 
 class Handler(APIHandler):
     """mlx-lm's, which lists the one model that is there, and writes no log."""
+
+    def parse_request(self) -> bool:
+        """mlx-lm's; refuses a request for another host's name.
+
+        A page in a browser on this machine can have its own name lead to the loopback, and then
+        what ``allowed_origins`` says does not keep it out.
+        """
+        if not super().parse_request():
+            return False
+        name = self.headers.get("Host", LOOPBACK)
+        if name.rpartition(":")[0] not in NAMES and name not in NAMES:
+            self.send_error(403, f"this server is {LOOPBACK}, not {name}")
+            return False
+        return True
 
     def handle_models_request(self) -> None:
         """mlx-lm lists what is in the cache of the hub, of which nothing can be asked here."""

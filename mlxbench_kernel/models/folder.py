@@ -10,6 +10,8 @@ from typing import Any
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.memory.fit.headers import INDEX, read_config, read_headers
 
+# What mlx-lm saves of an adapter.
+ADAPTER = ("adapter_config.json", "adapters.safetensors")
 # One of them holds the vocabulary (transformers 5.24; tiktoken's own).
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tiktoken.model", "vocab.json")
 # What else decides which tokens a prompt has, and which of them end a text: ranks that differ in
@@ -97,4 +99,14 @@ def digests(folder: Path) -> dict[str, str]:
             size = int.from_bytes(opened.read(8), "little")
             header = hashlib.sha256(opened.read(size)).hexdigest()
         found[file.name] = f"{header} {file.stat().st_size}"
+    return found
+
+
+def digests_of_adapter(folder: Path) -> dict[str, str]:
+    """Likewise of an adapter's folder, by path: SHA-256 of all of its files that are read."""
+    found = {}
+    for file in (folder / name for name in ADAPTER):
+        if file.is_file():
+            with file.open("rb") as opened:
+                found[str(file)] = hashlib.file_digest(opened, "sha256").hexdigest()
     return found

@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.models import ways
-from mlxbench_kernel.models.folder import check, find
+from mlxbench_kernel.models.folder import ADAPTER, check, find
 from mlxbench_kernel.models.part import Part
 from mlxbench_kernel.models.shares import Shares
 
@@ -179,7 +179,7 @@ def _tokenizer(folder: Path, config: dict[str, Any], trust_remote_code: bool) ->
 
 
 def _check_adapter(folder: Path, shard: str, size: int) -> None:
-    for name in ("adapter_config.json", "adapters.safetensors"):
+    for name in ADAPTER:
         if not (folder / name).is_file():
             raise UsageError(
                 f"there is no {name} in {folder}: give a folder that lm.finetune or mlx_lm.lora "

@@ -73,7 +73,7 @@ def ask_ranks(
     code = f"{OWN_CELL}\n{call}(*{(of.__module__, of.__name__, name, *_written(arguments))!r})"
     stop = _StopWithTheFirst(cluster, ranks, show, heard)
     # Until the results are here: another thread's would take their place.
-    with cluster.between(), cluster.turns.taken(show):
+    with cluster.between(show), cluster.turns.taken(show):
         errors = cluster.execute(code, ranks=ranks, timeout=timeout, output=stop, tell=tell).errors
         _raise_first(errors, ranks)
         return taken(cluster, ranks, of) if result else {}

@@ -128,15 +128,16 @@ class ModelOnRanks:
             "adapter": adapter, "draft": draft, "revision": revision,
             "trust_remote_code": trust_remote_code,
         }  # fmt: skip
+        beside = [None if each is None else _told(each) for each in (adapter, draft)]
         progress(0.0, "looking at the files")
-        folders = made._find(revision)
+        folders = made._find(revision, *beside)
         progress(0.02, "planning")
         made._make_plan(folders, shard, context, anyway, planned)
         options = {
             "trust_remote_code": trust_remote_code,
             "split": made.plan.split if made.plan else None,
-            "adapter": None if adapter is None else _told(adapter),
-            "draft": None if draft is None else _told(draft),
+            "adapter": beside[0],
+            "draft": beside[1],
         }
         done: dict[int, float] = {}
 
@@ -294,12 +295,13 @@ class ModelOnRanks:
 
     # -- loading -------------------------------------------------------------------
 
-    def _find(self, revision: str | None) -> dict[int, str]:
-        """Where the files are, by rank; the same everywhere."""
+    def _find(self, revision: str | None, adapter: str | None, draft: str | None) -> dict[int, str]:
+        """Where the files are, by rank; the same everywhere, as are those of what goes with it."""
         ranks = self.ranks
         found = ask_ranks(
-            self.cluster, ranks, self.tell, None, "find", self.path, revision, of=on_model
-        )
+            self.cluster, ranks, self.tell, None, "find", self.path, revision, adapter, draft,
+            of=on_model,
+        )  # fmt: skip
         self.architecture = found[0]["architecture"]
         hosts = {each.rank: each.host for each in self.cluster.info.ranks}
         for rank in ranks[1:]:
@@ -308,9 +310,10 @@ class ModelOnRanks:
                 name for name in ours.keys() | its.keys() if ours.get(name) != its.get(name)
             )
             if other:
+                whole = Path(found[0]["folder"], other[0]).parent  # of one beside, its own folder
                 raise UsageError(
                     f"{other[0]} differs between {hosts[0]} (rank 0) and {hosts[rank]} (rank "
-                    f"{rank}): copy {found[0]['folder']} of {hosts[0]} there"
+                    f"{rank}): copy {whole} of {hosts[0]} there"
                 )
         return {rank: each["folder"] for rank, each in found.items()}
 
@@ -324,7 +327,8 @@ class ModelOnRanks:
     ) -> None:
         held = self.ask("held")
         hosts = with_room(self.cluster.free_memory(), [held[rank] for rank in self.ranks])
-        options = {} if context is None else {"context": context}
+        options: dict[str, Any] = {} if context is None else {"context": context}
+        options["trust_remote_code"] = self.options["trust_remote_code"]
         link = self._measure_link(folders) if shard == "auto" and self.size > 1 else None
         told = ask_ranks(
             self.cluster, [0], self.tell, None, "plan", folders[0], hosts, shard, link, options,

@@ -44,13 +44,21 @@ def _each(call: str, arguments: dict[int, tuple[Any, ...]]) -> Any:
     return CALLS[call](*arguments[mx.distributed.init().rank()])
 
 
-def _find(path: str, revision: str | None) -> dict[str, Any]:
-    """Where the model is here, and what its files are."""
+def _find(
+    path: str, revision: str | None, adapter: str | None, draft: str | None
+) -> dict[str, Any]:
+    """Where the model is here, and what its files are, and those of what goes with it."""
     found = folder.find(path, revision)
     config = folder.check(found)
+    digests = folder.digests(found)
+    if adapter is not None:
+        digests |= folder.digests_of_adapter(Path(adapter))
+    if draft is not None:
+        of_draft = folder.digests(folder.find(draft))
+        digests |= {str(Path(draft) / name): digest for name, digest in of_draft.items()}
     return {
         "folder": str(found),
-        "digests": folder.digests(found),
+        "digests": digests,
         "architecture": str(config.get("model_type")),
     }
 
@@ -74,7 +82,7 @@ def _plan(
     """Whether it fits, and how."""
     try:
         if shard != "auto":
-            source = read_source(path)
+            source = read_source(path, bool(options.get("trust_remote_code")))
             size = mx.distributed.init().size()
             if source.model is not None:
                 ways.check(source.model, source.architecture, shard, size)

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from mlxbench_kernel.cluster import Cluster
+from mlxbench_kernel.cluster.turns import Show, Turns, ignore
 from mlxbench_kernel.errors import BenchError, ClusterError, GivenUp, UsageError
 from mlxbench_kernel.interrupts import held
 from mlxbench_kernel.remote.asking import ask_ranks
@@ -60,7 +61,7 @@ class Stepping(Commands):
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._mirror = Mirror(cluster)
-        self._lock = threading.RLock()  # one command at a time
+        self._turns = Turns()  # one command at a time
         self._thread: threading.Thread | None = None
         # Not Thread.join: where that is interrupted, Python 3.11 takes the thread for ended.
         self._ended = threading.Event()
@@ -176,7 +177,7 @@ class Stepping(Commands):
         waiting
             Is called meanwhile, some times a second.
         """
-        with self._lock:
+        with self._turns.taken(ignore):
             self._wanted = None
             self._hold(waiting)
 
@@ -220,7 +221,7 @@ class Stepping(Commands):
         gone = set(range(self._cluster.size)) - set(self._cluster.living())
         if gone:  # else `heal` would take it for a run that was broken off
             raise ClusterError(self._cluster.why_gone(min(gone)))
-        with self._lock:
+        with self._turns.taken(ignore):
             self._hold()
             self._error, self._broken = "", False
             self._wanted = last, until
@@ -292,8 +293,13 @@ class Stepping(Commands):
         self._cluster.client.call("stepper_stop", self._cluster.living(), ANSWER_SECONDS)
 
     @contextmanager
-    def between(self) -> Iterator[None]:
+    def between(self, show: Show = ignore) -> Iterator[None]:
         """Have a run wait while the block uses the ranks, all of them after the same step.
+
+        Parameters
+        ----------
+        show
+            Is told who is waited for, see `Turns.taken`.
 
         Raises
         ------
@@ -303,7 +309,7 @@ class Stepping(Commands):
         if threading.current_thread() is self._thread:
             yield
             return
-        with self._lock:
+        with self._turns.taken(show):
             if self._within:  # what is inside goes on when what is around it has ended
                 yield
                 return

@@ -12,6 +12,8 @@ from painted import pale_texts
 from playwright.sync_api import Browser, Locator, Page, expect
 from pressing import wait
 
+from mlxbench_kernel.widgets.graph_view import STATIC
+
 TESTS = Path(__file__).parents[1]
 MEMORY = f"""
 import sys
@@ -123,6 +125,59 @@ def test_a_span_is_compared_zoomed_and_left(lab: Lab, page: Page) -> None:
     assert area.screenshot() == shown, "it goes on though it was paused"
     area.dblclick()
     expect(view.get_by_role("button", name="stand still, or follow")).to_have_text("Pause")
+
+
+STEPS = """
+async ([code, length]) => {
+  const url = URL.createObjectURL(new Blob([code], { type: "text/javascript" }));
+  const widget = (await import(url)).default;
+  const handlers = {};
+  const state = { bars: [], ranks: [{ rank: 0, host: "studio", said: "" }] };
+  const model = {
+    get: (name) => state[name], send: () => {}, off: () => {},
+    on: (event, handler) => (handlers[event] ??= []).push(handler),
+  };
+  const el = document.createElement("div");
+  document.body.append(el);
+  widget.render({ model, el });
+  const rows = 600, data = new Float64Array(rows * 6), now = Date.now() / 1000;
+  for (let row = 0; row < rows; row++)
+    data.set([now + row / 10 - 60, 1e9, 1e8, 2e9, 1.2e9,
+              row < 100 ? NaN : Math.floor(row / length)], row * 6);
+  const parts = [{ rank: 0, first: 0 }];
+  for (const each of handlers["msg:custom"])
+    each({ kind: "samples", parts }, [new DataView(data.buffer)]);
+  await new Promise((done) => setTimeout(done, 200));
+  const canvas = el.querySelector("canvas");
+  const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+  let best = [];
+  for (let y = 0; y < canvas.height; y++) {
+    const runs = [];
+    for (let x = 0; x < canvas.width; x++) {
+      const [r, g, b] = pixels.subarray(4 * (y * canvas.width + x));
+      const colour = `${r},${g},${b}`;
+      if (!["31,111,125", "43,135,150"].includes(colour)) continue;
+      if (runs.at(-1)?.[0] === colour) runs.at(-1)[1]++;
+      else runs.push([colour, 1]);
+    }
+    const wide = runs.filter(([, count]) => count > 3);
+    if (wide.length > best.length) best = wide;
+  }
+  return best;
+}
+"""
+
+
+def test_steps_of_training_are_bands_at_the_foot(page: Page) -> None:
+    page.set_content("<!doctype html><body></body>")
+    code = (STATIC / "memory.js").read_text()
+    bands = page.evaluate(STEPS, [code, 50])  # of five seconds each, after ten without
+    assert len(bands) == 10
+    assert len({colour for colour, _ in bands[::2]}) == 1 != len({colour for colour, _ in bands})
+    widths = [count for _, count in bands]
+    assert max(widths) - min(widths) <= 4
+    page.set_content("<!doctype html><body></body>")
+    assert len(page.evaluate(STEPS, [code, 1])) == 1, "too many to be told from one another"
 
 
 TWINS = """

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from running import Recorded
+from running import Recorded, run
 
 from mlxbench_kernel.cluster import Cluster
 from mlxbench_kernel.errors import CellTimeout, ClusterError, GivenUp
@@ -18,6 +18,7 @@ from mlxbench_kernel.models import generate, load
 from mlxbench_kernel.models.small import make_small_model
 from mlxbench_kernel.remote.conversation import Conversation
 from mlxbench_kernel.remote.language_model import Generated, ModelOnRanks
+from mlxbench_kernel.remote.stepping import Stepping
 
 LONG = 3500  # tokens of an answer that is never waited for
 
@@ -126,6 +127,26 @@ def test_a_cell_waits_for_the_answer(
     assert found[0].text == generate(load(folder), chat.messages[:1], 400)
 
 
+@pytest.fixture(params=["alone", "beside a stepper"])
+def stepper(
+    request: pytest.FixtureRequest, ranks: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    if request.param == "alone":
+        yield
+        return
+    monkeypatch.setattr(ranks.background, "stepper", ranks.background.stepper)
+    code = """
+from mlxbench_kernel import Stepper
+net = mlx.nn.Linear(2, 2)
+stepper = Stepper(net, mlx.optimizers.SGD(0.1), lambda net, x: net(x).sum(), [mx.ones((1, 2))])
+"""
+    run(ranks, f"import mlx.nn, mlx.optimizers, mlx.core as mx\n{code}")
+    stepping = Stepping(ranks)
+    yield
+    stepping.close()
+
+
+@pytest.mark.usefixtures("stepper")
 def test_an_answer_waits_for_a_cell_and_can_be_given_up(
     ranks: Cluster, lm: ModelOnRanks, tmp_path: Path
 ) -> None:

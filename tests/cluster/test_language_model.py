@@ -185,11 +185,18 @@ def test_hosts_with_other_files_are_found_out(
     )
     try:
         made = ModelOnRanks(ranks, "lm", "model")
-        assert made._find(None).keys() == {0, 1}
+        assert made._find(None, None, None).keys() == {0, 1}
+        adapter = tmp_path / "home-1" / "adapter"
+        adapter.mkdir()
+        (adapter / "adapters.safetensors").write_bytes(b"of rank 1 alone")
+        with pytest.raises(UsageError, match=r"adapters.safetensors differs .*: copy adapter of"):
+            made._find(None, "adapter", None)
         config = tmp_path / "home-1" / "model" / "config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | {"rope_theta": 5.0}))
         with pytest.raises(UsageError, match=r"config.json differs between .* \(rank 0\) and"):
-            made._find(None)
+            made._find(None, None, None)
+        with pytest.raises(UsageError, match=r"config.json differs between .* \(rank 0\) and"):
+            ModelOnRanks(ranks, "lm", str(folders["llama"]))._find(None, None, "model")
     finally:
         ranks.execute("os.chdir(before)")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
 import socket
@@ -188,6 +189,10 @@ def test_bad_input(lm: ModelOnRanks) -> None:
             Server(lm, port, {})
     with pytest.raises(UsageError, match="no option 'temperature': it takes temp"):
         Server(lm, 0, {"temperature": 1})
+    with pytest.raises(UsageError, match=r"temp=.hot.: type a number, 0 or more, as temp=0\.0"):
+        Server(lm, 0, {"temp": "hot"})
+    with pytest.raises(UsageError, match="max_tokens=-1: type a whole number"):
+        Server(lm, 0, {"max_tokens": -1})
     with pytest.raises(UsageError, match="port='http'"):
         Server(lm, "http", {})  # type: ignore[arg-type]
     server = Server(lm, port, {})  # nothing was left of those
@@ -259,6 +264,20 @@ def test_an_interrupt_stops_it(lm: ModelOnRanks) -> None:
     until(lambda: not server.running)
     assert "interrupted" in server.error and not is_listening(server.port)
     assert lm.generate_on_ranks(PROMPT, 4).text
+
+
+def test_a_page_under_its_own_name_is_kept_out(server: Server) -> None:
+    """As a browser asks whose page has its name lead to the loopback."""
+
+    def status(host: str) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        connection.request("GET", "/v1/models", headers={"Host": host})
+        found = connection.getresponse().status
+        connection.close()
+        return found
+
+    assert status(f"page.example:{server.port}") == status("page.example") == 403
+    assert status(f"localhost:{server.port}") == status("127.0.0.1") == status("[::1]:1") == 200
 
 
 def test_a_rank_that_is_killed(folder: Path) -> None:

@@ -120,6 +120,16 @@ def test_auto_takes_what_fits(folders: dict[str, Path]) -> None:
     assert FitPlan(folders["qwen2"], ["1GB"]).shard == "data"
 
 
+def test_code_that_comes_with_a_model_runs_where_it_is_trusted(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "own", "llama", num_hidden_layers=2)
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_file": "own.py"}))
+    (folder / "own.py").write_text("from mlx_lm.models.llama import Model, ModelArgs\n")
+    assert "trust_remote_code=True" in str(FitPlan(folder, ["1GB"], 64))
+    plan = FitPlan(folder, ["1GB"], 64, trust_remote_code=True)
+    assert plan.certain and plan.rows[0].cache
+
+
 SLOW = 50e-3  # seconds of a collective
 
 

@@ -112,6 +112,8 @@ class FitPlan:
         Of training: earlier states that are kept beside the present one. Two are what protected
         state takes at most (`rank.protection`); the stepper keeps more where there is room. 0 for
         a loop without.
+    trust_remote_code
+        Whether Python code that comes with the model may run, as for mlx-lm's ``load``.
 
     Attributes
     ----------
@@ -154,6 +156,7 @@ class FitPlan:
         link: Link | None = None,
         margin: float = 0.1,
         snapshots: int = 2,
+        trust_remote_code: bool = False,
     ) -> None:
         _one_of("mode", mode, MODES)
         _one_of("shard", shard, (*WAYS, "auto"))
@@ -166,7 +169,7 @@ class FitPlan:
         self.link = link
         self.hosts = read_hosts(hosts)
         self.ranks = sum(len(host.ranks) for host in self.hosts)
-        self.source = read_source(model_or_path)
+        self.source = read_source(model_or_path, trust_remote_code)
         self._sharing = Sharing(self.source, self.hosts, mode, self.margin, snapshots)
         self.against = ways(self.source.model, mode, self.ranks)
         if link is not None and not link.sends:

@@ -73,8 +73,10 @@ class Source:
             return None
 
 
-def read_source(model_or_path: Any) -> Source:
+def read_source(model_or_path: Any, trust_remote_code: bool = False) -> Source:
     """What a user gives for ``model_or_path``; nothing large is read or evaluated.
+
+    Code that comes with a model runs only where it is trusted.
 
     Raises
     ------
@@ -94,7 +96,7 @@ def read_source(model_or_path: Any) -> Source:
     folder = _folder(os.fspath(model_or_path))
     config = read_config(folder)
     headers = read_headers(folder)
-    built, missing = _built(folder, config)
+    built, missing = _built(folder, config, trust_remote_code)
     if built is None:
         stored = sum(tensor.nbytes for tensor in headers.values())
         return Source(folder.name, None, config, stored, missing)
@@ -122,7 +124,7 @@ def _folder(path: str) -> Path:
     )
 
 
-def _built(folder: Path, config: dict[str, Any]) -> tuple[Module | None, str]:
+def _built(folder: Path, config: dict[str, Any], trusted: bool) -> tuple[Module | None, str]:
     """The model as mlx-lm builds it, quantized as stored; or None and why not.
 
     ``mlx_lm.utils.load_model`` (0.32.2) with ``lazy=True`` reads the headers of the files and
@@ -136,7 +138,7 @@ def _built(folder: Path, config: dict[str, Any]) -> tuple[Module | None, str]:
 
     try:
         with kept():  # the random state, from which new layers draw
-            model, _ = load_model(folder, lazy=True, strict=True)
+            model, _ = load_model(folder, lazy=True, trust_remote_code=trusted)
             return copied(model), ""
     except Exception as error:
         line = str(error).strip().splitlines() or [type(error).__name__]

@@ -8,7 +8,8 @@ import { bytes, clock, colour } from "./units";
 
 const HEIGHT = 120;
 const MARK = "#8a6fd1";
-const STEPS = "#2a9fb0";
+const STEPS = ["#1f6f7d", "#2b8796"]; // by turns
+const ON_STEPS = "#ffffff";
 const STEPS_HEIGHT = 12; // of their bands, at the foot
 const LEAST_BAND = 3; // pixels
 const ROWS = { cell: 1, mark: 12, step: 0 }; // where names begin, from the top; those of steps are in their bands
@@ -33,7 +34,6 @@ export class Chart {
   private plot: uPlot | null = null;
   private overlaid = false;
   private shown: Span = { from: 0, to: 1 };
-  private steps: Step[] = [];
   private ink = "";
   private width = 0;
 
@@ -150,27 +150,27 @@ export class Chart {
         ctx.fillStyle = isCell ? `rgba(128, 128, 128, ${place % 2 ? 0.2 : 0.12})` : `${MARK}30`;
         ctx.fillRect(left, box.top, Math.max(right - left, devicePixelRatio), box.height);
       });
-      this.stepBands(plot, ctx, box);
     });
   }
 
-  /** At the foot, each second one darker; one for all where they are too narrow to be seen. */
-  private stepBands(plot: uPlot, ctx: CanvasRenderingContext2D, box: uPlot.BBox): void {
+  /** Steps at the foot, by turns darker; one band for all where they are too narrow to be seen. */
+  private stepBands(plot: uPlot, ctx: CanvasRenderingContext2D, box: uPlot.BBox): Step[] {
     const height = STEPS_HEIGHT * devicePixelRatio;
-    const band = (begin: number, end: number, share: string) => {
+    const band = (begin: number, end: number, turn: number) => {
       const [left, right] = [begin, end].map((time) => plot.valToPos(time, "x", true));
-      ctx.fillStyle = STEPS + share;
+      ctx.fillStyle = STEPS[turn];
       ctx.fillRect(left, box.top + box.height - height, right - left, height);
     };
-    this.steps = this.ring.steps(this.shown.from, this.shown.to);
-    const [first, last] = [this.steps[0], this.steps.at(-1)];
-    if (!first || !last) return;
-    if (this.steps.length < box.width / devicePixelRatio / LEAST_BAND)
-      for (const each of this.steps) band(each.from, each.to, each.step % 2 ? "80" : "38");
-    else band(first.from, last.to, "5c");
+    const steps = this.ring.steps(this.shown.from, this.shown.to);
+    const [first, last] = [steps[0], steps.at(-1)];
+    if (!first || !last) return [];
+    if (steps.length < box.width / devicePixelRatio / LEAST_BAND)
+      for (const each of steps) band(each.from, each.to, each.step % 2);
+    else band(first.from, last.to, 0);
+    return steps;
   }
 
-  /** Their names, and numbers of steps, before the curves. */
+  /** Their names, and steps, before the curves. */
   private names(plot: uPlot): void {
     this.inside(plot, (ctx, box) => {
       const ratio = devicePixelRatio;
@@ -180,15 +180,18 @@ export class Chart {
       const write = (row: keyof typeof ROWS, text: string, left: number, room: number) => {
         if (left < (ends[row] ?? Number.NEGATIVE_INFINITY)) return;
         const width = ctx.measureText(text).width;
-        if (room < 0.6 * width) return;
-        ctx.fillStyle = row === "mark" ? MARK : this.ink;
+        if (room < (row === "step" ? 1 : 0.6) * width) return; // white, and so within its band
+        ctx.fillStyle = { cell: this.ink, mark: MARK, step: ON_STEPS }[row];
         const top = row === "step" ? box.top + box.height - (STEPS_HEIGHT - 1) * ratio : box.top + ROWS[row] * ratio;
         ctx.fillText(text, left + 3 * ratio, top);
         ends[row] = left + width + 10 * ratio;
       };
       for (const { mark, left, right } of this.spans(plot))
         write(mark.kind, mark.name, left, mark.kind === "cell" ? right - left : Number.POSITIVE_INFINITY);
-      for (const { step, from } of this.steps) write("step", `step ${step}`, plot.valToPos(from, "x", true), Number.POSITIVE_INFINITY);
+      for (const { step, from, until } of this.stepBands(plot, ctx, box)) {
+        const left = Math.max(plot.valToPos(from, "x", true), box.left);
+        write("step", `step ${step}`, left, plot.valToPos(until, "x", true) - left);
+      }
     });
   }
 

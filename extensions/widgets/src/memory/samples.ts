@@ -7,11 +7,12 @@ const MOST = 36_000;
 /** Cumulative heights of the stack, as uPlot takes them. */
 export type Columns = [number[], number[], number[], number[]];
 
-/** A step of training, and from when to when it went. */
+/** A step of training, from when to when it went, and until when others followed at once. */
 export interface Step {
   step: number;
   from: number;
   to: number;
+  until: number;
 }
 
 export class Ring {
@@ -94,9 +95,11 @@ export class Ring {
       if (step === before) continue;
       const time = this.at(index, TIME);
       if (!Number.isNaN(before)) found.at(-1)!.to = time;
-      if (!Number.isNaN(step)) found.push({ step, from: time, to });
+      if (!Number.isNaN(step)) found.push({ step, from: time, to, until: to });
       before = step;
     }
+    for (let place = found.length - 2; place >= 0; place--)
+      found[place].until = found[place].to < found[place + 1].from ? found[place].to : found[place + 1].until;
     return found;
   }
 
