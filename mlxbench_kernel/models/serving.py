@@ -10,6 +10,7 @@ import mlx.core as mx
 from mlx.nn.layers.base import Module
 
 from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.interrupts import held
 from mlxbench_kernel.models.answering import Answering
 from mlxbench_kernel.models.door import Door
 from mlxbench_kernel.models.part import Part
@@ -95,7 +96,8 @@ class Served:
             if self._turns.error is not None:
                 raise self._turns.error
         except BaseException:
-            self.close()
+            with held():  # ranks are interrupted when another one is gone, which may be now
+                self.close()
             raise
         if self._turns.over:
             self.close()
@@ -116,7 +118,7 @@ class Served:
         return {"requests": self._answering.requests_so_far, "port": self.port}
 
     def close(self) -> None:
-        """Stop; clients that wait get an error."""
+        """Stop; clients that wait get an error. May be called again."""
         for name, answer in self._answers().items():
             if ANSWERS.get(name) == answer:
                 del ANSWERS[name]

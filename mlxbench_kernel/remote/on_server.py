@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.interrupts import held
 from mlxbench_kernel.remote.on_model import part_named
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def _turn() -> str:
     try:
         why = _served[0].turn()
     except BaseException:
-        _served.clear()
+        _close()  # again, where a second interrupt broke that off
         raise
     if why:
         _served.clear()
@@ -45,9 +46,10 @@ def _turn() -> str:
 
 def _close() -> None:
     """Stop it, if there is one."""
-    for served in _served:
-        served.close()
-    _served.clear()
+    with held():
+        for served in _served:
+            served.close()
+        _served.clear()
 
 
 CALLS: dict[str, Callable[..., Any]] = {"open": _open, "turn": _turn, "close": _close}

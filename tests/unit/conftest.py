@@ -16,6 +16,8 @@ from mlxbench_kernel.rank.protection import PROTECTION
 def counted():
     """What arrays take is what is asked for: nothing old is left, nor larger buffers of it."""
     require(native.load() is not None, f"no native module: {native.reason()}")
+    PROTECTION.trees.clear()
+    PROTECTION.kept.clear()
     gc.collect()
     mx.clear_cache()
 
