@@ -10,6 +10,7 @@ from mlxbench_kernel.errors import GivenUp
 from mlxbench_kernel.interrupts import held
 
 WAIT_SECONDS = 0.1
+WAITING = "waiting for"  # what is shown begins so
 Show = Callable[[str], None]
 
 
@@ -62,5 +63,5 @@ class Turns:
 
     def _who(self) -> str:
         if self._in_background:
-            return "waiting for what runs on the ranks in the background, as a chat's answer"
-        return "waiting for a cell that uses the ranks"
+            return f"{WAITING} what runs on the ranks in the background, as a chat's answer"
+        return f"{WAITING} a cell that uses the ranks"

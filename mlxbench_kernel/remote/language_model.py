@@ -310,10 +310,10 @@ class ModelOnRanks:
                 name for name in ours.keys() | its.keys() if ours.get(name) != its.get(name)
             )
             if other:
-                whole = Path(found[0]["folder"], other[0]).parent  # of one beside, its own folder
+                beside = os.path.dirname(other[0])  # the folder of what goes with the model
                 raise UsageError(
                     f"{other[0]} differs between {hosts[0]} (rank 0) and {hosts[rank]} (rank "
-                    f"{rank}): copy {whole} of {hosts[0]} there"
+                    f"{rank}): copy {beside or found[0]['folder']} of {hosts[0]} there"
                 )
         return {rank: each["folder"] for rank, each in found.items()}
 

@@ -8,11 +8,12 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from mlxbench_kernel.cluster import Cluster
+from mlxbench_kernel.cluster.turns import WAITING
 from mlxbench_kernel.errors import ClusterError, UsageError
 from mlxbench_kernel.memory import Grown, Holdings, grew
 from mlxbench_kernel.memory.in_shell import between_cells
 from mlxbench_kernel.memory.record import PERIOD
-from mlxbench_kernel.remote.asking import ask_ranks
+from mlxbench_kernel.remote.asking import Tell, ask_ranks
 from mlxbench_kernel.remote.growth_watch import GrowthWatch
 from mlxbench_kernel.remote.memory_asked import Asked, OfRanks, OfThisProcess
 from mlxbench_kernel.remote.memory_feed import Changed, MemoryFeed
@@ -95,10 +96,12 @@ class Memory:
         busy = self._ask("memory_busy", chosen)  # those that do not answer are left out
         found = self._told_holdings([rank for rank in busy if busy[rank]])
         if idle := [rank for rank in busy if not busy[rank]]:
-            if self._doing.locked():  # it would wait with what is being done, for others
+            try:
+                if self._doing.locked():  # it would wait with what is being done, for others
+                    raise _Occupied
+                found |= self._do(idle, "holdings", show=_wait_for_nobody)
+            except _Occupied:  # also by a cell that has begun since
                 found |= self._told_holdings(idle)
-            else:
-                found |= self._do(idle, "holdings")
         return {rank: Holdings(**told) for rank, told in sorted(found.items())}
 
     def _told_holdings(self, ranks: Sequence[int]) -> dict[int, Any]:
@@ -243,7 +246,9 @@ class Memory:
         """Ask ranks on the control channel."""
         return self.feed.asked.ask(call, dict.fromkeys(ranks, arguments), ANSWER_SECONDS)
 
-    def _do(self, ranks: Sequence[int], name: str, *arguments: Any) -> dict[int, Any]:
+    def _do(
+        self, ranks: Sequence[int], name: str, *arguments: Any, show: Tell | None = None
+    ) -> dict[int, Any]:
         """Have ranks do something where their cells run: after those that are under way."""
         try:
             if self.cluster is None:
@@ -251,7 +256,7 @@ class Memory:
             with self._doing:
                 return ask_ranks(
                     self.cluster, ranks, lambda text: None, None, name, *arguments,
-                    of=on_memory, show=lambda late: self._wait_for(ranks, late),
+                    of=on_memory, show=show or (lambda late: self._wait_for(ranks, late)),
                 )  # fmt: skip
         finally:
             self.waiting = ""
@@ -274,6 +279,15 @@ class Memory:
         while not self._closed.wait(LIMIT_SECONDS) and not self.feed.closed:
             with suppress(Exception):  # a cluster that goes down meanwhile
                 self.look_at_limits()
+
+
+class _Occupied(Exception):
+    """Something else uses the ranks."""
+
+
+def _wait_for_nobody(late: str) -> None:
+    if late.startswith(WAITING):
+        raise _Occupied
 
 
 def _answer(told: Mapping[int, T], rank: int) -> T:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,10 +142,33 @@ def test_what_holds_it_is_found_by_name_also_while_a_cell_runs(
     cell.start()
     assert began.wait(5)
     wait(lambda: memory.feed.ranks[0].last["cell"] == memory.feed.ranks[0].last["cell"])
-    asked = time.monotonic()
     busy = memory.look(0)
-    assert time.monotonic() - asked < 2.5
+    assert cell.is_alive()
     assert busy.bytes[busy.find("model.layers.0.weight")] == MB
+    cell.join()
+
+
+def test_what_holds_it_does_not_wait_for_a_cell_that_begins_meanwhile(
+    ranks: Cluster, memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was not there yet when the rank said that it is idle."""
+    enough = tmp_path / "enough"
+    code = f"import os, time\nwhile not os.path.exists({str(enough)!r}):\n    time.sleep(0.01)"
+    cell = threading.Thread(target=lambda: run(ranks, code), daemon=True)
+    asked = memory._ask
+
+    def ask(call: str, *rest: Any) -> Any:
+        told = asked(call, *rest)
+        if call == "memory_busy":
+            assert told == {0: False}
+            cell.start()
+            wait(lambda: asked("memory_busy", [0]) == {0: True})
+        return told
+
+    monkeypatch.setattr(memory, "_ask", ask)
+    found = memory.look(0)
+    assert cell.is_alive() and found.graphs is False
+    enough.touch()
     cell.join()
 
 
