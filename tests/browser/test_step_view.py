@@ -1,4 +1,4 @@
-"""The dashboard of a stepper in JupyterLab, while it plays at 20 steps a second."""
+"""The dashboard of a stepper in JupyterLab, while it plays."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from painted import pale_texts
 from playwright.sync_api import Locator, Page, expect
 
 TESTS = Path(__file__).parents[1]
-STEPPER = f"""
+STEPPER = """
 import sys
-sys.path.insert(0, {str(TESTS)!r})
+sys.path.insert(0, {tests!r})
 from fake_stepping import FakeStepping
 from mlxbench_kernel.widgets.stepping import StepperView
 
-fake = FakeStepping(size=4)
+fake = FakeStepping(size=4, rate={rate})
 fake.take(200)
 fake.branch("wide", at=120)
 fake.set(learning_rate=0.01)
@@ -47,8 +47,9 @@ FITS = """
 """
 
 
-def opened(lab: Lab, page: Page, name: str, *cells: str) -> Locator:
-    lab.write(f"{name}.ipynb", STEPPER, *cells)
+def opened(lab: Lab, page: Page, name: str, *cells: str, rate: int = 4) -> Locator:
+    """The dashboard; of so many steps a second, as 20 are all that a page here can draw."""
+    lab.write(f"{name}.ipynb", STEPPER.format(tests=str(TESTS), rate=rate), *cells)
     lab.notebook(page, f"{name}.ipynb")
     run_all(page)
     view = page.locator(".mlxbench-step")
@@ -70,7 +71,7 @@ def open_panel(view: Locator, title: str) -> None:
 
 
 def test_it_plays_and_is_driven(lab: Lab, page: Page) -> None:
-    view = opened(lab, page, "plays")
+    view = opened(lab, page, "plays", rate=20)
     plot = view.locator(".js-plotly-plot")
     assert plot.evaluate(DRAWN) == 10
     assert shades(plot) > 50
