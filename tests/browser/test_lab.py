@@ -23,8 +23,11 @@ def test_the_launcher_offers_the_kernel(lab: Lab, browser: Browser) -> None:
     page.close()
 
 
-def run_tutorial(lab: Lab, page: Page, name: str) -> Locator:
-    """Open a tutorial, run all its cells, and wait until its ranks have ended."""
+def run_tutorial(lab: Lab, page: Page, name: str, height: int) -> Locator:
+    """Open a tutorial, run all its cells, and wait until its ranks have ended.
+
+    Then the page is made as high as all of it: to paint that while cells run takes their time.
+    """
     shutil.copy(NOTEBOOKS / f"{name}.ipynb", lab.folder)
     lab.notebook(page, f"{name}.ipynb")
     run_all(page)
@@ -33,13 +36,14 @@ def run_tutorial(lab: Lab, page: Page, name: str) -> Locator:
         ended = outputs.get_by_text("ranks 0-1 ended")
         ended.wait_for(state="attached", timeout=RUN_SECONDS * 1000)
     finally:
+        page.set_viewport_size({"width": 1300, "height": height})
         picture(page, name)
     return outputs
 
 
 def test_the_quickstart_runs_from_top_to_bottom(lab: Lab, browser: Browser) -> None:
-    page = browser.new_page(viewport={"width": 1300, "height": 5200})
-    outputs = run_tutorial(lab, page, "00_quickstart")
+    page = browser.new_page(viewport={"width": 1300, "height": 1200})
+    outputs = run_tutorial(lab, page, "00_quickstart", 5200)
     text = outputs.inner_text()
     assert "[0-1] We are 2 ranks." in text
     assert "[0]   I am rank 0." in text and "[1]   I am rank 1." in text
@@ -51,8 +55,8 @@ def test_the_quickstart_runs_from_top_to_bottom(lab: Lab, browser: Browser) -> N
 
 
 def test_when_things_go_wrong_runs_from_top_to_bottom(lab: Lab, browser: Browser) -> None:
-    page = browser.new_page(viewport={"width": 1300, "height": 9000})
-    outputs = run_tutorial(lab, page, "01_when_things_go_wrong")
+    page = browser.new_page(viewport={"width": 1300, "height": 1200})
+    outputs = run_tutorial(lab, page, "01_when_things_go_wrong", 9000)
     text = outputs.inner_text()
     assert "ValueError: a bad file, for instance" in text
     assert "rank 0: all_sum  float32 [4]" in text and "rank 1: all_sum  float32 [8]" in text
@@ -64,8 +68,8 @@ def test_when_things_go_wrong_runs_from_top_to_bottom(lab: Lab, browser: Browser
 
 
 def test_lazy_graphs_runs_from_top_to_bottom(lab: Lab, browser: Browser) -> None:
-    page = browser.new_page(viewport={"width": 1300, "height": 12_000})
-    outputs = run_tutorial(lab, page, "02_lazy_graphs")
+    page = browser.new_page(viewport={"width": 1300, "height": 1200})
+    outputs = run_tutorial(lab, page, "02_lazy_graphs", 12_000)
     text = outputs.inner_text()
     assert "reads a value" in text and "was traced 4 times" in text
     assert "ranks 0, 1 agree" in text and "the ranks do not agree: collective 2 differs" in text
@@ -77,8 +81,8 @@ def test_lazy_graphs_runs_from_top_to_bottom(lab: Lab, browser: Browser) -> None
 
 
 def test_stepping_a_training_runs_from_top_to_bottom(lab: Lab, browser: Browser) -> None:
-    page = browser.new_page(viewport={"width": 1300, "height": 7000})
-    outputs = run_tutorial(lab, page, "03_stepping_training")
+    page = browser.new_page(viewport={"width": 1300, "height": 1200})
+    outputs = run_tutorial(lab, page, "03_stepping_training", 7000)
     text = outputs.inner_text()
     assert "the losses of both ranks are the same, bit by bit" in text
     assert "step 71: spike(loss, 2) or step == 110 holds" in text
@@ -91,8 +95,8 @@ def test_stepping_a_training_runs_from_top_to_bottom(lab: Lab, browser: Browser)
 
 
 def test_unified_memory_runs_from_top_to_bottom(lab: Lab, browser: Browser) -> None:
-    page = browser.new_page(viewport={"width": 1300, "height": 9000})
-    outputs = run_tutorial(lab, page, "04_unified_memory")
+    page = browser.new_page(viewport={"width": 1300, "height": 1200})
+    outputs = run_tutorial(lab, page, "04_unified_memory", 9000)
     text = outputs.inner_text()
     assert "were given back to the system" in text
     assert "not evaluated yet: total" in text
@@ -104,8 +108,8 @@ def test_unified_memory_runs_from_top_to_bottom(lab: Lab, browser: Browser) -> N
 
 
 def test_language_models_runs_from_top_to_bottom(lab: Lab, browser: Browser) -> None:
-    page = browser.new_page(viewport={"width": 1300, "height": 14_000})
-    outputs = run_tutorial(lab, page, "05_language_models")
+    page = browser.new_page(viewport={"width": 1300, "height": 1200})
+    outputs = run_tutorial(lab, page, "05_language_models", 14_000)
     text = outputs.inner_text()
     assert "tensor" in text and "as tensor" in text and "in collectives" in text
     assert "slithy toves" in text and "sword in hand" in text
