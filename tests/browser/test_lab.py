@@ -37,6 +37,7 @@ def run_tutorial(lab: Lab, page: Page, name: str, height: int) -> Locator:
         ended.wait_for(state="attached", timeout=RUN_SECONDS * 1000)
     finally:
         page.set_viewport_size({"width": 1300, "height": height})
+        page.locator(".jp-WindowedPanel-outer").first.evaluate("panel => panel.scrollTo(0, 0)")
         picture(page, name)
     return outputs
 

@@ -12,6 +12,8 @@ const STEPS = ["#1f6f7d", "#2b8796"]; // by turns
 const ON_STEPS = "#ffffff";
 const STEPS_HEIGHT = 12; // of their bands, at the foot
 const LEAST_BAND = 3; // pixels
+const LABEL = 70; // pixels from one to the next where not each has one
+const WIDTHS = new Map<string, number>(); // of texts that were written
 const ROWS = { cell: 1, mark: 12, step: 0 }; // where names begin, from the top; those of steps are in their bands
 
 export interface Span {
@@ -35,7 +37,7 @@ export class Chart {
   private overlaid = false;
   private shown: Span = { from: 0, to: 1 };
   private ink = "";
-  private width = 0;
+  width = 0; // of its place, when that was measured last
 
   constructor(
     private readonly rank: number,
@@ -64,7 +66,7 @@ export class Chart {
     }
     if (this.plot.width !== width) this.plot.setSize({ width, height: HEIGHT });
     this.shown = overlay ? { from: 0, to: Math.max(length(overlay.first), length(overlay.second)) } : span;
-    const data = overlay ? this.over(overlay, width) : this.ring.between(span.from, span.to, width);
+    const data = overlay ? this.over(overlay, width) : this.ring.between(span.from, span.to, width / 2);
     this.plot.batch(() => {
       this.plot!.setData(data as uPlot.AlignedData, false);
       this.plot!.setScale("x", { min: this.shown.from, max: this.shown.to });
@@ -84,7 +86,7 @@ export class Chart {
   /** Of each span the time since it began, and what was active. */
   private over(overlay: Overlay, width: number): unknown {
     const tables = [overlay.first, overlay.second].map((span) => {
-      const [time, active] = this.ring.between(span.from, Math.min(span.to, this.ring.last), width);
+      const [time, active] = this.ring.between(span.from, Math.min(span.to, this.ring.last), width / 2);
       return [time.map((each) => each - span.from), active] as uPlot.AlignedData;
     });
     return uPlot.join(tables);
@@ -161,13 +163,16 @@ export class Chart {
       ctx.fillStyle = STEPS[turn];
       ctx.fillRect(left, box.top + box.height - height, right - left, height);
     };
-    const steps = this.ring.steps(this.shown.from, this.shown.to);
-    const [first, last] = [steps[0], steps.at(-1)];
-    if (!first || !last) return [];
-    if (steps.length < box.width / devicePixelRatio / LEAST_BAND)
-      for (const each of steps) band(each.from, each.to, each.step % 2);
-    else band(first.from, last.to, 0);
-    return steps;
+    const { from, to } = this.shown;
+    const width = box.width / devicePixelRatio;
+    const steps = this.ring.steps(from, to, width / LEAST_BAND);
+    for (const each of steps) band(each.from, each.to, each.step % 2);
+    if (steps.length !== 1) return steps;
+    const [{ from: begin, to: end }] = steps; // one, or all of them: written where there is room
+    const apart = ((to - from) * LABEL) / width;
+    const times = Array.from({ length: Math.ceil((end - begin) / apart) }, (_, count) => begin + count * apart);
+    const labels = times.map((time) => ({ step: this.ring.stepAt(time), from: time, to: end, until: end }));
+    return labels.filter((each, place) => !Number.isNaN(each.step) && each.step !== labels[place - 1]?.step);
   }
 
   /** Their names, and steps, before the curves. */
@@ -179,7 +184,7 @@ export class Chart {
       const ends: Record<string, number> = {}; // where the last text of a row ends
       const write = (row: keyof typeof ROWS, text: string, left: number, room: number) => {
         if (left < (ends[row] ?? Number.NEGATIVE_INFINITY)) return;
-        const width = ctx.measureText(text).width;
+        const width = widthOf(ctx, text);
         if (room < (row === "step" ? 1 : 0.6) * width) return; // white, and so within its band
         ctx.fillStyle = { cell: this.ink, mark: MARK, step: ON_STEPS }[row];
         const top = row === "step" ? box.top + box.height - (STEPS_HEIGHT - 1) * ratio : box.top + ROWS[row] * ratio;
@@ -217,6 +222,17 @@ export class Chart {
         right: plot.valToPos(Math.min(mark.end ?? to, to), "x", true),
       }));
   }
+}
+
+/** To measure texts takes a third of the time of drawing, and most are there again and again. */
+function widthOf(ctx: CanvasRenderingContext2D, text: string): number {
+  const key = `${ctx.font} ${text}`;
+  const known = WIDTHS.get(key);
+  if (known !== undefined) return known;
+  if (WIDTHS.size > 5000) WIDTHS.clear();
+  const { width } = ctx.measureText(text);
+  WIDTHS.set(key, width);
+  return width;
 }
 
 /** Without an outline, which takes most of the time of drawing. */

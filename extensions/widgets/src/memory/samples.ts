@@ -62,20 +62,28 @@ export class Ring {
     return this.count ? this.at(0, TIME) : Number.NaN;
   }
 
-  /** What is between two times, for so many pixels: of each the lowest and the highest. */
-  between(from: number, to: number, pixels: number): Columns {
+  /** What is between two times, in so many pieces: of each the lowest and the highest. */
+  between(from: number, to: number, pieces: number): Columns {
     const first = Math.max(this.find(from) - 1, 0);
     const end = Math.min(this.find(to) + 1, this.count);
     const found: Columns = [[], [], [], []];
-    const per = Math.max((end - first) / Math.max(pixels, 1), 1);
+    const per = Math.max((end - first) / Math.max(pieces, 1), 1);
+    const { rows } = this;
+    let place = ((this.begin + first) % MOST) * FIELDS;
     for (let begin = first; begin < end; ) {
       const stop = Math.min(Math.max(Math.floor(begin + per), begin + 1), end);
       let low = begin;
       let high = begin;
-      for (let index = begin + 1; index < stop; index++) {
-        const size = this.height(index);
-        if (size < this.height(low)) low = index;
-        if (size > this.height(high)) high = index;
+      let least = Number.POSITIVE_INFINITY;
+      let most = Number.NEGATIVE_INFINITY;
+      for (let index = begin; index < stop; index++) {
+        const ours = rows[place + ACTIVE] + rows[place + CACHE];
+        const footprint = rows[place + FOOTPRINT]; // NaN where it is not known
+        const size = footprint > ours ? footprint : ours;
+        if (size < least) [least, low] = [size, index];
+        if (size > most) [most, high] = [size, index];
+        place += FIELDS;
+        if (place === MOST * FIELDS) place = 0;
       }
       this.push(found, Math.min(low, high));
       if (low !== high) this.push(found, Math.max(low, high));
@@ -84,8 +92,8 @@ export class Ring {
     return found;
   }
 
-  /** Steps of training in sight, one after another. */
-  steps(from: number, to: number): Step[] {
+  /** Steps of training in sight, one after another; of more than `most` there is one for all. */
+  steps(from: number, to: number, most: number): Step[] {
     const found: Step[] = [];
     if (!this.hasSteps) return found;
     const end = Math.min(this.find(to) + 1, this.count);
@@ -96,6 +104,7 @@ export class Ring {
       const time = this.at(index, TIME);
       if (!Number.isNaN(before)) found.at(-1)!.to = time;
       if (!Number.isNaN(step)) found.push({ step, from: time, to, until: to });
+      if (found.length > most) return [{ ...found[0], to: this.lastOfSteps(end) }];
       before = step;
     }
     for (let place = found.length - 2; place >= 0; place--)
@@ -103,8 +112,15 @@ export class Ring {
     return found;
   }
 
-  private height(index: number): number {
-    return Math.max(this.at(index, FOOTPRINT), this.at(index, ACTIVE) + this.at(index, CACHE));
+  /** The step at a time; NaN outside of any. */
+  stepAt(time: number): number {
+    return this.at(Math.min(this.find(time), this.count - 1), STEP);
+  }
+
+  private lastOfSteps(end: number): number {
+    let index = end - 1;
+    while (Number.isNaN(this.at(index, STEP))) index--;
+    return this.at(index, TIME);
   }
 
   private push(columns: Columns, index: number): void {

@@ -117,7 +117,7 @@ export class Timeline {
   private isAsDrawn(span: Span): boolean {
     if (this.span) return span === this.drawn && this.drawnLast >= span.to;
     const moved = span.to - this.drawn.to;
-    const pixel = (span.to - span.from) / Math.max(this.holder.clientWidth, 1);
+    const pixel = (span.to - span.from) / Math.max([...this.charts.values()][0]?.width ?? 1, 1);
     return moved >= 0 && moved < Math.min(pixel, 1);
   }
 
