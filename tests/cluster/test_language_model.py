@@ -28,6 +28,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen2": {},
     "qwen3_moe": EXPERTS,
     "quantized": {"model_type": "llama", "bits": 4},
+    "quantized_qwen2": {"model_type": "qwen2", "bits": 4},
 }
 PROMPT = "The quick brown fox"
 
@@ -58,7 +59,8 @@ LOGITS = "logits = lm.model(mx.array([lm.tokenizer.encode({prompt!r})]))\nmx.eva
     ("name", "shard"),
     [
         ("llama", "tensor"), ("qwen3", "tensor"), ("qwen3_moe", "tensor"), ("quantized", "tensor"),
-        ("qwen2", "pipeline"), ("qwen3_moe", "pipeline"), ("llama", "data"),
+        ("qwen2", "pipeline"), ("qwen3_moe", "pipeline"), ("quantized_qwen2", "pipeline"),
+        ("llama", "data"),
     ],
 )  # fmt: skip
 def test_it_says_what_one_rank_says(

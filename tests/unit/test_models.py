@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import struct
 from pathlib import Path
 
@@ -200,8 +201,16 @@ def test_a_model_of_a_hub_goes_through_mlx_lms_downloader(
 def test_offline_nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    asked: list[object] = []
+
+    def resolve(*host: object, **_: object) -> None:
+        asked.append(host)
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
     with pytest.raises(UsageError, match="HF_HUB_OFFLINE is set: unset it, or give a folder"):
         load("mlx-community/never-downloaded")
+    assert not asked
 
 
 def test_ways_that_do_not_go(part: Part) -> None:
