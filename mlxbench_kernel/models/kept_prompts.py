@@ -92,12 +92,7 @@ def save(part: Part, name: str, folder: str | os.PathLike[str]) -> dict[str, Any
     """
     from mlx_lm.models.cache import save_prompt_cache
 
-    part.see_weights()
-    if name not in part.caches:
-        raise UsageError(
-            f"no prompt is kept as {name!r}: {_there(part)}type lm.read_prompt(text, {name!r})"
-        )
-    tokens, caches = part.caches[name]
+    tokens, caches = _kept(part, name)
     file = _file(part, name, folder)
     new = file.with_name(f"new-{file.name}")
     about = {"tokens": json.dumps(tokens), "model": _digest(part), "shard": _shard(part)}
@@ -149,6 +144,31 @@ def load(part: Part, name: str, folder: str | os.PathLike[str]) -> dict[str, Any
     part.see_weights()
     part.caches[name] = (tokens, caches)
     return {"tokens": len(tokens), "file": str(file)}
+
+
+def forget(part: Part, name: str) -> int:
+    """Keep a prompt no more; the bytes that this frees on this rank.
+
+    Raises
+    ------
+    UsageError
+        Nothing is kept under that name.
+    """
+    _, caches = _kept(part, name)
+    flat: Any = tree_flatten([cache.state for cache in caches])
+    freed = sum(array.nbytes for _, array in flat if isinstance(array, mx.array))
+    del part.caches[name], caches, flat
+    mx.clear_cache()
+    return int(freed)
+
+
+def _kept(part: Part, name: str) -> Any:
+    part.see_weights()
+    if name not in part.caches:
+        raise UsageError(
+            f"no prompt is kept as {name!r}: {_there(part)}type lm.read_prompt(text, {name!r})"
+        )
+    return part.caches[name]
 
 
 def _file(part: Part, name: str, folder: str | os.PathLike[str]) -> Path:

@@ -39,9 +39,13 @@ def calls(part_named: Named) -> dict[str, Callable[..., Any]]:
     def load_prompt(name: str, keep: str, folder: str) -> dict[str, Any]:
         return kept_prompts.load(part_named(name), keep, folder)
 
+    def forget_prompt(name: str, keep: str) -> int:
+        return kept_prompts.forget(part_named(name), keep)
+
     return {
         "generate_batch": generate_batch,
         "read_prompt": read_prompt,
         "save_prompt": save_prompt,
         "load_prompt": load_prompt,
+        "forget_prompt": forget_prompt,
     }

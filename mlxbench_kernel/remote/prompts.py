@@ -153,6 +153,11 @@ def load_prompt(lm: ModelOnRanks, name: str, folder: str | os.PathLike[str]) -> 
     return int(found[0]["tokens"])
 
 
+def forget_prompt(lm: ModelOnRanks, name: str) -> int:
+    """Have the ranks keep a prompt no more; the bytes that this frees on all of them."""
+    return sum(lm.ask("forget_prompt", name, ranks=_holders(lm)).values())
+
+
 def _holders(lm: ModelOnRanks) -> list[int]:
     """The ranks that generate one text: of replicas the first."""
     return [0] if lm.shard == "data" else lm.ranks

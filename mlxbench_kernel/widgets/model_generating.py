@@ -236,3 +236,13 @@ class Generates(ModelOnRanks):
             A file is missing or not whole, or of another model or other ranks.
         """
         return many.load_prompt(self, name, folder)
+
+    def forget_prompt(self, name: str) -> int:
+        """Keep a prompt no more, one of `read_prompt` or of ``keep``; the bytes that this frees.
+
+        Raises
+        ------
+        UsageError
+            Nothing is kept under that name.
+        """
+        return many.forget_prompt(self, name)

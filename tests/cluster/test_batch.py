@@ -71,5 +71,8 @@ def test_a_prompt_is_read_once_and_kept_in_files(
     assert many.load_prompt(lm, "book", tmp_path / "kept") == len(BOOK)
     again = lm.generate_on_ranks(asked, 8, keep="book")
     assert again.figures["reused"] == len(BOOK) and again.text == found.text
+    assert many.forget_prompt(lm, "book") > 0
+    with pytest.raises(UsageError, match="no prompt is kept as 'book'"):
+        many.forget_prompt(lm, "book")
     with pytest.raises(UsageError, match=r"there is no .*other-rank0of2"):
         many.load_prompt(lm, "other", tmp_path / "kept")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
 from mlxbench_kernel.errors import StorageError, UsageError
@@ -77,6 +78,15 @@ def test_a_kept_prompt_in_a_file(llama: Path, part: Part, tmp_path: Path) -> Non
     pieces = list(Generation(other, asked, 8, keep="book"))
     assert pieces[0].reused == len(BOOK)
     assert "".join(each.text for each in pieces) == generate(part, asked, 8)
+
+
+def test_a_prompt_that_is_kept_no_more(part: Part) -> None:
+    held = kept_prompts.read(part, BOOK, "book")["nbytes"]
+    before = mx.get_active_memory()
+    assert kept_prompts.forget(part, "book") == held
+    assert before - mx.get_active_memory() >= held
+    with pytest.raises(UsageError, match=r"no prompt is kept as 'book'"):
+        kept_prompts.forget(part, "book")
 
 
 def test_files_that_cannot_be_used(part: Part, tmp_path: Path) -> None:
