@@ -120,13 +120,13 @@ def read(folder: str | Path, group: mx.distributed.Group) -> Saved:
     return Saved(place, config, weights, trees, about)
 
 
-def put_in(model: Module, weights: Mapping[str, mx.array], folder: Path) -> None:
-    """Have a model use weights that were saved.
+def check(model: Module, weights: Mapping[str, mx.array], folder: Path) -> None:
+    """Check that a model has the parameters that were saved.
 
     Raises
     ------
     UsageError
-        It has no such parameters; nothing was changed.
+        It has not.
     """
     flat: Any = tree_flatten(model.parameters())
     known = dict(flat)
@@ -141,7 +141,6 @@ def put_in(model: Module, weights: Mapping[str, mx.array], folder: Path) -> None
                 f"the adapters in {folder} have {name} of shape {list(array.shape)}, and this "
                 f"model of shape {list(known[name].shape)}: load the model that they were made for"
             )
-    model.load_weights(list(weights.items()), strict=False)
 
 
 def _config(file: Path) -> dict[str, Any]:

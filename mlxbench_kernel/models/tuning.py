@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten
 
 from mlxbench_kernel.errors import BenchError, UsageError
+from mlxbench_kernel.graph.changes import kept
+from mlxbench_kernel.memory.fit.stand_ins import copied
 from mlxbench_kernel.models import adapters, adapting, datasets, losses, recomputing
 from mlxbench_kernel.models.adapters import Saved
 from mlxbench_kernel.models.batching import TrainingBatches
@@ -76,12 +79,8 @@ class Tuning:
             recomputing.recompute(model.layers)
         flat: Any = tree_flatten(model.trainable_parameters())
         self.names = {name for name, _ in flat}
-        try:
-            if saved is not None:
-                adapters.put_in(model, saved.weights, saved.folder)
-        except UsageError:
-            self._off()
-            raise
+        if saved is not None:
+            model.load_weights(list(saved.weights.items()), strict=False)
         if self.group.size() > 1:  # else all would leave out the same of what they compute
             keys = mx.random.split(frozen.random_key(), self.group.size())
             frozen.seed(keys[self.group.rank()])
@@ -224,6 +223,7 @@ def finetune(
     model: Any = part.model
     chosen = Options.of(options, before).for_layers(len(model.layers))
     adapting.check(model, chosen)
+    _try_on(model, chosen, saved)
     examples = _read(part, data, chosen, progress, group)
     made = Tuning(part, chosen, examples)
     if part.tuning is not None:
@@ -235,6 +235,22 @@ def finetune(
         )
     made.begin(saved)
     return made
+
+
+def _try_on(model: Module, options: Options, saved: Saved | None) -> None:
+    """See on a copy without weights that all goes: what the model was tuned with is still there.
+
+    Raises
+    ------
+    UsageError
+        It does not.
+    """
+    with kept():  # the random state, from which new weights are drawn
+        trial = copied(model)
+        adapting.take_off(trial)
+        adapting.put_on(trial, options)
+        if saved is not None:
+            adapters.check(trial, saved.weights, saved.folder)
 
 
 def _read(

@@ -386,6 +386,18 @@ def test_a_run_goes_on_from_adapters_of_mlx_lm(part: Part, tmp_path: Path) -> No
         finetune(part, COMPLETIONS, resume=tmp_path)
 
 
+def test_what_does_not_go_leaves_what_was_tuned(part: Part, tmp_path: Path) -> None:
+    small = load(make_small_model(tmp_path / "small", num_hidden_layers=2, hidden_size=64))
+    finetune(small, COMPLETIONS, **QUICK).save(tmp_path / "small-adapters")
+    made = finetune(part, COMPLETIONS, learning_rate=2e-3, **QUICK)
+    made.stepper.run(3)
+    after = generate(part, "The quick", 16)
+    with pytest.raises(UsageError, match=r"of shape .* and this model of shape"):
+        finetune(part, COMPLETIONS, resume=tmp_path / "small-adapters", compile=False)
+    assert part.tuning is made and generate(part, "The quick", 16) == after
+    made.stepper.run(1)
+
+
 def test_another_run_begins_with_the_model_itself(part: Part, tmp_path: Path) -> None:
     before = generate(part, "The quick", 16)
     for rank in (8, 4):
