@@ -90,6 +90,8 @@ class Looking:
         return death
 
     def _require_controller(self) -> None:
+        if self.client.closed:
+            raise ClusterError(f"cluster {self.id} is down: type %mlx_dist up")
         if not self.controller_runs:
             raise ClusterError(
                 f"the controller of cluster {self.id} is gone; the ranks go on and keep their "

@@ -114,8 +114,9 @@ class MemoryMagics(Magics):
             for rank in ranks or [0]:
                 display(memory_tables.grown_table(memory.grew(rank, rest)))
         elif name == "growth":
-            reported = sorted(memory.growth.reported.items())
-            said = [each.said for _, each in reported if each.said]
+            running = {each.rank for each in memory.feed.ranks if each.cell is not None}
+            reported = sorted(memory.growth.reported.copy().items())
+            said = [each.said_now(rank in running) for rank, each in reported if each.said]
             print("\n".join(said) or "no rank grows step after step, as far as was seen")
         elif name == "mark":
             memory.mark(rest)
@@ -131,13 +132,13 @@ class MemoryMagics(Magics):
             else:
                 memory_report.to_html(memory, file)
         except OSError as error:
-            raise StorageError(f"{file} could not be written: {error.strerror}") from None
+            raise StorageError(f"{file} could not be written: {error.strerror or error}") from None
         print(f"written to {file}")
 
 
 def _split(line: str) -> tuple[str, RankSelection | None]:
     """A line without its ``--ranks``, and what that says."""
-    words = line.split()
+    words = line.replace("--ranks=", "--ranks ").split()
     if "--ranks" not in words:
         return line, None
     place = words.index("--ranks")

@@ -49,7 +49,8 @@ class Freeable:
     Attributes
     ----------
     name, type
-        The variable and its class, or the dtype of an array.
+        The variable and its class, or the dtype of an array. Variables that hold nearly the same
+        stand together: ``x, y``.
     bytes
         That nobody else holds. MLX keeps them as cache for arrays to come; `mx.clear_cache`
         gives them back to the system.
@@ -122,26 +123,43 @@ def freeable(found: Holdings, count: int = 10) -> list[Freeable]:
     holders = [{*pair} - {NONE} for pair in pairs]
     for node, buffer in zip(found.held_by, found.held, strict=True):
         holders[buffer].add(tops[node])
-    frees: Counter[int] = Counter()
-    held_back: dict[int, Counter[str]] = {}
+    frees: Counter[frozenset[int]] = Counter()
+    held_back: dict[frozenset[int], Counter[str]] = {}
     for size, those in zip(found.buffer_bytes, holders, strict=True):
-        if len(those) == 1:
-            frees[those.pop()] += size
-        for one in those:
+        frees[frozenset(those)] += size
+        for one in those if len(those) > 1 else ():
             names = [ELSEWHERE if each == UNKNOWN else found.labels[each] for each in those - {one}]
-            held_back.setdefault(one, Counter()).update(dict.fromkeys(names, size))
+            held_back.setdefault(frozenset([one]), Counter()).update(dict.fromkeys(names, size))
+    alone = dict(frees)
+    for group in [each for each in frees if len(each) > 1]:
+        inside = sum(size for each, size in alone.items() if each < group)
+        if inside > alone[group]:  # most of it some of them free without the others
+            del frees[group]
+        else:
+            frees[group] += inside
     return [
         Freeable(
-            found.labels[node],
-            found.types[node],
+            ", ".join(found.labels[node] for node in nodes),
+            found.types[nodes[0]],
             size,
-            found.nodes[node],
-            dict(held_back.get(node, Counter()).most_common()),
-            _HOW.get(found.labels[node], f"del {found.labels[node]}"),
+            sum(found.nodes[node] for node in nodes),
+            dict(held_back.get(group, Counter()).most_common()),
+            _how([found.labels[node] for node in nodes]),
         )
-        for node, size in frees.most_common()
-        if size and found.kinds[node] != _NO_VARIABLE
+        for group, size in frees.most_common()
+        if size and all(_is_variable(found, node) for node in group) and (nodes := sorted(group))
     ][:count]
+
+
+def _how(labels: list[str]) -> str:
+    """What to type so that all of them are gone."""
+    variables = [label for label in labels if label not in _HOW]
+    deleted = [f"del {', '.join(variables)}"] if variables else []
+    return " and ".join([*deleted, *(_HOW[label] for label in labels if label in _HOW)])
+
+
+def _is_variable(found: Holdings, node: int) -> bool:
+    return node != UNKNOWN and found.kinds[node] != _NO_VARIABLE
 
 
 class _Sums:

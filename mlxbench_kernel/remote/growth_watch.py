@@ -16,6 +16,7 @@ LATER = 0.2  # of the growth, by which it has grown again when its cause is look
 # Cells are fewer than steps, and each may leave something that is wanted: a thousandth of what is
 # active in each of ten is more than a few names.
 CELLS, CELL_SHARE = 10, 1.0
+WITHIN = "grows while its cell runs"
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,20 @@ class Reported:
     growth: Growth
     said: str
     before: Holdings | None
+
+    def said_now(self, running: bool) -> str:
+        """`said`, where what grew in a cell may be over.
+
+        Parameters
+        ----------
+        running
+            Whether a cell of the rank runs.
+        """
+        if running:
+            return self.said
+        return self.said.replace(WITHIN, "grew while its cell ran").replace(
+            " so far", " when it was found"
+        )
 
 
 class GrowthWatch:
@@ -137,5 +152,5 @@ def _said(rank: int, kind: str, growth: Growth) -> str:
         each = f"{format_bytes(growth.per_step)} with each step"
         return f"rank {rank} grows by {each} ({size} from step {growth.first} on)"
     if kind == "cell":
-        return f"rank {rank} grows while its cell runs, by {size} so far"
+        return f"rank {rank} {WITHIN}, by {size} so far"
     return f"rank {rank} grows with each cell, by {format_bytes(growth.per_step)}"

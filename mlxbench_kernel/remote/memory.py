@@ -191,6 +191,21 @@ class Memory:
             A size is wrong.
         """
         chosen = self.choose(ranks)
+        return self._said_beforehand(chosen, sizes) + self._left_out(ranks)
+
+    def _left_out(self, ranks: Iterable[int] | None) -> str:
+        """A line about ranks that are gone, where all are meant."""
+        gone = sorted(set(range(self.size)) - set(self.choose(None))) if ranks is None else []
+        if not gone:
+            return ""
+        which = ", ".join(map(str, gone))
+        many = len(gone) > 1
+        return (
+            f"\nnot on rank{'s' if many else ''} {which}, which {'are' if many else 'is'} gone: "
+            "set it again after %mlx_dist heal"
+        )
+
+    def _said_beforehand(self, chosen: Sequence[int], sizes: Mapping[str, int | str]) -> str:
         told = self._ask("memory_said", chosen, sizes=sizes)
         errors = {each["error"] for each in (_answer(told, n) for n in chosen) if "error" in each}
         if errors:

@@ -57,6 +57,7 @@ class MemoryView(LiveView):
             titles=[panel.title for panel in self._panels],
             selected_index=None,
         )
+        self._open: int | None = None  # the panel that was drawn last
         self.panels.observe(lambda _change: self._changed(), "selected_index")
         marks = row(
             self.name,
@@ -111,10 +112,12 @@ class MemoryView(LiveView):
     def redraw(self) -> bool:
         """Draw what changed; nothing is left for later."""
         self.live.draw()
-        if self.panels.selected_index is not None:
-            self._panels[self.panels.selected_index].show()
+        before, self._open = self._open, self.panels.selected_index
+        if self._open is not None:
+            self._panels[self._open].show(opened=self._open != before)
+        running = {each.rank for each in self.memory.feed.ranks if each.cell is not None}
         reported = sorted(self.memory.growth.reported.copy().items())
-        told = [each.said for _, each in reported if each.said]
+        told = [each.said_now(rank in running) for rank, each in reported if each.said]
         if self.memory.feed.closed:
             told.insert(0, ENDED)
         say(self.growth, "".join(f"<div>⚠ {escape(line)}</div>" for line in told))

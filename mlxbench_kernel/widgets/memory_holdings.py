@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from html import escape
 from typing import Any
 
@@ -115,14 +116,15 @@ class HoldingsPanel:
             ]
         )
 
-    def show(self) -> None:
-        """Look, the first time that it is open."""
+    def show(self, opened: bool) -> None:
+        """Look, where it was opened just now."""
         if len(self.ranks.options) != self._memory.size:
             self.ranks.options = self._options()
         if self._figure is None:
             self._figure = go.FigureWidget(layout=LAYOUT)
             self._figure._config = {"displaylogo": False, "responsive": True}
             self._place.children = [self._figure]
+        if opened:
             self._look()
 
     def _options(self) -> list[tuple[str, int]]:
@@ -145,7 +147,8 @@ class HoldingsPanel:
         sizes = [f"{kind} {format_bytes(size)}" for kind, size in by_kind(found).items() if size]
         more = [line for line in (waiting(found), *found.stopped) if line]
         stopped = "".join(f"<div>{escape(each)}</div>" for each in more)
-        self.said.value = f"<div>{escape(' · '.join(sizes))}</div>{stopped}"
+        when = f"rank {rank} at {time.strftime('%H:%M:%S')}"
+        self.said.value = f"<div>{escape(' · '.join([when, *sizes]))}</div>{stopped}"
         self.tables.value = freeable_table(found)._repr_html_()
         names = [name for name, _ in reversed(self._memory.looks(rank))]
         self.since.options = list(dict.fromkeys(names))

@@ -51,7 +51,7 @@ class LimitsPanel:
             ]
         )
 
-    def show(self) -> None:
+    def show(self, opened: bool) -> None:
         """Show the limits as last heard."""
         memory = self._memory
         if len(self.ranks.options) != memory.size + 1:
@@ -96,4 +96,8 @@ class LimitsPanel:
         self.said.value = f"<div>{format_bytes(given)} were given back to the system</div>"
 
     def _reset(self) -> None:
-        self._ask("resetting the peak", lambda: self._memory.reset_peak(self._chosen()))
+        self._ask("resetting the peak", self._was_reset)
+
+    def _was_reset(self) -> None:
+        self._memory.reset_peak(self._chosen())
+        self.said.value = "<div>the peak begins anew</div>"

@@ -56,6 +56,12 @@ def freeable_table(found: Holdings) -> Table:
         )
         rows.append([each.how, each.type, format_bytes(each.bytes), back])
     caption = "freed bytes become MLX's cache, until it is cleared"
+    if not rows:
+        caption = "no variable holds memory that nothing else holds"
+    if kept := found.by_kind().get("snapshots", 0):
+        caption += (
+            f"; kept states hold {format_bytes(kept)}: %mlx_step budget 1GB, say, keeps fewer"
+        )
     return Table(("to free most", "is", "frees", ""), rows, caption)
 
 

@@ -127,7 +127,7 @@ def test_a_span_is_compared_zoomed_and_left(lab: Lab, page: Page) -> None:
     expect(view.get_by_role("button", name="stand still, or follow")).to_have_text("Pause")
 
 
-STEPS = """
+SHOWN = """
 async ([code, length]) => {
   const url = URL.createObjectURL(new Blob([code], { type: "text/javascript" }));
   const widget = (await import(url)).default;
@@ -140,6 +140,16 @@ async ([code, length]) => {
   const el = document.createElement("div");
   document.body.append(el);
   widget.render({ model, el });
+"""
+STEPS = (
+    SHOWN
+    + """
+  const written = [];
+  const write = CanvasRenderingContext2D.prototype.fillText;
+  CanvasRenderingContext2D.prototype.fillText = function (text, ...rest) {
+    if (String(text).startsWith("step")) written.push(this.textAlign);
+    return write.call(this, text, ...rest);
+  };
   const rows = 600, data = new Float64Array(rows * 6), now = Date.now() / 1000;
   for (let row = 0; row < rows; row++)
     data.set([now + row / 10 - 60, 1e9, 1e8, 2e9, 1.2e9,
@@ -163,21 +173,53 @@ async ([code, length]) => {
     const wide = runs.filter(([, count]) => count > 3);
     if (wide.length > best.length) best = wide;
   }
-  return best;
+  return [best, [...new Set(written)]];
 }
 """
+)
 
 
 def test_steps_of_training_are_bands_at_the_foot(page: Page) -> None:
     page.set_content("<!doctype html><body></body>")
     code = (STATIC / "memory.js").read_text()
-    bands = page.evaluate(STEPS, [code, 50])  # of five seconds each, after ten without
+    bands, aligned = page.evaluate(STEPS, [code, 50])  # of five seconds each, after ten without
+    assert aligned == ["left"], "a name stands where its band begins"
     assert len(bands) == 10
     assert len({colour for colour, _ in bands[::2]}) == 1 != len({colour for colour, _ in bands})
     widths = [count for _, count in bands]
     assert max(widths) - min(widths) <= 4
     page.set_content("<!doctype html><body></body>")
-    assert len(page.evaluate(STEPS, [code, 1])) == 1, "too many to be told from one another"
+    assert len(page.evaluate(STEPS, [code, 1])[0]) == 1, "too many to be told from one another"
+
+
+APART = (
+    SHOWN
+    + """
+  const rows = 200, data = new Float64Array(rows * 6), now = Date.now() / 1000;
+  for (let row = 0; row < rows; row++)  // twenty seconds without samples in the middle
+    data.set([now + row / 10 - 40 + (row < 100 ? 0 : 20), 1e9, 0, 1e9, 1e9, NaN], row * 6);
+  for (const each of handlers["msg:custom"])
+    each({ kind: "samples", parts: [{ rank: 0, first: 0 }] }, [new DataView(data.buffer)]);
+  await new Promise((done) => setTimeout(done, 200));
+  const canvas = el.querySelector("canvas");
+  const { width, height } = canvas;
+  const pixels = canvas.getContext("2d").getImageData(0, 0, width, height).data;
+  const blue = (x, y) => {  // of rank 0's active memory
+    const [r, g, b, a] = pixels.subarray(4 * (y * width + x));
+    return a > 200 && Math.abs(r - 59) < 9 && Math.abs(g - 130) < 9 && Math.abs(b - 196) < 9;
+  };
+  const columns = Array.from({ length: width }, (_, x) => blue(x, Math.floor(height * 0.45)));
+  const pieces = columns.join().split("false").filter((run) => run.includes("true"));
+  return [columns.filter(Boolean).length / width, pieces.length];
+}
+"""
+)
+
+
+def test_time_in_which_nobody_measured_is_a_gap(page: Page) -> None:
+    page.set_content("<!doctype html><body></body>")
+    share, pieces = page.evaluate(APART, [(STATIC / "memory.js").read_text(), 0])
+    assert 0.2 < share < 0.4 and pieces >= 2, "twenty of sixty seconds, in two pieces"
 
 
 TWINS = """

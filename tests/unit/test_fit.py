@@ -120,6 +120,13 @@ def test_auto_takes_what_fits(folders: dict[str, Path]) -> None:
     assert FitPlan(folders["qwen2"], ["1GB"]).shard == "data"
 
 
+def test_a_host_that_is_too_small_is_left_out(folders: dict[str, Path]) -> None:
+    plan = FitPlan(folders["llama"], {"a": "16GB", "b": "1MB"}, 256)
+    assert not plan.fits and "hosts without b" in plan.changes
+    assert FitPlan(folders["llama"], {"a": "16GB"}, 256).fits
+    assert not any("without" in each for each in FitPlan(folders["llama"], ["1MB"] * 2).changes)
+
+
 def test_code_that_comes_with_a_model_runs_where_it_is_trusted(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "own", "llama", num_hidden_layers=2)
     config = folder / "config.json"

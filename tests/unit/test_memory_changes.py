@@ -97,10 +97,22 @@ def test_what_is_said_to_be_freed_is(name: str) -> None:
     assert freed(variables, name) == said.get(name, 0)
 
 
+@pytest.mark.parametrize("names", [["base", "view"], ["model", "step"], ["shown", "Out"]])
+def test_what_is_said_to_be_freed_together_is(names: list[str]) -> None:
+    variables = everything()
+    called = ", ".join(names).replace("Out", "IPython's results")
+    said = {each.name: each.bytes for each in freeable(attribute(variables, {"Out"}))}
+    assert sum(freed(variables, name) for name in names) == said[called]
+
+
 def test_the_most_first_and_why_some_would_not_be_freed() -> None:
     variables = everything()
     variables["mixed"] = [variables["base"], ones(10 * KB)]
     found = freeable(attribute(variables, {"Out"}))
+    together = {each.name: each.how for each in found if "," in each.name}
+    assert together["shown, IPython's results"] == "del shown and %reset -f out"
+    assert together.keys() == {"shown, IPython's results", "base, view, mixed", "model, step"}
+    found = [each for each in found if "," not in each.name]
     assert [each.name for each in found] == ["alone", "lazy", "mixed"]
     assert found[0] == Freeable("alone", "uint8", 30 * KB, 0, {}, "del alone")
     assert found[1].nodes > 0
@@ -129,10 +141,11 @@ def test_what_is_held_where_nobody_looks_is_not_freed() -> None:
     assert outside and other is not None and graph is not None and local is not None
 
 
-def test_deleting_frees_only_where_no_two_names_hold_it() -> None:
+def test_two_names_of_the_same_are_deleted_together() -> None:
     pair = [ones(10 * KB)]
     variables = {"one": {"pair": pair}, "two": pair}
     del pair
-    assert freeable(attribute(variables)) == []
+    [both] = freeable(attribute(variables))
+    assert (both.name, both.bytes, both.how) == ("one, two", 10 * KB, "del one, two")
     del variables["one"]
     assert [each.bytes for each in freeable(attribute(variables))] == [10 * KB]

@@ -87,6 +87,9 @@ def changes(plan: FitPlan) -> Iterator[str]:
         for way in ways:
             if _left(plan, way) >= 0:
                 yield f"shard={way!r}"
+    short = [row.host for row in plan.rows if row.left < 0]
+    if plan.fits_on({host.name for host in plan.hosts}.difference(short)):
+        yield f"hosts without {', '.join(dict.fromkeys(short))}"
     if plan.batch > 1 and plan.largest_batch:
         yield f"batch={plan.largest_batch}"
     if plan.longest_context >= min(_WORTH_IT, plan.context):
@@ -99,9 +102,9 @@ def changes(plan: FitPlan) -> Iterator[str]:
         saved = int(parameters * (1 - _FOUR_BITS))
         enough = "" if saved >= least else ", which is not enough alone"
         yield f"weights in 4 bits (mlx_lm.convert -q), about {size(saved)} less{enough}"
-    short = {row.host: -row.left for row in plan.rows if row.left < 0}
+    missing = {row.host: -row.left for row in plan.rows if row.left < 0}
     more = ", ".join(
-        f"{size(missing / (1 - plan.margin))} on {host}" for host, missing in short.items()
+        f"{size(count / (1 - plan.margin))} on {host}" for host, count in missing.items()
     )
     yield f"more memory: {more}"
 

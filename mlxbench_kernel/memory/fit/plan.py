@@ -167,6 +167,10 @@ class FitPlan:
             raise UsageError(f"FitPlan: margin={margin!r} is no part of what is free: type 0.1")
         self.context, self.batch, self.mode, self.margin = context, batch, mode, float(margin)
         self.link = link
+        self._given: tuple[Any, dict[str, Any]] = model_or_path, {
+            "context": context, "batch": batch, "mode": mode, "margin": margin,
+            "snapshots": snapshots, "trust_remote_code": trust_remote_code,
+        }  # fmt: skip
         self.hosts = read_hosts(hosts)
         self.ranks = sum(len(host.ranks) for host in self.hosts)
         self.source = read_source(model_or_path, trust_remote_code)
@@ -197,6 +201,18 @@ class FitPlan:
             The model cannot be shared out so.
         """
         return self._least(self._sharing.share(shard, context, batch))
+
+    def fits_on(self, names: Iterable[str]) -> bool:
+        """Whether it would fit, in any way, with these hosts alone, by name."""
+        wanted = set(names)
+        hosts = [
+            (host.name, host.free, len(host.ranks)) for host in self.hosts if host.name in wanted
+        ]
+        model, options = self._given
+        try:
+            return bool(hosts) and FitPlan(model, hosts, **options).fits
+        except UsageError:
+            return False
 
     def token_seconds(self, shard: str) -> float:
         """Seconds from one generated token to the next over this plan's link: an estimate.

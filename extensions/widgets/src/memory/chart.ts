@@ -25,6 +25,7 @@ export interface Span {
 export interface Overlay {
   first: Span;
   second: Span;
+  names: [string, string];
 }
 
 export class Chart {
@@ -34,9 +35,11 @@ export class Chart {
   private readonly title = make("div", { class: "mlxmem-chart-title" });
   private readonly holder = make("div");
   private plot: uPlot | null = null;
-  private overlaid = false;
+  private overlaid: Overlay | null = null;
+  private drawn = ""; // names of what is laid over one another
   private shown: Span = { from: 0, to: 1 };
   private ink = "";
+  private paper = "";
   width = 0; // of its place, when that was measured last
 
   constructor(
@@ -55,13 +58,14 @@ export class Chart {
     this.width = this.holder.clientWidth;
   }
 
-  draw(span: Span, overlay: Overlay | null, ink: string): void {
+  draw(span: Span, overlay: Overlay | null, ink: string, paper: string): void {
     const { width } = this;
     if (!width) return; // not in the page, or hidden
-    this.ink = ink;
-    if (!this.plot || this.overlaid !== (overlay !== null)) {
+    const names = overlay ? `${overlay.names}` : "";
+    if (!this.plot || this.drawn !== names || this.ink !== ink) {
       this.plot?.destroy();
-      this.overlaid = overlay !== null;
+      [this.drawn, this.ink, this.paper] = [names, ink, paper];
+      this.overlaid = overlay;
       this.plot = this.make(width);
     }
     if (this.plot.width !== width) this.plot.setSize({ width, height: HEIGHT });
@@ -94,13 +98,14 @@ export class Chart {
 
   private make(width: number): uPlot {
     const size = (_: uPlot, values: number[]) => values.map(bytes);
+    const since = (_: uPlot, values: number[]) => values.map((value) => `${value} s`);
     const axis = { stroke: () => this.ink, grid: { stroke: "rgba(128, 128, 128, 0.25)", width: 1 }, ticks: { show: false } };
     const told = (_: uPlot, value: number | null) => (value === null || value === undefined ? "–" : bytes(value));
     const series: uPlot.Series[] = this.overlaid
       ? [
           { label: "after its beginning", value: (_, value) => (value === null ? "–" : `${value.toFixed(1)} s`) },
-          { label: "first", stroke: colour("active", this.rank), width: 1.5, spanGaps: true, points: { show: false }, value: told },
-          { label: "second", stroke: "#d14b4b", width: 1.5, dash: [6, 4], spanGaps: true, points: { show: false }, value: told },
+          { label: this.overlaid.names[0], stroke: colour("active", this.rank), width: 1.5, spanGaps: true, points: { show: false }, value: told },
+          { label: this.overlaid.names[1], stroke: () => this.ink, width: 1.5, dash: [6, 4], spanGaps: true, points: { show: false }, value: told },
         ]
       : [
           { label: "time", value: (_, value) => (value === null ? "–" : clock(value)) },
@@ -115,10 +120,13 @@ export class Chart {
         series,
         padding: [6, 8, 0, 0],
         scales: {
-          x: { time: !this.overlaid, auto: false, range: () => [this.shown.from, this.shown.to] },
+          x: { time: this.overlaid === null, auto: false, range: () => [this.shown.from, this.shown.to] },
           y: { range: (_, __, most) => [0, Math.max(most ?? 0, 1) * 1.08] },
         },
-        axes: [{ ...axis, size: 34 }, { ...axis, size: 66, values: size }],
+        axes: [
+          { ...axis, size: 34, space: 76, values: this.overlaid ? since : (_, times) => times.map(clock) },
+          { ...axis, size: 66, values: size },
+        ],
         bands: this.overlaid ? [] : [{ series: [2, 1], fill: colour("cache", this.rank) }],
         legend: { live: true },
         cursor: {
@@ -181,6 +189,9 @@ export class Chart {
       const ratio = devicePixelRatio;
       ctx.font = `${10 * ratio}px sans-serif`;
       ctx.textBaseline = "top";
+      ctx.textAlign = "left"; // uPlot leaves that of its axes
+      ctx.lineJoin = "round";
+      ctx.strokeStyle = this.paper;
       const ends: Record<string, number> = {}; // where the last text of a row ends
       const write = (row: keyof typeof ROWS, text: string, left: number, room: number) => {
         if (left < (ends[row] ?? Number.NEGATIVE_INFINITY)) return;
@@ -188,6 +199,8 @@ export class Chart {
         if (room < (row === "step" ? 1 : 0.6) * width) return; // white, and so within its band
         ctx.fillStyle = { cell: this.ink, mark: MARK, step: ON_STEPS }[row];
         const top = row === "step" ? box.top + box.height - (STEPS_HEIGHT - 1) * ratio : box.top + ROWS[row] * ratio;
+        ctx.lineWidth = 3 * ratio;
+        if (row !== "step") ctx.strokeText(text, left + 3 * ratio, top); // apart from curves
         ctx.fillText(text, left + 3 * ratio, top);
         ends[row] = left + width + 10 * ratio;
       };

@@ -4,8 +4,11 @@ import { ACTIVE, CACHE, FIELDS, FOOTPRINT, STEP, TIME } from "./messages";
 
 const MOST = 36_000;
 
-/** Cumulative heights of the stack, as uPlot takes them. */
-export type Columns = [number[], number[], number[], number[]];
+const GAP = 2; // seconds without a sample, in which nobody measured …
+const OTHERS = 5; // … where the samples before were that much closer to one another
+
+/** Cumulative heights of the stack, as uPlot takes them; null between samples that are far apart. */
+export type Columns = [number[], ...(number | null)[][]];
 
 /** A step of training, from when to when it went, and until when others followed at once. */
 export interface Step {
@@ -62,7 +65,8 @@ export class Ring {
     return this.count ? this.at(0, TIME) : Number.NaN;
   }
 
-  /** What is between two times, in so many pieces: of each the lowest and the highest. */
+  /** What is between two times, in so many pieces: of each the lowest and the highest. Where nothing
+   * was measured, as while a rank was dead, there is a gap. */
   between(from: number, to: number, pieces: number): Columns {
     const first = Math.max(this.find(from) - 1, 0);
     const end = Math.min(this.find(to) + 1, this.count);
@@ -70,13 +74,22 @@ export class Ring {
     const per = Math.max((end - first) / Math.max(pieces, 1), 1);
     const { rows } = this;
     let place = ((this.begin + first) % MOST) * FIELDS;
+    let [last, apart] = [Number.NaN, Number.NaN]; // time of the sample before, and how far from its own
     for (let begin = first; begin < end; ) {
-      const stop = Math.min(Math.max(Math.floor(begin + per), begin + 1), end);
+      let stop = Math.min(Math.max(Math.floor(begin + per), begin + 1), end);
       let low = begin;
       let high = begin;
       let least = Number.POSITIVE_INFINITY;
       let most = Number.NEGATIVE_INFINITY;
       for (let index = begin; index < stop; index++) {
+        const time = rows[place + TIME];
+        const isFar = time - last > GAP && time - last > OTHERS * apart;
+        if (isFar && index > begin) {
+          stop = index; // and the gap comes before the next piece
+          break;
+        }
+        if (isFar) gap(found, last, time);
+        [last, apart] = [time, isFar ? Number.NaN : time - last];
         const ours = rows[place + ACTIVE] + rows[place + CACHE];
         const footprint = rows[place + FOOTPRINT]; // NaN where it is not known
         const size = footprint > ours ? footprint : ours;
@@ -130,4 +143,9 @@ export class Ring {
     columns[2].push(active + this.at(index, CACHE));
     columns[3].push(this.at(index, FOOTPRINT));
   }
+}
+
+function gap(columns: Columns, last: number, next: number): void {
+  columns[0].push((last + next) / 2);
+  for (const column of columns.slice(1)) column.push(null as never);
 }

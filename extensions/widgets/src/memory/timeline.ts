@@ -96,7 +96,8 @@ export class Timeline {
     this.stale = this.other = false;
     this.drawn = span;
     this.drawnLast = Math.min(...[...this.charts.values()].map((chart) => chart.ring.last));
-    const ink = getComputedStyle(this.element).color;
+    const style = getComputedStyle(this.element);
+    const paper = style.getPropertyValue("--jp-layout-color0") || "white";
     const ranks = this.model.get("ranks");
     for (const { rank, host, said } of ranks) {
       this.chart(rank).say(`rank ${rank} · ${host}${said ? ` · ${said}` : ""}`);
@@ -108,7 +109,7 @@ export class Timeline {
         chart.element.remove();
         this.charts.delete(rank);
       }
-    for (const [rank, chart] of this.charts) chart.draw(span, this.overlay(rank), ink);
+    for (const [rank, chart] of this.charts) chart.draw(span, this.overlay(rank), style.color, paper);
     this.tell();
   }
 
@@ -242,9 +243,9 @@ export class Timeline {
   }
 
   private overlay(rank: number): Overlay | null {
-    const spans = this.choices.map((select) => this.spanOf(rank, select.value));
-    const [second, first] = spans;
-    return first && second ? { first, second } : null;
+    const [second, first] = this.choices.map((select) => this.spanOf(rank, select.value));
+    const [over, under] = this.choices.map((select) => select.selectedOptions[0]?.textContent ?? "");
+    return first && second ? { first, second, names: [under, over] } : null;
   }
 
   /** Where a mark of the first rank, by its number, is in the timeline of a rank. */
