@@ -13,6 +13,8 @@ import mlx.core as mx
 import mlx.optimizers as optim
 from mlx.nn.layers.base import Module
 
+from mlxbench_kernel.holding import held_by
+
 Named = tuple[str, mx.array]
 _Kind = TypeVar("_Kind")
 
@@ -88,6 +90,8 @@ def _children(path: str, value: Any) -> Iterator[tuple[str, Any]]:
             yield (f"{path}.{number}" if dotted else f"{path}[{number}]"), each
     elif is_the_users(type(value)):
         yield from ((_dotted(path, key), each) for key, each in _attributes(value))
+    else:
+        yield from ((_dotted(path, key), each) for key, each in held_by(value).items())
 
 
 def _attributes(value: Any) -> Iterable[tuple[str, Any]]:

@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
+from mlxbench_kernel.holding import HELD, held_by
+
 PLAIN = frozenset({str, int, float, complex, bool, type(None), type, types.ModuleType, slice,
                    types.BuiltinFunctionType, types.CodeType, range, object})  # fmt: skip
 # Whose objects lead to everything there is, or hold it for us and tell it in `memory.HOLDERS`.
 FOREIGN = frozenset({"IPython", "traitlets", "ipykernel", "ipyparallel", "zmq", "logging",
                      "mlxbench_kernel"})  # fmt: skip
-# An attribute of classes of ours that hold something of a user's: the names of what that is.
-HELD = "held_for_users"
 _SEQUENCES = (list, tuple, set, frozenset, deque)
 _NEVER = (str, int, float, complex, type, types.ModuleType, types.BuiltinFunctionType)
 # C types whose contents have no names, only what the garbage collector sees.
@@ -53,8 +53,8 @@ def opener(kind: type) -> Opener | None:
         (key, object); a key may be any object and is not to be used but through `label`. None
         where there is nothing to look for.
     """
-    if (names := vars(kind).get(HELD)) is not None:
-        return lambda value, _: [(name, getattr(value, name)) for name in names]
+    if HELD in vars(kind):
+        return lambda value, _: held_by(value).items()
     if (
         kind in PLAIN
         or issubclass(kind, _NEVER)

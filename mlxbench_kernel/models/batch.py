@@ -106,6 +106,7 @@ def generate_batch(
     given = dict(options or {})
     sizes = {name: given.pop(name) for name in SIZES if name in given}
     arguments = sampling.for_step(given)
+    sampling.check_bias(given, part.vocabulary)
     processors = arguments.pop("logits_processors", None)
     sampler = arguments.pop("sampler", None)
     if arguments:

@@ -141,6 +141,7 @@ class Generation:
         sampling.check_seed(seed)
         self._part, self._seed, self._halt = part, seed, halt
         self._arguments = sampling.for_step(options or {})
+        sampling.check_bias(options or {}, part.vocabulary)
         self.prompt_tokens = encode(part, prompt)
         room = max_tokens if part.context is None else part.context - len(self.prompt_tokens)
         self._most = min(max_tokens, room)

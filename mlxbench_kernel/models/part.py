@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
+from mlxbench_kernel.memory.fit.source import LONGEST
+
 
 @dataclass(eq=False)
 class Part:
@@ -39,7 +41,7 @@ class Part:
         The `tuning.Tuning` of a model that is being tuned; None before.
     """
 
-    held_for_users: ClassVar = ("model", "draft", "caches", "optimizer")  # see `memory.contents`
+    held_for_users: ClassVar = ("model", "draft", "caches", "optimizer")  # see `holding`
 
     model: Module
     tokenizer: Any
@@ -90,7 +92,7 @@ class Part:
     @property
     def context(self) -> int | None:
         """Tokens that the model is made for; None where its config does not say."""
-        return self._number("max_position_embeddings")
+        return next(filter(None, map(self._number, LONGEST)), None)
 
     @property
     def vocabulary(self) -> int | None:

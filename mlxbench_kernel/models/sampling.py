@@ -63,9 +63,27 @@ def _check_kind(name: str, value: Any) -> None:
     if name == "logit_bias":
         if not isinstance(value, Mapping):
             raise UsageError(f"logit_bias={value!r}: type a dict, as {{token: -100.0}}")
+        for token, bias in value.items():
+            if not isinstance(token, int) or not isinstance(bias, (int, float)):
+                raise UsageError(
+                    f"logit_bias has {token!r}: {bias!r}: type numbers, as {{token: -100.0}}"
+                )
     elif isinstance(value, bool) or not isinstance(value, int if name in WHOLE else (int, float)):
         kind = "a whole number" if name in WHOLE else "a number"
         raise UsageError(f"{name}={value!r}: type {kind}, or leave it out")
+
+
+def check_bias(options: Mapping[str, Any], tokens: int | None) -> None:
+    """See that biases are of tokens that there are; MLX does not look, and the process dies.
+
+    Raises
+    ------
+    UsageError
+        One is not.
+    """
+    for token in options.get("logit_bias") or ():
+        if tokens is not None and not 0 <= token < tokens:
+            raise UsageError(f"logit_bias has the token {token}: this model has 0 to {tokens - 1}")
 
 
 def check_seed(seed: Any) -> None:

@@ -93,6 +93,7 @@ def compare_ways(
     ClusterError
         A rank is gone, or failed.
     """
+    ways = (ways,) if isinstance(ways, str) else ways
     for way in ways:
         if way not in WAYS:
             raise UsageError(f"way {way!r} is not known: type {', '.join(map(repr, WAYS))}")

@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+SHOWN = 60  # characters of a text, where it is named
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Generated:
     """A text that was generated.
 
@@ -40,6 +42,11 @@ class Generated:
 
     def __str__(self) -> str:
         return self.text
+
+    def __repr__(self) -> str:
+        """Short: a cell that ends with it has shown the text already."""
+        first = self.text if len(self.text) <= SHOWN else f"{self.text[:SHOWN]}…"
+        return f"<{self.figures.get('tokens', 0)} tokens generated: {first!r}>"
 
 
 class SoFar:

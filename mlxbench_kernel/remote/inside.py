@@ -166,7 +166,7 @@ def text_of(text_or_file: str | os.PathLike[str]) -> str:
     if not named and (len(given) > LONGEST_NAME or "\n" in given):
         return given
     file = Path(given).expanduser()
-    if not named and not file.is_file():
+    if not named and not os.path.isfile(file):  # which says no of what cannot be a name
         return given
     try:
         return file.read_text("utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import keyword
 import os
 import random
 import re
@@ -13,6 +14,7 @@ from typing import Any, Self
 
 from mlxbench_kernel.cluster import Cluster
 from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.holding import OFFERED
 from mlxbench_kernel.models.halting import ASK, END
 from mlxbench_kernel.remote.asking import Heard, Tell, ask_ranks
 from mlxbench_kernel.remote.generated import Generated, SoFar, figures_of
@@ -121,8 +123,10 @@ class ModelOnRanks:
         ClusterError
             A rank is gone, or failed.
         """
-        if not name.isidentifier():
+        if not name.isidentifier() or keyword.iskeyword(name):
             raise UsageError(f"name={name!r} is no name of a variable: type lm")
+        if name in OFFERED:
+            raise UsageError(f"name={name!r} is what cells on ranks use themselves: type lm")
         made = cls(cluster or Cluster.latest(), name, _told(path_or_repo))
         made.options = {
             "adapter": adapter, "draft": draft, "revision": revision,

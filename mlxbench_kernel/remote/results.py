@@ -7,6 +7,7 @@ What ranks do for a notebook they do in a cell, whose value would be printed and
 from __future__ import annotations
 
 import importlib
+import traceback
 from typing import Any
 
 _KEPT: dict[tuple[str, str], Any] = {}
@@ -16,7 +17,21 @@ def keep(module: str, function: str, *arguments: Any) -> None:
     """Call a function of a module, and keep what it returns in place of what it did before."""
     _KEPT.pop((module, function), None)
     called = getattr(importlib.import_module(module), function)
-    _KEPT[module, function] = called(*arguments)
+    try:
+        _KEPT[module, function] = called(*arguments)
+    except BaseException as error:
+        _forget_frames(error)
+        raise
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Let go of what frames hold: IPython keeps the last error, and here a model with it."""
+    seen: set[int] = set()
+    each: BaseException | None = error
+    while each is not None and id(each) not in seen:
+        seen.add(id(each))
+        traceback.clear_frames(each.__traceback__)
+        each = each.__cause__ or each.__context__
 
 
 def take(module: str, function: str) -> Any:

@@ -127,7 +127,8 @@ def _told(data: Any) -> tuple[str, bool]:
     """Data as ranks are told it: a path or a text; or records, as JSON, which is read faster."""
     if isinstance(data, str):
         short = "\n" not in data and len(data) < LONGEST_PATH
-        return (here(data) if short and Path(data).expanduser().exists() else data), False
+        there = short and os.path.exists(Path(data).expanduser())  # no, of what cannot be a name
+        return (here(data) if there else data), False
     if isinstance(data, os.PathLike):
         return here(data), False
     try:

@@ -246,4 +246,5 @@ def let_go(stepper: Stepper) -> None:
         PROTECTION.companions.pop(PROTECTED, None)
         PROTECTION.kept.clear()
         RECORD.step = None
-        ANSWERS.pop("stepper", None)
+        for name in ("stepper", "stepper_stop"):
+            ANSWERS.pop(name, None)

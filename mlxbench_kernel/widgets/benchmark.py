@@ -64,7 +64,7 @@ class MeasuredModel(Benchmark):
             figure.add_traces([bars, points], rows=1, cols=column)
         figure.update_layout(
             height=320, showlegend=False, margin={"t": 40, "b": 30, "l": 50, "r": 20},
-            paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
+            paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font={"color": "#808080"},
         )  # fmt: skip
         figure.update_yaxes(rangemode="tozero", gridcolor="rgba(128,128,128,0.3)")
         return figure

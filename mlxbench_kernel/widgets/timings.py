@@ -85,7 +85,8 @@ class Timing:
         ]  # fmt: skip
         layout = {
             "barmode": "stack", "height": 320, "yaxis": {"title": "ms per token"},
-            "paper_bgcolor": "rgba(0, 0, 0, 0)", "font": {"color": "#808080"},
+            "paper_bgcolor": "rgba(0, 0, 0, 0)", "plot_bgcolor": "rgba(0, 0, 0, 0)",
+            "font": {"color": "#808080"},
         }  # fmt: skip
         return go.Figure(bars, layout=layout)
 

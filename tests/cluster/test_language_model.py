@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import processes
+from running import processes, run
 
 from mlxbench_kernel.cluster import Cluster
 from mlxbench_kernel.errors import ClusterError, UsageError
@@ -133,6 +133,36 @@ def test_stopping_keeps_the_model(ranks: Cluster, folders: dict[str, Path]) -> N
     stopping.join()
     assert heard[-1].figures["tokens"] < 4000
     assert lm.generate_on_ranks(PROMPT, 24).text == generate(load(folders["llama"]), PROMPT, 24)
+
+
+def test_a_stopped_generation_holds_no_model_that_was_replaced(
+    ranks: Cluster, folders: dict[str, Path]
+) -> None:
+    look = "import gc\ngc.collect()\nmx.clear_cache()\nactive = mx.get_active_memory()"
+    lm = ModelOnRanks.load(folders["llama"], "tensor", cluster=ranks)
+    run(ranks, look)
+    before = ranks.pull("active")
+    begun = threading.Event()
+    stopping = threading.Thread(target=lambda: begun.wait(30) and lm.stop())
+    stopping.start()
+    with pytest.raises(ClusterError, match="interrupted"):
+        lm.generate_on_ranks(PROMPT, 4000, heard=lambda found: begun.set())
+    stopping.join()
+    ModelOnRanks.load(folders["llama"], "tensor", cluster=ranks)
+    run(ranks, look)
+    for rank, active in ranks.pull("active").items():
+        assert active < 1.2 * before[rank]
+
+
+def test_what_would_kill_a_rank_is_refused(ranks: Cluster, folders: dict[str, Path]) -> None:
+    lm = ModelOnRanks.load(folders["llama"], "tensor", cluster=ranks)
+    with pytest.raises(UsageError, match="logit_bias has the token 99999: this model has 0 to"):
+        lm.generate_on_ranks(PROMPT, 4, logit_bias={99999: 5})
+    with pytest.raises(UsageError, match="logit_bias has 'a': 1: type numbers"):
+        lm.generate_on_ranks(PROMPT, 4, logit_bias={"a": 1})
+    with pytest.raises(UsageError, match="name='mx' is what cells on ranks use themselves"):
+        ModelOnRanks.load(folders["llama"], "tensor", cluster=ranks, name="mx")
+    assert lm.generate_on_ranks(PROMPT, 4, logit_bias={5: -100.0}).figures["tokens"] == 4
 
 
 def test_what_is_refused_loads_nothing(

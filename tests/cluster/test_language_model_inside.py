@@ -292,6 +292,9 @@ def test_a_notebook_shows_it_all(
     assert len(lm.top_k(k=3)) == 5 and lm.top_k(TEXT, 3).to_dataframe().shape == (len(TEXT), 11)
     assert np.asarray(lm.attention(TEXT, 1, heads=[2])).shape == (1, len(TEXT), len(TEXT))
     assert np.asarray(lm.activations(TEXT, -1)).shape == (len(TEXT), 128)
+    graphs = inside.step_on(lm, TEXT)
+    for graph in graphs.values():
+        assert any(".layers." in f".{scope.path}." for scope in graph.scopes), "names of its layers"
     lm.graph().close()
     lm.graph(profile=True).close()
     assert "rank 0" in capsys.readouterr().out

@@ -145,6 +145,26 @@ def test_what_is_tuned_is_generated_saved_and_resumed(
     assert all(mx.array_equal(found[name], array) for name, array in expected.items())
 
 
+def test_a_tuned_model_that_is_forgotten_gives_its_memory_back(
+    ranks: Cluster, folder: Path
+) -> None:
+    look = "import gc\ngc.collect()\nmx.clear_cache()\nactive = mx.get_active_memory()"
+
+    def active() -> dict[int, int]:
+        with ranks.between():
+            assert not ranks.execute(look).errors
+            found: dict[int, int] = ranks.pull("active")
+        return found
+
+    before = active()
+    own = ModelOnRanks.load(folder, "data", cluster=ranks, name="tuned")
+    finetune_on_ranks(own, EXAMPLES, **QUICK).stepping.step(3)
+    held = min(active()[rank] - before[rank] for rank in before)
+    own.forget()
+    # Half a megabyte stays, which no object of Python holds, and no more after many such rounds.
+    assert max(active()[rank] - before[rank] for rank in before) < held / 4
+
+
 def test_what_is_refused_trains_nothing(
     ranks: Cluster, lm: ModelOnRanks, folder: Path, tmp_path: Path
 ) -> None:

@@ -56,6 +56,7 @@ def test_imports_point_inwards(folder: str) -> None:
         folder,
         "containers",
         "errors",
+        "holding",
         "interrupts",
         "lines",
         "units",
