@@ -87,8 +87,8 @@ PROTECTION.trees = trees
 def steps(report: Report, cluster: Cluster, pairs: int) -> None:
     """A step of some milliseconds, ours and by hand."""
     for about, target, shape in (
-        ("20 ms", 1.01, {"width": 256, "depth": 3, "batch": 128, "steps": 30}),
-        ("2 ms", 1.05, {"width": 128, "depth": 3, "batch": 64, "steps": 100}),
+        ("20 ms", 1.01, {"width": 256, "depth": 3, "batch": 128, "steps": 100}),
+        ("2 ms", 1.05, {"width": 128, "depth": 3, "batch": 64, "steps": 400}),
     ):
         result = cluster.execute(CELL.format(pairs=pairs, **shape))
         if result.errors:
