@@ -10,6 +10,7 @@ from mlxbench_kernel.errors import GivenUp, UsageError
 from mlxbench_kernel.remote.conversation import Conversation
 from mlxbench_kernel.remote.language_model import Generated
 from mlxbench_kernel.widgets import chat_page as page
+from mlxbench_kernel.widgets.beside_cells import answer_beside_cells
 from mlxbench_kernel.widgets.controls import button, close_inside, row, say, sure
 from mlxbench_kernel.widgets.generated import figures_line
 from mlxbench_kernel.widgets.threads import Commands, Redraws, one_line
@@ -59,6 +60,7 @@ class ChatView(ui.VBox):  # type: ignore[misc]
             [self.page, self.settings.widget, log, self.line, self.error, self.entry, buttons]
         )
         self.add_class("mlxbench-chat")
+        answer_beside_cells(self)
         self._error = ""
         self._working = False  # from a press to the end of what it began
         self._commands = Commands(self._changed)

@@ -7,6 +7,7 @@ from typing import Any
 
 import ipywidgets as ui
 
+from mlxbench_kernel.widgets.beside_cells import answer_beside_cells
 from mlxbench_kernel.widgets.controls import close_inside, say
 from mlxbench_kernel.widgets.stepping_page import error_line
 from mlxbench_kernel.widgets.threads import Commands, Redraws, one_line
@@ -58,6 +59,7 @@ class LiveView(ui.VBox):  # type: ignore[misc]
             As for `Redraws`.
         """
         self.children = inside
+        answer_beside_cells(self)
         self._redraws = Redraws(self._draw, ready)
         self._unwatch = watch(self._changed)
         self._changed()

@@ -85,6 +85,10 @@ def test_pools_and_timelines_are_live_while_a_cell_runs(lab: Lab, page: Page) ->
     page.wait_for_timeout(1500)
     assert charts.first.screenshot() != before, "it stands still while the cell runs"
     assert all(shades(chart) > 4 for chart in charts.all())
+    # What is done in it is answered meanwhile too.
+    page.locator(".jupyter-widget-Collapse-header", has_text="Limits").click()
+    expect(page.get_by_text("wired limit", exact=True)).to_be_visible()
+    expect(page.locator(".jp-InputPrompt").last).to_have_text("[*]:")
     (lab.folder / "enough").touch()
     page.get_by_text("MLX Bench | Idle").wait_for()
     (lab.folder / "enough").unlink()

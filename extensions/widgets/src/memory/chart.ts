@@ -118,7 +118,7 @@ export class Chart {
         width,
         height: HEIGHT,
         series,
-        padding: [6, 8, 0, 0],
+        padding: [6, 28, 0, 0],
         scales: {
           x: { time: this.overlaid === null, auto: false, range: () => [this.shown.from, this.shown.to] },
           y: { range: (_, __, most) => [0, Math.max(most ?? 0, 1) * 1.08] },

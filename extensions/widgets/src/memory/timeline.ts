@@ -131,8 +131,9 @@ export class Timeline {
     if (!chart) {
       const made = new Chart(rank, (span) => this.select(made, span));
       chart = made;
+      const after = [...this.charts].filter(([other]) => other > rank).sort(([one], [other]) => one - other)[0];
       this.charts.set(rank, made);
-      this.holder.append(made.element);
+      this.holder.insertBefore(made.element, after ? after[1].element : null);
       made.measure();
     }
     return chart;
