@@ -170,6 +170,7 @@ LAYOUT = {
     "margin": {"l": 0, "r": 0, "t": 24, "b": 0},
     "paper_bgcolor": "rgba(0, 0, 0, 0)",
     "font": {"color": "#808080", "size": 12},
+    "uniformtext": {"minsize": 9, "mode": "hide"},
 }
 TREEMAP = {
     "branchvalues": "total",

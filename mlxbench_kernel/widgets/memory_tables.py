@@ -59,9 +59,8 @@ def freeable_table(found: Holdings) -> Table:
     if not rows:
         caption = "no variable holds memory that nothing else holds"
     if kept := found.by_kind().get("snapshots", 0):
-        caption += (
-            f"; kept states hold {format_bytes(kept)}: %mlx_step budget 1GB, say, keeps fewer"
-        )
+        half = max(1, kept // 2_000_000)
+        caption += f"; kept states hold {format_bytes(kept)}: %mlx_step budget {half}MB keeps fewer"
     return Table(("to free most", "is", "frees", ""), rows, caption)
 
 
