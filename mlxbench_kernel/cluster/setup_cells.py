@@ -42,9 +42,30 @@ class SetupCells:
         kept = [code] if setup else _imports(code)
         new = [each for each in kept if each not in self.cells]
         if new:
-            self.cells += new
-            with suppress(StorageError):  # on a full disk another notebook will not know of them
-                self.save(self._path.parent)
+            self._keep([*self.cells, *new])
+
+    def put(self, key: str, code: str = "") -> None:
+        """Have a cell of ours repeated, after all others.
+
+        Parameters
+        ----------
+        key
+            What it is for: a cell that had the same is not repeated any more.
+        code
+            Its source, of which the first line says that it is ours; "" for none.
+        """
+        mark = f"\n# {key}\n"
+        cells = [each for each in self.cells if mark not in each]
+        if code:
+            first, _, rest = code.partition("\n")
+            cells.append(f"{first}{mark}{rest}")
+        if cells != self.cells:
+            self._keep(cells)
+
+    def _keep(self, cells: list[str]) -> None:
+        self.cells = cells
+        with suppress(StorageError):  # on a full disk another notebook will not know of them
+            self.save(self._path.parent)
 
     def save(self, home: Path) -> None:
         """Write them to a cluster's folder."""

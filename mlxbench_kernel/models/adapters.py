@@ -86,7 +86,7 @@ def save(
     return checkpoint.save(folder, trees, about, group, texts)
 
 
-def read(folder: str | Path, group: mx.distributed.Group) -> Saved:
+def read(folder: str | Path, group: mx.distributed.Group | None) -> Saved:
     """Read adapters that `save` or ``mlx_lm.lora`` has written, on all ranks alike.
 
     Raises

@@ -25,6 +25,9 @@ WHOLE = {
     "min_tokens_to_keep", "top_k", "repetition_context_size", "presence_context_size",
     "frequency_context_size", *STEP,
 }  # fmt: skip
+POSITIVE = ("max_kv_size", "prefill_step_size", "num_draft_tokens")
+BITS = (2, 3, 4, 5, 6, 8)  # that MLX quantizes to, in groups of …
+GROUPS = (32, 64, 128)
 UNSET = {*PROCESSORS, "max_kv_size", "kv_bits"}  # may be None
 OPTIONS = (*SAMPLER, *PROCESSORS, *STEP)
 OTHER_NAMES = {"temperature": "temp"}
@@ -53,6 +56,12 @@ def check(options: Mapping[str, Any]) -> dict[str, Any]:
         raise UsageError(f"temp={found['temp']!r} is negative: type 0 (greedy) or more")
     if found.get("top_k", 0) < 0:
         raise UsageError(f"top_k={found['top_k']!r} is negative: type 0 (all) or more")
+    for name in POSITIVE:
+        if found.get(name) is not None and found[name] < 1:
+            raise UsageError(f"{name}={found[name]!r}: type a whole number, 1 or more")
+    for name, known in (("kv_bits", BITS), ("kv_group_size", GROUPS)):
+        if found.get(name) is not None and found[name] not in known:
+            raise UsageError(f"{name}={found[name]!r}: type one of {', '.join(map(str, known))}")
     return found
 
 

@@ -67,8 +67,8 @@ class Tuning:
         self.optimizer: Any = adapting.make_optimizer(options)
         self.names: set[str] = set()
 
-    def begin(self, saved: Saved | None) -> None:
-        """Make the model one that is tuned, and its stepper."""
+    def begin(self, saved: Saved | None, alone: bool = False) -> None:
+        """Make the model one that is tuned, and its stepper; see `finetune`."""
         part, options = self.part, self.options
         model: Any = part.model
         optimizer = self.optimizer
@@ -98,7 +98,8 @@ class Tuning:
         part.tuning, part.adapter = self, None
         if saved is not None:
             part.adapter = saved.folder
-            self._go_on(saved, optimizer)
+            if not alone:
+                self._go_on(saved, optimizer)
 
     def _go_on(self, saved: Saved, optimizer: Any) -> None:
         if not saved.trees:
@@ -180,6 +181,7 @@ def finetune(
     *,
     resume: str | Path | None = None,
     progress: Progress = lambda done, total: None,
+    alone: bool = False,
     **options: Any,
 ) -> Tuning:
     """Make ready to fine-tune a model; in a script, on all ranks alike.
@@ -199,6 +201,9 @@ def finetune(
         optimizer's state, at the step where they were saved.
     progress
         Is told how many examples were read, of how many.
+    alone
+        Whether only this rank does it, in place of one that was lost: nothing is compared with the
+        others, and the state is one of theirs, which the stepper is given afterwards.
     **options
         See `Options`; with `resume`, by default as they were.
 
@@ -217,7 +222,7 @@ def finetune(
             f"a model is tuned with a replica on each rank, and this one is split ({part.shard}): "
             f"load it again with LanguageModel.load({str(part.folder)!r}, shard='data')"
         )
-    group = mx.distributed.init()
+    group = None if alone else mx.distributed.init()
     saved = None if resume is None else adapters.read(resume, group)
     before = None if saved is None else Options.saved_in(saved.config)
     model: Any = part.model
@@ -233,7 +238,7 @@ def finetune(
             f"the adapters of {part.adapter} are off: type resume={str(part.adapter)!r} to go on "
             "from them"
         )
-    made.begin(saved)
+    made.begin(saved, alone)
     return made
 
 
@@ -254,7 +259,11 @@ def _try_on(model: Module, options: Options, saved: Saved | None) -> None:
 
 
 def _read(
-    part: Part, data: Data, options: Options, progress: Progress, group: mx.distributed.Group
+    part: Part,
+    data: Data,
+    options: Options,
+    progress: Progress,
+    group: mx.distributed.Group | None,
 ) -> dict[str, Examples]:
     """The examples, the same on all ranks."""
     error: BenchError | None = None

@@ -69,14 +69,19 @@ def ask_ranks(
     ClusterError
         Another error was raised on a rank, or a rank is gone.
     """
-    call = f"__import__({results.__name__!r}, fromlist=['keep']).keep"
-    code = f"{OWN_CELL}\n{call}(*{(of.__module__, of.__name__, name, *_written(arguments))!r})"
+    code = cell_of(of, name, *arguments)
     stop = _StopWithTheFirst(cluster, ranks, show, heard)
     # Until the results are here: another thread's would take their place.
     with cluster.between(show), cluster.turns.taken(show):
         errors = cluster.execute(code, ranks=ranks, timeout=timeout, output=stop, tell=tell).errors
         _raise_first(errors, ranks)
         return taken(cluster, ranks, of) if result else {}
+
+
+def cell_of(of: Callable[..., Any], name: str, *arguments: Any) -> str:
+    """The cell in which `ask_ranks` has ranks do something."""
+    call = f"__import__({results.__name__!r}, fromlist=['keep']).keep"
+    return f"{OWN_CELL}\n{call}(*{(of.__module__, of.__name__, name, *_written(arguments))!r})"
 
 
 def _written(value: Any) -> Any:

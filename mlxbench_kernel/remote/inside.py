@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -167,6 +168,8 @@ def text_of(text_or_file: str | os.PathLike[str]) -> str:
         return given
     file = Path(given).expanduser()
     if not named and not os.path.isfile(file):  # which says no of what cannot be a name
+        if re.fullmatch(r"[~.]?/\S+", given):
+            raise UsageError(f"there is no file {given}: give a text, or a file of text")
         return given
     try:
         return file.read_text("utf-8")

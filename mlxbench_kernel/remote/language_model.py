@@ -6,9 +6,7 @@ import itertools
 import keyword
 import os
 import random
-import re
 from collections.abc import Callable, Mapping, Sequence
-from operator import index
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,8 +14,9 @@ from mlxbench_kernel.cluster import Cluster
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.holding import OFFERED
 from mlxbench_kernel.models.halting import ASK, END
-from mlxbench_kernel.remote.asking import Heard, Tell, ask_ranks
+from mlxbench_kernel.remote.asking import Heard, Tell, ask_ranks, cell_of
 from mlxbench_kernel.remote.generated import Generated, SoFar, figures_of
+from mlxbench_kernel.remote.given import Prompt, as_ranks_find_it, plain_prompt
 from mlxbench_kernel.remote.on_model import on_model
 from mlxbench_kernel.remote.planned import Plan, against_link, with_room
 from mlxbench_kernel.remote.serving import stop_serving
@@ -27,7 +26,6 @@ __all__ = ["Generated", "ModelOnRanks", "Plan", "Progress", "Prompt", "figures_o
 HALT_SECONDS = 0.5
 _NUMBERS = itertools.count()
 Progress = Callable[[float, str], None]
-Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 
 
 class ModelOnRanks:
@@ -67,6 +65,7 @@ class ModelOnRanks:
         self.shard = self.architecture = ""
         self.plan: Plan | None = None
         self.parts: dict[int, dict[str, Any]] = {}
+        self._loaded_in: list[int] = []  # by rank
         self.tell: Tell = lambda text: None
         self.options: dict[str, Any] = {}
 
@@ -127,12 +126,12 @@ class ModelOnRanks:
             raise UsageError(f"name={name!r} is no name of a variable: type lm")
         if name in OFFERED:
             raise UsageError(f"name={name!r} is what cells on ranks use themselves: type lm")
-        made = cls(cluster or Cluster.latest(), name, _told(path_or_repo))
+        made = cls(cluster or Cluster.latest(), name, as_ranks_find_it(path_or_repo))
         made.options = {
             "adapter": adapter, "draft": draft, "revision": revision,
             "trust_remote_code": trust_remote_code,
         }  # fmt: skip
-        beside = [None if each is None else _told(each) for each in (adapter, draft)]
+        beside = [None if each is None else as_ranks_find_it(each) for each in (adapter, draft)]
         progress(0.0, "looking at the files")
         folders = made._find(revision, *beside)
         progress(0.02, "planning")
@@ -153,6 +152,10 @@ class ModelOnRanks:
         stop_serving(made.cluster, name)
         arguments = {rank: (name, folders[rank], made.shard, options) for rank in made.ranks}
         made.parts = made.ask_each("load", arguments, heard=heard, show=show)
+        made._loaded_in = made._processes()
+        setup = made.cluster.setup
+        setup.put(made.of_tuning)
+        setup.put(made.of_loading, cell_of(on_model, "each", "load", arguments))
         made.shard = made.parts[0]["shard"]
         progress(1.0, "loaded")
         return made
@@ -178,6 +181,16 @@ class ModelOnRanks:
         """Whether its tokenizer puts messages together."""
         return bool(self.parts[0]["has_chat_template"])
 
+    @property
+    def of_loading(self) -> str:
+        """What the cell that loads it is called, where a rank is started again."""
+        return f"loading the model {self.name}"
+
+    @property
+    def of_tuning(self) -> str:
+        """Likewise the one that makes it ready to be tuned."""
+        return f"making {self.name} ready to be tuned"
+
     def __repr__(self) -> str:
         held = format_bytes(sum(each["nbytes"] for each in self.parts.values()))
         how = f"{self.shard} on {self.size} ranks" if self.size > 1 else "on one rank"
@@ -200,14 +213,23 @@ class ModelOnRanks:
             See `ask_ranks`.
         """
         chosen = self.ranks if ranks is None else ranks
+        processes = self._processes()
+        if self.parts and processes != self._loaded_in:  # one came back, without what others keep
+            self._loaded_in = processes
+            self.ask("forget_prompts")
         return ask_ranks(
             self.cluster, chosen, self.tell, None, call, self.name, *arguments,
             of=on_model, show=show, heard=heard,
         )  # fmt: skip
 
+    def _processes(self) -> list[int]:
+        return [each.pid for each in self.cluster.info.ranks]
+
     def forget(self) -> None:
         """Have the ranks let go of it, and give the memory back; its server is stopped."""
         stop_serving(self.cluster, self.name)
+        for key in (self.of_tuning, self.of_loading):
+            self.cluster.setup.put(key)
         self.ask("forget")
 
     # -- generating ----------------------------------------------------------------
@@ -369,33 +391,3 @@ class ModelOnRanks:
             self.cluster, list(arguments), self.tell, None, "each", call, dict(arguments),
             of=on_model, show=show, heard=heard,
         )  # fmt: skip
-
-
-def plain_prompt(prompt: Prompt) -> Any:
-    """A prompt as it can be written into a cell.
-
-    Raises
-    ------
-    UsageError
-        It is none.
-    """
-    if isinstance(prompt, str):
-        return prompt
-    try:
-        if isinstance(prompt, (bytes, Mapping)):
-            raise TypeError
-        return [dict(each) if isinstance(each, Mapping) else index(each) for each in prompt]
-    except TypeError:
-        raise UsageError(
-            "a prompt is text, a list of tokens or a list of messages: give one, in place of "
-            f"{str(prompt)[:60]!r}"
-        ) from None
-
-
-def _told(path: str | os.PathLike[str]) -> str:
-    """A path as all ranks on this host's file system find it; a name on the hub as it is."""
-    text = os.fspath(path)
-    here = Path(text).expanduser()
-    if here.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", text):
-        return str(here.absolute())
-    return text

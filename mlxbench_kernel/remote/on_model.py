@@ -22,6 +22,7 @@ from mlxbench_kernel.remote import on_prompts
 from mlxbench_kernel.remote.said import SAY_SECONDS, SaidAtTimes, say
 
 FIGURES_SECONDS = 0.5
+CONTEXT = 8192  # tokens that are to fit, where nobody says and the model is made for as many
 
 
 def on_model(name: str, *arguments: Any) -> Any:
@@ -81,11 +82,11 @@ def _plan(
 ) -> dict[str, Any]:
     """Whether it fits, and how."""
     try:
-        if shard != "auto":
-            source = read_source(path, bool(options.get("trust_remote_code")))
+        source = read_source(path, bool(options.get("trust_remote_code")))
+        if shard != "auto" and source.model is not None:
             size = mx.distributed.init().size()
-            if source.model is not None:
-                ways.check(source.model, source.architecture, shard, size)
+            ways.check(source.model, source.architecture, shard, size)
+        options = {"context": min(CONTEXT, source.longest or CONTEXT), **options}
         known = None if link is None else Link(**link)
         plan = FitPlan(path, hosts, shard=shard, link=known, **options)
     except UsageError as error:

@@ -42,10 +42,14 @@ def calls(part_named: Named) -> dict[str, Callable[..., Any]]:
     def forget_prompt(name: str, keep: str) -> int:
         return kept_prompts.forget(part_named(name), keep)
 
+    def forget_prompts(name: str) -> None:
+        part_named(name).caches.clear()
+
     return {
         "generate_batch": generate_batch,
         "read_prompt": read_prompt,
         "save_prompt": save_prompt,
         "load_prompt": load_prompt,
         "forget_prompt": forget_prompt,
+        "forget_prompts": forget_prompts,
     }

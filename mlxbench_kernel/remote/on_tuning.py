@@ -21,11 +21,16 @@ def on_tuning(part: Part, call: str, *arguments: Any) -> Any:
 
 
 def _finetune(
-    part: Part, data: str, records: bool, resume: str | None, options: dict[str, Any]
+    part: Part,
+    data: str,
+    records: bool,
+    resume: str | None,
+    options: dict[str, Any],
+    alone: bool = False,
 ) -> dict[str, Any]:
     tell = SaidAtTimes("done", "total")
     given = json.loads(data) if records else data
-    made = tuning.finetune(part, given, resume=resume, progress=tell, **options)
+    made = tuning.finetune(part, given, resume=resume, progress=tell, alone=alone, **options)
     model: Any = part.model
     trained: Any = tree_flatten(model.trainable_parameters())
     return {

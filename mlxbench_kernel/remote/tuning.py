@@ -12,11 +12,14 @@ from typing import Any
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.models.datasets import LONGEST_PATH
 from mlxbench_kernel.models.losses import Validated
+from mlxbench_kernel.remote.asking import cell_of
 from mlxbench_kernel.remote.driving import pause, stepping_of
 from mlxbench_kernel.remote.language_model import ModelOnRanks
+from mlxbench_kernel.remote.on_model import on_model
 from mlxbench_kernel.remote.stepping import Stepping
 
 Progress = Callable[[float, str], None]
+MOST_OF_A_CELL = 4_000_000  # characters: more data than that is not kept for ranks that come back
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,10 @@ def finetune(
 
     pause(lm.cluster)  # else it would go on with the new stepper
     given = None if resume is None else here(resume)
-    found = lm.ask("tuning", "finetune", *_told(data), given, options, heard=heard, show=show)
+    call = "finetune", *_told(data), given, options
+    found = lm.ask("tuning", *call, heard=heard, show=show)
+    again = cell_of(on_model, "tuning", lm.name, *call, True)
+    lm.cluster.setup.put(lm.of_tuning, again if len(again) < MOST_OF_A_CELL else "")
     return Tuned(stepping=stepping_of(lm.cluster), **found[0])
 
 

@@ -189,5 +189,10 @@ def test_a_rank_that_dies_takes_no_word_along(folder: Path) -> None:
         assert [each["role"] for each in chat.messages] == ["user", "assistant"] * 2
         assert chat.messages[-1]["content"]
         assert chat.last is not None and chat.last.finish == "interrupted"
+        cluster.heal()
+        chat.max_tokens = 8
+        again = chat.regenerate()
+        assert again.figures["reused"] == 0, "of the rank that came back there is no cache"
+        assert again.text == generate(load(folder), chat.messages[:-1], 8)
     finally:
         cluster.down()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import threading
 from pathlib import Path
@@ -143,6 +144,32 @@ def test_what_is_tuned_is_generated_saved_and_resumed(
     again.stepping.step(3)
     found = adapters(ranks)
     assert all(mx.array_equal(found[name], array) for name, array in expected.items())
+
+
+def test_a_rank_that_is_killed_comes_back_with_model_and_tuning(folder: Path) -> None:
+    options = {**QUICK, "optimizer": "sgd", "learning_rate": 0.05}
+    cluster = Cluster.up(2, seed=7)
+    try:
+        lm = ModelOnRanks.load(folder, "data", cluster=cluster)
+        made = finetune_on_ranks(lm, EXAMPLES, **options)
+        made.stepping.step(3)
+        os.kill(cluster.info.ranks[1].pid, signal.SIGKILL)
+        until(lambda: 1 not in cluster.living())
+        said: list[str] = []
+        cluster.heal(tell=said.append)
+        assert not any("failed" in each or "has no" in each for each in said), said
+        made.stepping.step(3)
+        adapters(cluster)
+        one = finetune(load(folder), EXAMPLES, **options)
+        one.stepper.run(6)
+        for history in made.stepping.histories:
+            losses = history.series("main", "loss")[1]
+            assert np.allclose(losses, one.stepper.history.series("main", "loss")[1], rtol=1e-4)
+        assert lm.generate_on_ranks(PROMPT, 8).figures["tokens"] == 8
+        lm.forget()
+        assert not any("on_model" in cell for cell in cluster.setup.cells)
+    finally:
+        cluster.down()
 
 
 def test_a_tuned_model_that_is_forgotten_gives_its_memory_back(
