@@ -198,8 +198,9 @@ class StepperFigure:
         ]
         if self._changes("layers", tuple(layers)):
             named = range(0, len(layers), -(-len(layers) // MOST_NAMED) or 1)
+            texts = shortened(layers)
             self.widget.layout.yaxis3.update(
-                tickvals=list(named), ticktext=[_shorten(layers[row]) for row in named]
+                tickvals=list(named), ticktext=[texts[row] for row in named]
             )
         if self._changes("heat", (title, said)):
             common = {"y": np.arange(len(layers), dtype=np.int32), "text": said}
@@ -292,8 +293,23 @@ def _gaps(values: NDArray[np.float64]) -> list[float | None]:
     return [float(value) if np.isfinite(value) else None for value in values]
 
 
-def _shorten(name: str) -> str:
-    return name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}"
+def shortened(names: Sequence[str]) -> list[str]:
+    """Names of layers without what all of them begin with; long ones keep their number and end."""
+    words = [name.split(".") for name in names]
+    shared = 0
+    while all(len(each) > shared + 1 for each in words) and (
+        len({each[shared] for each in words}) == 1 < len(words)
+    ):
+        shared += 1
+    return [_fitting(".".join(each[shared:])) for each in words]
+
+
+def _fitting(name: str) -> str:
+    if len(name) <= LONGEST:
+        return name
+    first = name.partition(".")[0]
+    number = first if first.isdigit() else ""
+    return f"{number}…{name[len(number) + 1 - LONGEST :]}"
 
 
 def _say(value: float) -> str:

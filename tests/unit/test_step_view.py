@@ -29,6 +29,7 @@ from mlxbench_kernel.widgets.stepping_figure import (
     HEAT_BAD,
     POINTS,
     VALIDATED,
+    shortened,
 )
 from mlxbench_kernel.widgets.stepping_graph import OPEN
 from mlxbench_kernel.widgets.stepping_layers import Layers
@@ -75,6 +76,15 @@ def steps(view: StepperView, branch: str) -> list[int]:
     """The steps of the loss of a branch."""
     at = curve(view, branch).x
     return [] if at is None else list(at)
+
+
+def test_names_of_layers_tell_them_apart() -> None:
+    blocks = [f"model.layers.{n}.self_attn.{w}_proj" for n in (0, 11) for w in "qv"]
+    assert shortened(blocks) == [
+        "0.self_attn.q_proj", "0.self_attn.v_proj", "11…elf_attn.q_proj", "11…elf_attn.v_proj",
+    ]  # fmt: skip
+    assert shortened(["model.embed_tokens", "model.norm"]) == ["embed_tokens", "norm"]
+    assert shortened(["model.norm"]) == ["model.norm"] and shortened([]) == []
 
 
 def test_buttons_and_fields_ask_for_what_they_say(
