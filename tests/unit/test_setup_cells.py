@@ -37,6 +37,18 @@ def test_another_notebook_finds_them(tmp_path: Path) -> None:
     assert SetupCells(tmp_path).cells == ["import json"]
 
 
+def test_a_cell_of_ours_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
+    setup = SetupCells(tmp_path)
+    setup.put("loading lm", "# mlxbench\nload('a')")
+    setup.put("tuning lm", "# mlxbench\ntune()")
+    setup.note("x = 1", setup=True)
+    setup.put("loading lm", "# mlxbench\nload('b')")
+    assert [cell.splitlines()[-1] for cell in setup.cells] == ["tune()", "x = 1", "load('b')"]
+    assert setup.cells[-1].startswith("# mlxbench\n# loading lm\n")
+    setup.put("tuning lm")
+    assert SetupCells(tmp_path).cells == setup.cells and len(setup.cells) == 2
+
+
 def test_a_damaged_file_counts_as_none(tmp_path: Path) -> None:
     (tmp_path / "setup.json").write_text("{")
     assert SetupCells(tmp_path).cells == []
