@@ -90,7 +90,7 @@ class Looking:
         return death
 
     def _require_controller(self) -> None:
-        if self.client.closed:
+        if self.client.closed and not self.info.home.exists():
             raise ClusterError(f"cluster {self.id} is down: type %mlx_dist up")
         if not self.controller_runs:
             raise ClusterError(

@@ -141,3 +141,10 @@ def test_kept_ranks_without_controller_are_found() -> None:
         for rank in ranks:  # kept ones would stay for days
             if rank.is_running():
                 rank.kill()
+
+
+def test_of_ranks_that_were_ended_it_is_not_said_that_they_go_on() -> None:
+    cluster = Cluster.up(2)
+    cluster.down()
+    with pytest.raises(ClusterError, match="is down: type %mlx_dist up"):
+        cluster.status()

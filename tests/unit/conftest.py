@@ -10,6 +10,7 @@ from needs import require
 
 from mlxbench_kernel import native
 from mlxbench_kernel.rank.protection import PROTECTION
+from mlxbench_kernel.training.stepper import current, let_go
 
 
 @pytest.fixture
@@ -18,6 +19,9 @@ def counted():
     require(native.load() is not None, f"no native module: {native.reason()}")
     PROTECTION.trees.clear()
     PROTECTION.kept.clear()
+    if (stepper := current()) is not None:
+        let_go(stepper)
+        del stepper
     gc.collect()
     mx.clear_cache()
 
