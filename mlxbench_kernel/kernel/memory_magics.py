@@ -114,10 +114,10 @@ class MemoryMagics(Magics):
             for rank in ranks or [0]:
                 display(memory_tables.grown_table(memory.grew(rank, rest)))
         elif name == "growth":
-            running = {each.rank for each in memory.feed.ranks if each.cell is not None}
-            reported = sorted(memory.growth.reported.copy().items())
-            said = [each.said_now(rank in running) for rank, each in reported if each.said]
-            print("\n".join(said) or "no rank grows step after step, as far as was seen")
+            print(
+                "\n".join(memory.said_of_growth())
+                or "no rank grows step after step, as far as was seen"
+            )
         elif name == "mark":
             memory.mark(rest)
         else:

@@ -155,6 +155,12 @@ class Memory:
             )
         return grew(Holdings(**then), self.look(rank))
 
+    def said_of_growth(self) -> list[str]:
+        """A line for each rank that grows, or grew in a cell that is over."""
+        running = {each.rank for each in self.feed.ranks if each.cell is not None}
+        reported = sorted(self.growth.reported.copy().items())
+        return [each.said_now(rank in running) for rank, each in reported if each.said]
+
     # -- limits --------------------------------------------------------------------
 
     def limits(self) -> dict[int, dict[str, Any]]:

@@ -115,9 +115,7 @@ class MemoryView(LiveView):
         before, self._open = self._open, self.panels.selected_index
         if self._open is not None:
             self._panels[self._open].show(opened=self._open != before)
-        running = {each.rank for each in self.memory.feed.ranks if each.cell is not None}
-        reported = sorted(self.memory.growth.reported.copy().items())
-        told = [each.said_now(rank in running) for rank, each in reported if each.said]
+        told = self.memory.said_of_growth()
         if self.memory.feed.closed:
             told.insert(0, ENDED)
         say(self.growth, "".join(f"<div>⚠ {escape(line)}</div>" for line in told))

@@ -27,10 +27,17 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 
 @pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
+def height() -> int:
+    """Of `page`, in pixels; a module whose views are higher has its own."""
+    return 1150
+
+
+@pytest.fixture
+def page(browser: Browser, height: int) -> Iterator[Page]:
     """A page; what our views throw in it fails the test."""
-    page = browser.new_page(viewport={"width": 1300, "height": 1150})
+    page = browser.new_page(viewport={"width": 1300, "height": height})
     errors: list[str] = []
+    # anywidget loads our code from a blob; other errors are Jupyter's own.
     page.on("pageerror", lambda error: "blob:" in (error.stack or "") and errors.append(str(error)))
     yield page
     page.close()

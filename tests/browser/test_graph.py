@@ -7,7 +7,6 @@ import re
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -37,14 +36,8 @@ BUSY = "import time\ntime.sleep(4)"
 
 
 @pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    page = browser.new_page(viewport={"width": 1300, "height": 900})
-    errors: list[str] = []
-    # anywidget loads our code from a blob; other errors are Jupyter's own.
-    page.on("pageerror", lambda error: "blob:" in (error.stack or "") and errors.append(str(error)))
-    yield page
-    page.close()
-    assert not errors
+def height() -> int:
+    return 900
 
 
 @pytest.fixture

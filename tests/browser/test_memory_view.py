@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from lab import Lab, picture, run_all, shades
 from painted import pale_texts
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Locator, Page, expect
 from pressing import wait
 
 from mlxbench_kernel.widgets.graph_view import STATIC
@@ -53,13 +52,8 @@ threading.Thread(target=tell, daemon=True).start()
 
 
 @pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    page = browser.new_page(viewport={"width": 1300, "height": 1500})
-    errors: list[str] = []
-    page.on("pageerror", lambda error: "blob:" in (error.stack or "") and errors.append(str(error)))
-    yield page
-    page.close()
-    assert not errors
+def height() -> int:
+    return 1500
 
 
 def opened(page: Page, lab: Lab, name: str, *cells: str) -> Locator:
