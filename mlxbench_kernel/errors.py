@@ -41,9 +41,9 @@ class CellTimeout(BenchError):
 
 
 class GivenUp(KeyboardInterrupt):
-    """Ctrl-C while something waited for its turn on the ranks; nothing of it has run.
+    """Ctrl-C while something waited for its turn on the ranks, or while they were at it.
 
-    Shown as one line, as `BenchError` is.
+    The message says what came of it; it is shown as one line, as that of `BenchError` is.
     """
 
     def _render_traceback_(self) -> list[str]:

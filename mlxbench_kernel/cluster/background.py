@@ -15,6 +15,9 @@ class Occupant(Protocol):
     def between(self) -> AbstractContextManager[None]:
         """Have it wait while the block uses the ranks."""
 
+    def ended(self) -> None:
+        """Its ranks were ended."""
+
     def is_own_thread(self) -> bool:
         """Whether this is the thread in which it uses them."""
 
@@ -39,6 +42,11 @@ class Background:
     def __init__(self) -> None:
         self.server: Occupant | None = None
         self.stepper: Callable[[Show], AbstractContextManager[None]] = _alone
+
+    def ended(self) -> None:
+        """The ranks were ended."""
+        if self.server is not None:
+            self.server.ended()
 
     @contextmanager
     def between(self, show: Show) -> Iterator[None]:

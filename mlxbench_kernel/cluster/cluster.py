@@ -424,4 +424,5 @@ class Cluster(Looking):
         list of str
             A line for each host where that could not be done.
         """
+        self.background.ended()
         return end(self.info.home, self.machinery, self.client, range(self.size))

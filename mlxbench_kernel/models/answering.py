@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import threading
 from queue import Empty, Queue
 from typing import Any
@@ -87,6 +88,10 @@ def _check(name: str, value: Any) -> None:
         fits = fits and not isinstance(value, bool) and value >= 0
     if not fits and not (value is None and default is None):
         raise UsageError(f"{name}={value!r}: type {_KINDS[kind]}, as {name}={default!r}")
+
+
+class _Over(Exception):
+    """There will be no turn any more."""
 
 
 class Provider(ModelProvider):
@@ -200,6 +205,10 @@ class Answering(ResponseGenerator):
         try:
             if self.turns.rest():
                 self._generate()
+        except _Over:
+            self.model_provider.reset()  # in this thread and its stream, as mlx-lm does
+            del self.prompt_cache
+            gc.collect()
         except Exception as raised:
             self._generation_failed = True
             error = raised
@@ -231,7 +240,8 @@ class Answering(ResponseGenerator):
         if told in (_PAUSE, _STOP):
             mx.synchronize()  # what was begun ahead has collectives too
             self._wanted = ""
-            self._stop = told == _STOP or not self.turns.rest()
+            if told == _STOP or not self.turns.rest():
+                raise _Over  # mlx-lm's own stop takes some steps more, with other ranks or without
             self._see_weights()
         if not isinstance(told, tuple):
             return None

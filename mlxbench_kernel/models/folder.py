@@ -9,6 +9,7 @@ from typing import Any
 
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.memory.fit.headers import INDEX, read_config, read_headers
+from mlxbench_kernel.models.downloading import Downloading, Tell
 
 # What mlx-lm saves of an adapter.
 ADAPTER = ("adapter_config.json", "adapters.safetensors")
@@ -22,10 +23,13 @@ DECIDING = (
 )  # fmt: skip
 
 
-def find(path_or_repo: str, revision: str | None = None) -> Path:
+def find(
+    path_or_repo: str, revision: str | None = None, tell: Tell = lambda come, of: None
+) -> Path:
     """The folder of a model; one of a hub is downloaded with mlx-lm's own downloader.
 
     That asks nobody where ``HF_HUB_OFFLINE=1`` is set, and then finds what was downloaded before.
+    `tell` hears how far a download is, see `Downloading`.
 
     Raises
     ------
@@ -46,7 +50,8 @@ def find(path_or_repo: str, revision: str | None = None) -> Path:
 
     download: Any = utils._download
     try:
-        return Path(download(path_or_repo, revision=revision))
+        with Downloading(path_or_repo, revision, tell):
+            return Path(download(path_or_repo, revision=revision))
     except Exception as error:  # of the hub's library, and of what it is built on
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")

@@ -37,7 +37,7 @@ class Piece:
     first, seconds
         To the first token, and since then.
     finish
-        "stop" or "length" with the last one, else "".
+        "stop", "length" or "context" (which is full) with the last one, else "".
     """
 
     text: str
@@ -109,6 +109,8 @@ class Generation:
         Of sampling and of mlx-lm's ``generate_step``, see `sampling.OPTIONS`.
     halt
         Asked after each token whether to end, with their number; the same on all ranks.
+    reading
+        Told how many tokens of the prompt are read, and how many there are to read.
 
     Attributes
     ----------
@@ -135,16 +137,18 @@ class Generation:
         keep: str = "",
         options: Mapping[str, Any] | None = None,
         halt: Callable[[int], bool] = lambda tokens: False,
+        reading: Callable[[int, int], None] = lambda read, of: None,
     ) -> None:
         if not isinstance(max_tokens, int) or max_tokens < 1:
             raise UsageError(f"max_tokens={max_tokens!r}: type a number, 1 or more")
         sampling.check_seed(seed)
-        self._part, self._seed, self._halt = part, seed, halt
+        self._part, self._seed, self._halt, self._reading = part, seed, halt, reading
         self._arguments = sampling.for_step(options or {})
         sampling.check_bias(options or {}, part.vocabulary)
         self.prompt_tokens = encode(part, prompt)
         room = max_tokens if part.context is None else part.context - len(self.prompt_tokens)
         self._most = min(max_tokens, room)
+        self._ends = {"length": "length" if self._most == max_tokens else "context"}
         self._caches = KVCaches(part, keep, self._arguments.pop("max_kv_size", None))
         self.found: list[int] = []
         self.watch = Watch(self._caches)
@@ -168,6 +172,7 @@ class Generation:
                 max_tokens=self._most,
                 draft_model=part.draft,
                 prompt_cache=self._caches.caches,
+                prompt_progress_callback=self._reading,
                 **self._arguments,
             )
             with closing(pieces):
@@ -188,7 +193,7 @@ class Generation:
                         bool(each.from_draft),
                         first,
                         now - began - first,
-                        each.finish_reason or "",
+                        self._ends.get(each.finish_reason, each.finish_reason or ""),
                         drafted,
                     )
                     if self._halt(len(self.found)):

@@ -10,13 +10,15 @@ import ipyparallel
 import numpy as np
 
 from mlxbench_kernel.cluster import OWN_CELL, Cluster
-from mlxbench_kernel.errors import ClusterError, StorageError, UsageError
+from mlxbench_kernel.errors import ClusterError, GivenUp, StorageError, UsageError
 from mlxbench_kernel.remote import results
 from mlxbench_kernel.remote.kept import on_kept
 from mlxbench_kernel.remote.said import SAID
 
 ANSWER_SECONDS = 60.0
 STOP_SECONDS = 1.0  # from one request to stop to the next
+
+STOPPED = "stopped on all ranks, which can be used again"
 
 _AS_THEY_ARE = {each.__name__: each for each in (UsageError, StorageError)}
 
@@ -68,14 +70,21 @@ def ask_ranks(
         It is raised on a rank.
     ClusterError
         Another error was raised on a rank, or a rank is gone.
+    GivenUp
+        Ctrl-C; the ranks have stopped, or it has not begun.
     """
     code = cell_of(of, name, *arguments)
     stop = _StopWithTheFirst(cluster, ranks, show, heard)
     # Until the results are here: another thread's would take their place.
-    with cluster.between(show), cluster.turns.taken(show):
-        errors = cluster.execute(code, ranks=ranks, timeout=timeout, output=stop, tell=tell).errors
-        _raise_first(errors, ranks)
-        return taken(cluster, ranks, of) if result else {}
+    try:
+        with cluster.between(show), cluster.turns.taken(show):
+            ended = cluster.execute(code, ranks=ranks, timeout=timeout, output=stop, tell=tell)
+            _raise_first(ended.errors, ranks)
+            return taken(cluster, ranks, of) if result else {}
+    except GivenUp:
+        raise
+    except KeyboardInterrupt:
+        raise GivenUp(STOPPED) from None
 
 
 def cell_of(of: Callable[..., Any], name: str, *arguments: Any) -> str:

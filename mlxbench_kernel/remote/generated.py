@@ -21,7 +21,7 @@ class Generated:
     tokens : list of int
         Generated, the one that ended it included; empty where it was broken off.
     finish : str
-        "stop", "length" or "interrupted".
+        "stop", "length" (of `max_tokens`), "context" (which is full) or "interrupted".
     figures : dict
         ``prompt_tokens``, ``reused`` (of these in a cache), ``tokens``, ``drafted`` (of these found
         by the draft model), ``first`` (seconds to the first token), ``prompt_rate`` and ``rate``
@@ -31,6 +31,9 @@ class Generated:
         NaN where it is not known, as of collectives on a GPU).
     prompt : list of int
         The tokens of the prompt; empty where it was broken off.
+    reading : tuple of int
+        Until the first token: how many tokens of the prompt are read, and how many there are to
+        read; (0, 0) until the first of a long one are.
     """
 
     text: str
@@ -39,6 +42,7 @@ class Generated:
     figures: dict[str, Any]
     ranks: dict[int, dict[str, Any]]
     prompt: list[int] = field(default_factory=list)
+    reading: tuple[int, int] = (0, 0)
 
     def __str__(self) -> str:
         return self.text
@@ -68,6 +72,7 @@ class SoFar:
         self.text = ""
         self._figures: dict[str, Any] = {}
         self._ranks: dict[int, dict[str, Any]] = {}
+        self._reading = 0, 0
 
     def __call__(self, rank: int, told: dict[str, Any]) -> None:
         self.text += told.get("text", "")
@@ -78,7 +83,10 @@ class SoFar:
                 name: math.nan if value is None else value
                 for name, value in told["figures"].items()
             }
-        self._heard(Generated(self.text, [], "", self._figures, dict(self._ranks)))
+        if "read" in told:
+            self._reading = told["read"], told["all"]
+        ranks = dict(self._ranks)
+        self._heard(Generated(self.text, [], "", self._figures, ranks, reading=self._reading))
 
 
 def figures_of(piece: Mapping[str, Any]) -> dict[str, Any]:

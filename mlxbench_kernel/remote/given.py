@@ -36,8 +36,19 @@ def plain_prompt(prompt: Prompt) -> Any:
 
 
 def as_ranks_find_it(path: str | os.PathLike[str]) -> str:
-    """A path as all ranks on this host's file system find it; a name on the hub as it is."""
-    text = os.fspath(path)
+    """A path as all ranks on this host's file system find it; a name on the hub as it is.
+
+    Raises
+    ------
+    UsageError
+        It is neither.
+    """
+    try:
+        text = os.fspath(path)
+    except TypeError:
+        raise UsageError(
+            f"{path!r} is no folder and no name on the hub: type one, as mlx-community/NAME"
+        ) from None
     here = Path(text).expanduser()
     if here.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", text):
         return str(here.absolute())

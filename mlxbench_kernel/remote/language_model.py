@@ -66,6 +66,7 @@ class ModelOnRanks:
         self.plan: Plan | None = None
         self.parts: dict[int, dict[str, Any]] = {}
         self._loaded_in: list[int] = []  # by rank
+        self._forgotten = False
         self.tell: Tell = lambda text: None
         self.options: dict[str, Any] = {}
 
@@ -133,7 +134,7 @@ class ModelOnRanks:
         }  # fmt: skip
         beside = [None if each is None else as_ranks_find_it(each) for each in (adapter, draft)]
         progress(0.0, "looking at the files")
-        folders = made._find(revision, *beside)
+        folders = made._find(revision, beside[0], beside[1], progress)
         progress(0.02, "planning")
         made._make_plan(folders, shard, context, anyway, planned)
         options = {
@@ -195,6 +196,8 @@ class ModelOnRanks:
         held = format_bytes(sum(each["nbytes"] for each in self.parts.values()))
         how = f"{self.shard} on {self.size} ranks" if self.size > 1 else "on one rank"
         name = Path(self.path).name or self.path
+        if self._forgotten:
+            return f"LanguageModel {name}: forgotten; {self.name} = LanguageModel.load(…) loads it"
         return f"LanguageModel {name} ({self.architecture}), {how}, {held} of parameters"
 
     def ask(
@@ -231,6 +234,7 @@ class ModelOnRanks:
         for key in (self.of_tuning, self.of_loading):
             self.cluster.setup.put(key)
         self.ask("forget")
+        self._forgotten = True
 
     # -- generating ----------------------------------------------------------------
 
@@ -321,12 +325,23 @@ class ModelOnRanks:
 
     # -- loading -------------------------------------------------------------------
 
-    def _find(self, revision: str | None, adapter: str | None, draft: str | None) -> dict[int, str]:
+    def _find(
+        self,
+        revision: str | None,
+        adapter: str | None,
+        draft: str | None,
+        progress: Progress = lambda done, text: None,
+    ) -> dict[int, str]:
         """Where the files are, by rank; the same everywhere, as are those of what goes with it."""
         ranks = self.ranks
+
+        def heard(rank: int, told: dict[str, Any]) -> None:
+            of = f" of {format_bytes(told['of'])}" if told["of"] else ""
+            progress(0.0, f"downloading: {format_bytes(told['come'])}{of}")
+
         found = ask_ranks(
             self.cluster, ranks, self.tell, None, "find", self.path, revision, adapter, draft,
-            of=on_model,
+            of=on_model, heard=heard,
         )  # fmt: skip
         self.architecture = found[0]["architecture"]
         hosts = {each.rank: each.host for each in self.cluster.info.ranks}

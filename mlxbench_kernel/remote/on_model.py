@@ -49,19 +49,23 @@ def _find(
     path: str, revision: str | None, adapter: str | None, draft: str | None
 ) -> dict[str, Any]:
     """Where the model is here, and what its files are, and those of what goes with it."""
-    found = folder.find(path, revision)
+    found = folder.find(path, revision, _downloaded)
     config = folder.check(found)
     digests = folder.digests(found)
     if adapter is not None:
         digests |= folder.digests_of_adapter(Path(adapter))
     if draft is not None:
-        of_draft = folder.digests(folder.find(draft))
+        of_draft = folder.digests(folder.find(draft, tell=_downloaded))
         digests |= {str(Path(draft) / name): digest for name, digest in of_draft.items()}
     return {
         "folder": str(found),
         "digests": digests,
         "architecture": str(config.get("model_type")),
     }
+
+
+def _downloaded(come: int, of: int) -> None:
+    say(come=come, of=of)
 
 
 def _held(name: str) -> int:
@@ -117,12 +121,28 @@ def _generate(
 ) -> dict[str, Any]:
     """Generate; rank 0 says the text as it comes, and each rank what that takes here."""
     part = part_named(name)
+    reading = _Reading(part.rank == 0)
     with Halt() as halt:
-        made = Generation(part, prompt, most, seed=seed, keep=keep, options=options, halt=halt)
+        made = Generation(
+            part, prompt, most, seed=seed, keep=keep, options=options, halt=halt, reading=reading
+        )
         told = _Told(made, part.rank == 0)
         for piece in made:
             told(piece)
     return {**told.last(), "tokens": made.found, "prompt": made.prompt_tokens}
+
+
+class _Reading:
+    """Says how much of a prompt is read, where that takes long."""
+
+    def __init__(self, speaks: bool) -> None:
+        self._speaks, self._said = speaks, time.monotonic()
+
+    def __call__(self, read: int, of: int) -> None:
+        now = time.monotonic()
+        if self._speaks and read < of and now - self._said > FIGURES_SECONDS:
+            self._said = now
+            say(read=read, all=of)
 
 
 class _Told:

@@ -156,6 +156,13 @@ class Server:
             finally:
                 self._leave()
 
+    def ended(self) -> None:
+        """Its ranks were ended."""
+        with self._changed:
+            self._stopped, self.error = True, "its ranks are down"
+            self._changed.notify_all()
+        self._leave()
+
     # -- turns -----------------------------------------------------------------------
 
     def is_own_thread(self) -> bool:
@@ -215,9 +222,18 @@ class Server:
                 with self._changed:
                     self._turning = False
                     self._changed.notify_all()
-            if why:
-                self.error, self._stopped = why, True
-                self._leave()
+            if why and not self._stopped:
+                self._end(why)
+
+    def _end(self, why: str) -> None:
+        """It has ended by itself."""
+        first, *more = why.splitlines()
+        if "%mlx_dist" not in first:
+            gone = len(self._cluster.living()) < self._cluster.size
+            heal = "%mlx_dist heal brings the rank back, then " if gone else ""
+            first += f"; {heal}{self.name}.serve() starts it again"
+        self.error, self._stopped = "\n".join([first, *more]), True
+        self._leave()
 
     def _ask(self, name: str, *arguments: Any) -> dict[int, Any]:
         return ask_ranks(

@@ -186,10 +186,12 @@ class ChatView(ui.VBox):  # type: ignore[misc]
         """What is going on, or what the last answer took."""
         chat = self.chat
         if not chat.asking:
-            return "" if chat.last is None else figures_line(chat.last)
+            # Beside an error they would be of another answer than what was asked for.
+            return figures_line(chat.last) if chat.last and not self._commands.error else ""
         if chat.stopping:
             return "stopping …"
-        doing = "" if chat.so_far.figures else "reading what was said …"
+        told = chat.so_far.figures or chat.so_far.reading[1]
+        doing = "" if told else "reading what was said …"
         return " · ".join(each for each in (doing, figures_line(chat.so_far), chat.status) if each)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -10,6 +11,7 @@ import ipywidgets as ui
 from mlxbench_kernel.errors import UsageError
 
 FIT = "max-content"
+SURE_SECONDS = 5.0  # for a second press
 
 
 class Ask(Protocol):
@@ -27,15 +29,25 @@ def button(label: str, pressed: Callable[[], None], icon: str = "", tooltip: str
 
 
 def sure(label: str, pressed: Callable[[], None], icon: str = "", tooltip: str = "") -> Any:
-    """A button for what cannot be undone: it is done at the second press."""
+    """A button for what cannot be undone: it is done at a second press within some seconds."""
     made = button(label, lambda: None, icon, tooltip)
+    forgetting = threading.Timer(0.0, lambda: None)
+
+    def ask(again: bool) -> None:
+        made.button_style = "danger" if again else ""
+        made.description = f"{label}: sure?" if again else label
 
     def press(_button: object) -> None:
+        nonlocal forgetting
+        forgetting.cancel()
         asked = made.button_style == "danger"
-        made.button_style = "" if asked else "danger"
-        made.description = label if asked else f"{label}: sure?"
+        ask(not asked)
         if asked:
             pressed()
+            return
+        forgetting = threading.Timer(SURE_SECONDS, ask, [False])
+        forgetting.daemon = True
+        forgetting.start()
 
     made.on_click(press)
     return made

@@ -14,6 +14,7 @@ from mlxbench_kernel.units import format_bytes
 _STYLE = (
     "white-space:pre-wrap;overflow-wrap:anywhere;margin:0;font-family:inherit;font-size:inherit"
 )
+_ENDS = {"length": "stopped at max_tokens", "context": "the context is full"}
 _SMALL = "color:var(--jp-ui-font-color2,gray);font-size:var(--jp-ui-font-size1,12px)"
 
 
@@ -47,6 +48,9 @@ def figures_line(found: Generated) -> str:
     """The figures of a generation in a line, ranks side by side; "" before there are any."""
     said = []
     figures = found.figures
+    if not figures and found.reading[1]:
+        read, of = found.reading
+        said = [f"reading the prompt: {read:,} of {of:,} tokens"]
     if figures:
         reused = f" ({figures['reused']} in the cache)" if figures["reused"] else ""
         said = [
@@ -68,7 +72,7 @@ def figures_line(found: Generated) -> str:
         if len(shares) > 1 and all(share == share for share in shares):
             said.append(f"in collectives {' | '.join(f'{100 * each:.0f}' for each in shares)} %")
     if found.finish not in ("", "stop"):
-        said.append({"length": "stopped at max_tokens"}.get(found.finish, found.finish))
+        said.append(_ENDS.get(found.finish, found.finish))
     return " · ".join(said)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,9 @@ from mlxbench_kernel.widgets.progress import ProgressBar
 
 if TYPE_CHECKING:
     from mlxbench_kernel.widgets.chat import ChatView
+
+
+SILENT_SECONDS = 1.0  # after which is said what is going on
 
 
 class Generates(ModelOnRanks):
@@ -55,9 +59,15 @@ class Generates(ModelOnRanks):
         def heard(found: Generated) -> None:
             so_far[0] = found
 
+        began = time.monotonic()
+
         def show(status: str) -> None:
-            if so_far[0].figures or status:
-                draw(so_far[0], status)
+            found = so_far[0]
+            if not (found.figures or found.reading[1] or status):
+                if time.monotonic() - began < SILENT_SECONDS:
+                    return
+                status = "reading the prompt …"
+            draw(found, status)
 
         try:
             found = self.generate_on_ranks(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +14,11 @@ import pytest
 from running import processes, run
 
 from mlxbench_kernel.cluster import Cluster
-from mlxbench_kernel.errors import ClusterError, UsageError
+from mlxbench_kernel.errors import ClusterError, GivenUp, UsageError
 from mlxbench_kernel.models import generate, load
 from mlxbench_kernel.models.small import make_small_model
 from mlxbench_kernel.remote.language_model import Generated, ModelOnRanks
+from mlxbench_kernel.remote.prompts import generate_batch
 
 EXPERTS: dict[str, Any] = {
     "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64,
@@ -233,8 +235,26 @@ def test_hosts_with_other_files_are_found_out(
         ranks.execute("os.chdir(before)")
 
 
+def test_ctrl_c_is_one_line_and_keeps_the_model(ranks: Cluster, folders: dict[str, Path]) -> None:
+    lm = ModelOnRanks.load(folders["llama"], "tensor", cluster=ranks)
+    begun: list[float] = []
+
+    def interrupt(done: float, text: str) -> None:
+        if done > 0 and not begun:
+            begun.append(done)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(GivenUp, match="stopped on all ranks, which can be used again") as caught:
+        generate_batch(lm, [PROMPT] * 2, 4000, progress=interrupt)
+    assert begun and len(caught.value._render_traceback_()) == 1
+    assert len(generate_batch(lm, [PROMPT] * 2, 4).texts) == 2
+
+
 def test_a_model_that_is_gone_says_so(ranks: Cluster, folders: dict[str, Path]) -> None:
     lm = ModelOnRanks.load(folders["llama"], "data", cluster=ranks)
-    ranks.execute("del lm")
+    lm.forget()
+    assert "forgotten; lm = LanguageModel.load(…) loads it" in repr(lm)
     with pytest.raises(UsageError, match="lm is no language model here any more: load it again"):
         lm.generate_on_ranks(PROMPT, 4)
+    with pytest.raises(UsageError, match="5 is no folder and no name on the hub: type one"):
+        ModelOnRanks.load(5, cluster=ranks)  # type: ignore[arg-type]

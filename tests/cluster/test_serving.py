@@ -266,6 +266,27 @@ def test_an_interrupt_stops_it(lm: ModelOnRanks) -> None:
     assert lm.generate_on_ranks(PROMPT, 4).text
 
 
+def test_an_interrupt_that_only_one_rank_hears(lm: ModelOnRanks) -> None:
+    server = Server(lm, 0, {})
+    pieces = client(server).completions.create(
+        model="default_model", prompt=PROMPT, max_tokens=3000, stream=True
+    )
+    next(pieces)
+    lm.cluster.client.call("interrupt", [0], 5.0)  # the other one has paused before it hears of it
+    until(lambda: not server.running)
+    assert "lm.serve() starts it again" in server.error and not is_listening(server.port)
+    assert lm.generate_on_ranks(PROMPT, 4).text
+
+
+def test_it_ends_with_its_ranks(folder: Path) -> None:
+    cluster = Cluster.up(1)
+    try:
+        server = Server(ModelOnRanks.load(folder, "data", cluster=cluster), 0, {})
+    finally:
+        cluster.down()
+    assert not server.running and repr(server) == "<stopped: its ranks are down>"
+
+
 def test_a_page_under_its_own_name_is_kept_out(server: Server) -> None:
     """As a browser asks whose page has its name lead to the loopback."""
 
@@ -294,6 +315,7 @@ def test_a_rank_that_is_killed(folder: Path) -> None:
             list(pieces)
         until(lambda: not server.running)
         assert "rank 1" in server.error and "rank 1" in repr(server)
+        assert "%mlx_dist" in server.error.splitlines()[0]
         until(lambda: not is_listening(server.port))
         with pytest.raises(ClusterError, match="rank 1"):
             Server(lm, 0, {})

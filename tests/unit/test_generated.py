@@ -38,3 +38,19 @@ def test_a_share_of_time_that_nobody_knows_goes_through_json(
     assert all(math.isnan(each["collectives"]) for each in heard[-1].ranks.values())
     line = figures_line(heard[-1])
     assert "KV cache 1" in line and "in collectives" not in line
+
+
+def test_reading_a_long_prompt_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[Any] = []
+    monkeypatch.setattr(on_model, "say", lambda **told: said.append(told))
+    monkeypatch.setattr(on_model, "FIGURES_SECONDS", 0.0)
+    for speaks in (False, True):
+        reading = on_model._Reading(speaks)
+        for read in (0, 2048, 4096):
+            reading(read, 4096)
+    assert said == [{"read": 0, "all": 4096}, {"read": 2048, "all": 4096}]
+    heard: list[Generated] = []
+    so_far = SoFar(heard.append)
+    for each in said:
+        so_far(0, each)
+    assert figures_line(heard[-1]) == "reading the prompt: 2,048 of 4,096 tokens"

@@ -92,6 +92,25 @@ def test_a_generation_that_is_broken_off_keeps_no_cache(part: Part) -> None:
     assert part.caches == {}
 
 
+def test_it_says_whether_max_tokens_or_the_context_ended_it(
+    part: Part, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert list(Generation(part, "abc", 5))[-1].finish == "length"
+    monkeypatch.setattr(Part, "context", 8)
+    assert [piece.finish for piece in Generation(part, "abc", 20)] == [""] * 4 + ["context"]
+
+
+def test_reading_a_long_prompt_can_be_followed(part: Part) -> None:
+    told: list[tuple[int, int]] = []
+
+    def reading(read: int, of: int) -> None:
+        told.append((read, of))
+
+    made = Generation(part, "a" * 100, 2, options={"prefill_step_size": 40}, reading=reading)
+    assert len(list(made)) == 2
+    assert told == [(0, 100), (40, 100), (80, 100), (99, 100), (100, 100)]
+
+
 def test_sampling_follows_the_seed_and_leaves_the_users_random_state(part: Part) -> None:
     mx.random.seed(5)
     want = mx.random.uniform().item()
