@@ -4,7 +4,8 @@ Ranks run a *lease*: a few steps, as many as take some hundredths of a second, o
 the number beforehand. At its end each tells the others what it measured, whether it was asked to
 stop, and for how many steps it has batches. So all have the same numbers after the same step:
 what is decided by them is decided alike, and no rank goes on to a collective that another one
-will not come to.
+will not come to. Where gradients are averaged as float32, all that goes along with them, in each
+step; else in a collective of its own.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ LEASE_SECONDS = 0.03  # of a lease, beyond its first step
 MOST = 32  # steps of a lease
 Numbers = NDArray[np.float32]
 
-Step = Callable[[Sequence[Batch], float | None, bool], Outcome]
+Step = Callable[[Sequence[Batch], float | None, bool, mx.array], Outcome]
 
 
 @dataclass
@@ -163,7 +164,7 @@ class Loop:
         self._group = group
         numbers = mx.zeros(POOL + 1)
         mx.eval(numbers)
-        # Written while a step runs, and read at its end: a request to stop goes out with it.
+        # Written while a step runs, and read in it: a request to stop goes out with it.
         self._numbers = numbers
         self._written: Numbers = np.array(numbers, copy=False)
         self._written[POOL] = self._pool = float(host_pool()[0])
@@ -238,18 +239,21 @@ class Loop:
             self._pending.clear()  # of a lease that a fault has ended, and which was gone back from
         started = time.perf_counter()
         first = counters["position"]
-        told = []
+        told: list[mx.array] = []
         with PROTECTION.held():  # else what batches evaluate on one rank would count there alone
             batches = self.batches_of_now()
             data = time.perf_counter() - started
-            outcome = self._step(batches, counters["clip"], measured)
             if last:
                 following = first + self._accumulate
                 self._written[LEFT] = self._batches.steps_left(following, self._accumulate)
                 self._written[ELAPSED] = started - self._began
                 self._written[PLAIN : FULL + 1] = [_mean(each) for each in self._took.values()]
-                rows = [each.outcome.values for each in self._pending]
-                told.append(self._told([*rows, outcome.values]))
+            outcome = self._step(batches, counters["clip"], measured, self._numbers)
+            if last:
+                outcomes = [*(each.outcome for each in self._pending), outcome]
+                told = [each.told[0] for each in outcomes if each.told]
+                if len(told) < len(outcomes):
+                    told = [self._told([each.values for each in outcomes])]
             mx.eval(self._state, outcome.arrays, told, mx.random.state)
         seconds = time.perf_counter() - started
         counters["step"] += 1
@@ -259,10 +263,10 @@ class Loop:
         self._took[measured].append(seconds)
         own = self._own(batches, seconds, data)
         self._pending.append(_Pending(outcome, own, self._rate(), again))
-        return self._agreed(told[0]) if last else None
+        return self._agreed(told) if last else None
 
     def _told(self, rows: list[mx.array]) -> mx.array:
-        """All ranks' numbers, losses and metrics: float32 [size, n], lazy."""
+        """All ranks' numbers, losses and metrics of a lease: float32 [size, n], lazy."""
         own = mx.concatenate([self._numbers, *rows])[None]
         if self._group.size() == 1:
             return own
@@ -292,10 +296,10 @@ class Loop:
         first, shuffled = self._counters["position"], self._counters["shuffle"]
         return [self._batches.at(first + number, shuffled) for number in range(self._accumulate)]
 
-    def _agreed(self, told: mx.array) -> Agreed:
-        """Read what all ranks told at the end of a lease."""
-        rows = _rows(told)
-        numbers = [row[: POOL + 1] for row in rows]
+    def _agreed(self, told: list[mx.array]) -> Agreed:
+        """Read what all ranks told in a lease: with each step, or all at its end."""
+        tables = [_rows(each) for each in told]
+        numbers = [row[: POOL + 1] for row in tables[-1]]
         fullest = max(numbers, key=lambda row: row[MEMORY] / row[POOL])
         most = [max(column) for column in zip(*numbers, strict=True)]
         common = {
@@ -303,17 +307,19 @@ class Loop:
             "collective_seconds": most[COLLECTIVE], "memory": fullest[MEMORY],
             "pool": fullest[POOL],
         }  # fmt: skip
+        of_each = len(tables) == len(self._pending)
         taken, place = [], POOL + 1
-        for each in self._pending:
+        for number, each in enumerate(self._pending):
             end = place + 1 + len(each.outcome.metrics)
+            rows = tables[number if of_each else 0]
             taken.append(self._taken(each, [row[place:end] for row in rows], common))
-            place = end
+            place = POOL + 1 if of_each else end
         self._pending.clear()
-        left = [int(row[LEFT]) for row in numbers]
+        left = [round(row[LEFT]) for row in numbers]  # what went along was divided and multiplied
         seconds = most[SECONDS] or 1.0
         return Agreed(
             taken,
-            most[STOP] > 0,
+            most[STOP] > 0.5,
             [rank for rank, count in enumerate(left) if not count],
             max(1, min(1 + int(LEASE_SECONDS / seconds), MOST, *left)),
             seconds,

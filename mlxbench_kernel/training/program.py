@@ -24,6 +24,7 @@ from mlxbench_kernel.training.batches import Batch
 from mlxbench_kernel.training.settings import over
 
 Loss = Callable[..., Any]
+Result = tuple[mx.array, dict[str, mx.array], list[mx.array]]  # as in `Outcome`
 
 
 @dataclass
@@ -38,16 +39,19 @@ class Outcome:
         By measure: float32 [parameters] for each parameter, or of no dimension.
     metrics
         Names of the user's own, in the order of `values`.
+    told : list of float32 [ranks, numbers + 1 + metrics]
+        One, where the ranks' numbers and `values` went along with their gradients.
     """
 
     values: mx.array
     measures: dict[str, mx.array] = field(default_factory=dict)
     metrics: tuple[str, ...] = ()
+    told: list[mx.array] = field(default_factory=list)
 
     @property
     def arrays(self) -> list[mx.array]:
         """All that is to be evaluated."""
-        return [self.values, *self.measures.values()]
+        return [self.values, *self.measures.values(), *self.told]
 
 
 def read_result(result: Any) -> tuple[mx.array, dict[str, mx.array]]:
@@ -127,7 +131,9 @@ class Program:
         self.model, self.optimizer = model, optimizer
         self._group = group
         self._compiled = compiled
-        self._steps: dict[Hashable, Callable[..., tuple[mx.array, dict[str, mx.array]]]] = {}
+        self._mine = mx.arange(group.size())[:, None] == group.rank()
+        mx.eval(self._mine)
+        self._steps: dict[Hashable, Callable[..., Result]] = {}
         self._metrics: tuple[str, ...] = ()
         self._key: Hashable = None
 
@@ -144,7 +150,9 @@ class Program:
         numbers = tuple(sorted(_numbers(self.optimizer).items()))
         self._key = numbers, tuple(self.names), self.model.training
 
-    def __call__(self, batches: Sequence[Batch], clip: float | None, measured: bool) -> Outcome:
+    def __call__(
+        self, batches: Sequence[Batch], clip: float | None, measured: bool, numbers: mx.array
+    ) -> Outcome:
         """One step, lazily; without `compiled`, batches but the last are evaluated.
 
         Parameters
@@ -155,13 +163,15 @@ class Program:
             Largest norm of the averaged gradients; None for any.
         measured
             Which variant.
+        numbers
+            What this rank has to tell the others: float32 [n].
         """
         if self._compiled:
             batches = [list(batch) for batch in batches]  # type: ignore[misc]
-            values, measures = self._compiled_step(clip, measured)(batches)
+            values, measures, told = self._compiled_step(clip, measured)(batches, numbers)
         else:
-            values, measures = self._step(batches, clip, measured)
-        return Outcome(values, measures, self._metrics)
+            values, measures, told = self._step(batches, clip, measured, numbers)
+        return Outcome(values, measures, self._metrics, told)
 
     def alone(self, batches: Sequence[Batch]) -> Any:
         """The step without other ranks and without `compiled`: loss, and the update."""
@@ -176,15 +186,15 @@ class Program:
             state = [self.model.state, self.optimizer.state, mx.random.state]
 
             @functools.partial(mx.compile, inputs=state, outputs=state)
-            def compiled(batches: Any) -> Any:
-                return self._step(batches, clip, measured)
+            def compiled(batches: Any, numbers: mx.array) -> Any:
+                return self._step(batches, clip, measured, numbers)
 
-            def first(batches: Any) -> Any:
+            def first(batches: Any, numbers: mx.array) -> Any:
                 """A mistake in what is traced leaves MLX's placeholders in the state."""
                 parts = frozen.freeze([containers(self.model), containers(self.optimizer)])
                 random = frozen.random_key()
                 try:
-                    result = compiled(batches)
+                    result = compiled(batches, numbers)
                 except Exception:
                     frozen.put_back(parts or [])
                     frozen.seed(random)
@@ -196,12 +206,12 @@ class Program:
         return found
 
     def _step(
-        self, batches: Sequence[Batch], clip: float | None, measured: bool
-    ) -> tuple[mx.array, dict[str, mx.array]]:
+        self, batches: Sequence[Batch], clip: float | None, measured: bool, numbers: mx.array
+    ) -> Result:
         loss, metrics, gradients = self._accumulated(batches)
         self._metrics = tuple(metrics)
-        own = gradients
-        gradients = average_gradients(gradients, group=self._group)
+        values, own = _row(loss, metrics), gradients
+        gradients, told = self._averaged(gradients, numbers, values)
         norm = None
         averaged = gradients
         if clip is not None:
@@ -211,7 +221,22 @@ class Program:
         measures: dict[str, mx.array] = {} if norm is None else {"grad_norm": norm}
         if measured:
             measures |= self._measured(own, averaged, before)
-        return _row(loss, metrics), measures
+        return values, measures, told
+
+    def _averaged(
+        self, gradients: Any, numbers: mx.array, values: mx.array
+    ) -> tuple[Any, list[mx.array]]:
+        """Gradients averaged over the ranks; what these tell each other goes along.
+
+        A collective of its own would cost a short step some percents. Of another type than all
+        gradients it would keep MLX from averaging them at once, though.
+        """
+        ranks, arrays = self._group.size(), _flat(gradients)
+        if ranks == 1 or not arrays or any(each.dtype != mx.float32 for _, each in arrays):
+            return average_gradients(gradients, group=self._group), []
+        rows = mx.where(self._mine, mx.concatenate([numbers, values]), 0.0)
+        found = average_gradients({"gradients": gradients, "told": rows}, group=self._group)
+        return found["gradients"], [found["told"] * ranks]
 
     def _accumulated(self, batches: Sequence[Batch]) -> tuple[mx.array, dict[str, mx.array], Any]:
         (loss, metrics), gradients = self._value_and_grad(*batches[0])
@@ -287,8 +312,10 @@ class CustomProgram:
     def _parameters(self) -> dict[str, mx.array]:
         return dict(over(self._modules, lambda module: _flat(module.trainable_parameters())))
 
-    def __call__(self, batches: Sequence[Batch], clip: float | None, measured: bool) -> Outcome:
-        """As `Program`; the step clips for itself."""
+    def __call__(
+        self, batches: Sequence[Batch], clip: float | None, measured: bool, numbers: mx.array
+    ) -> Outcome:
+        """As `Program`; the step clips for itself, and nothing goes along."""
         before = self._parameters() if measured else {}
         loss, metrics = read_result(self._take(*batches[0]))
         measures = self._measured(before) if before else {}

@@ -88,6 +88,34 @@ theirs = [each for _, each in __import__("mlx.utils").utils.tree_flatten(hand.pa
     assert close == {0: True, 1: True}
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_ranks_tell_each_other_goes_with_their_gradients(ranks: Cluster, dtype: str) -> None:
+    """Of gradients of another type than float32 it has to go alone, once in a lease."""
+    run(ranks, SETUP + f"model.set_dtype(mx.{dtype}); X = X.astype(mx.{dtype})")
+    run(ranks, STEPPER.format(", check=False").replace("replicas=10", "replicas=0"))
+    run(
+        ranks,
+        """
+from mlxbench_kernel.rank.collectives import GROUP
+stepper.run(40)
+before = GROUP.spent(0)[0]
+stepper.run(40)
+names = [each["operation"] for each in GROUP.log(before)]
+own = stepper.history.series("main", "loss_rank")[1].tolist()
+mean = stepper.history.series("main", "loss")[1].tolist()
+""",
+    )
+    own, mean = value(ranks, "own"), value(ranks, "mean")
+    assert (
+        mean[0]
+        == mean[1]
+        == pytest.approx([sum(two) / 2 for two in zip(own[0], own[1], strict=True)])
+    )
+    for names in value(ranks, "names").values():
+        gathers = names.count("all_gather")
+        assert (gathers > 4) == (dtype == "bfloat16") and names.count("all_sum") >= 40
+
+
 def test_it_plays_while_cells_run_between_its_steps(stepping: Stepping) -> None:
     stepping.play()
     until(lambda: stepping.state.step > 5)
