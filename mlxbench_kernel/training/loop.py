@@ -162,9 +162,10 @@ class Loop:
         self._step, self._batches, self._accumulate = step, batches, accumulate
         self._counters, self._state, self._rate = counters, state, rate
         self._group = group
-        numbers = mx.zeros(POOL + 1)
-        mx.eval(numbers)
-        # Written while a step runs, and read in it: a request to stop goes out with it.
+        numbers, self._nothing = mx.zeros(POOL + 1), mx.zeros(POOL + 1)
+        mx.eval(numbers, self._nothing)
+        # Written while a step runs, and read in the last one of a lease: a request to stop goes out
+        # with it. On a GPU that moves memory, and so does reading what ranks have told.
         self._numbers = numbers
         self._written: Numbers = np.array(numbers, copy=False)
         self._written[POOL] = self._pool = float(host_pool()[0])
@@ -248,12 +249,10 @@ class Loop:
                 self._written[LEFT] = self._batches.steps_left(following, self._accumulate)
                 self._written[ELAPSED] = started - self._began
                 self._written[PLAIN : FULL + 1] = [_mean(each) for each in self._took.values()]
-            outcome = self._step(batches, counters["clip"], measured, self._numbers)
+            numbers = self._numbers if last else self._nothing
+            outcome = self._step(batches, counters["clip"], measured, numbers)
             if last:
-                outcomes = [*(each.outcome for each in self._pending), outcome]
-                told = [each.told[0] for each in outcomes if each.told]
-                if len(told) < len(outcomes):
-                    told = [self._told([each.values for each in outcomes])]
+                told.append(self._told([*(each.outcome for each in self._pending), outcome]))
             mx.eval(self._state, outcome.arrays, told, mx.random.state)
         seconds = time.perf_counter() - started
         counters["step"] += 1
@@ -263,11 +262,20 @@ class Loop:
         self._took[measured].append(seconds)
         own = self._own(batches, seconds, data)
         self._pending.append(_Pending(outcome, own, self._rate(), again))
-        return self._agreed(told) if last else None
+        return self._agreed(told[0]) if last else None
 
-    def _told(self, rows: list[mx.array]) -> mx.array:
-        """All ranks' numbers, losses and metrics of a lease: float32 [size, n], lazy."""
-        own = mx.concatenate([self._numbers, *rows])[None]
+    def _told(self, outcomes: Sequence[Outcome]) -> mx.array:
+        """What all ranks have to tell of a lease: float32 [size, n], lazy.
+
+        Of each step ``POOL + 1`` numbers, which only those of the last one are, its loss and its
+        metrics.
+        """
+        told = [each.told[0] for each in outcomes if each.told]
+        if len(told) == len(outcomes):
+            return mx.concatenate(told, axis=1) * self._group.size()
+        *others, last = [each.values for each in outcomes]
+        rows = [each for values in others for each in (self._nothing, values)]
+        own = mx.concatenate([*rows, self._numbers, last])[None]
         if self._group.size() == 1:
             return own
         return mx.distributed.all_gather(own, group=self._group)
@@ -296,10 +304,15 @@ class Loop:
         first, shuffled = self._counters["position"], self._counters["shuffle"]
         return [self._batches.at(first + number, shuffled) for number in range(self._accumulate)]
 
-    def _agreed(self, told: list[mx.array]) -> Agreed:
-        """Read what all ranks told in a lease: with each step, or all at its end."""
-        tables = [_rows(each) for each in told]
-        numbers = [row[: POOL + 1] for row in tables[-1]]
+    def _agreed(self, told: mx.array) -> Agreed:
+        """Read what all ranks told of a lease."""
+        rows = _rows(told)
+        values, place = [], 0
+        for each in self._pending:
+            first = place + POOL + 1
+            numbers = [row[place:first] for row in rows]
+            place = first + 1 + len(each.outcome.metrics)
+            values.append([row[first:place] for row in rows])
         fullest = max(numbers, key=lambda row: row[MEMORY] / row[POOL])
         most = [max(column) for column in zip(*numbers, strict=True)]
         common = {
@@ -307,13 +320,10 @@ class Loop:
             "collective_seconds": most[COLLECTIVE], "memory": fullest[MEMORY],
             "pool": fullest[POOL],
         }  # fmt: skip
-        of_each = len(tables) == len(self._pending)
-        taken, place = [], POOL + 1
-        for number, each in enumerate(self._pending):
-            end = place + 1 + len(each.outcome.metrics)
-            rows = tables[number if of_each else 0]
-            taken.append(self._taken(each, [row[place:end] for row in rows], common))
-            place = POOL + 1 if of_each else end
+        taken = [
+            self._taken(each, of_it, common)
+            for each, of_it in zip(self._pending, values, strict=True)
+        ]
         self._pending.clear()
         left = [round(row[LEFT]) for row in numbers]  # what went along was divided and multiplied
         seconds = most[SECONDS] or 1.0

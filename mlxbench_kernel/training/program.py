@@ -40,7 +40,8 @@ class Outcome:
     metrics
         Names of the user's own, in the order of `values`.
     told : list of float32 [ranks, numbers + 1 + metrics]
-        One, where the ranks' numbers and `values` went along with their gradients.
+        One, where the ranks' numbers and `values` went along with their gradients; divided by how
+        many ranks there are, as these.
     """
 
     values: mx.array
@@ -236,7 +237,7 @@ class Program:
             return average_gradients(gradients, group=self._group), []
         rows = mx.where(self._mine, mx.concatenate([numbers, values]), 0.0)
         found = average_gradients({"gradients": gradients, "told": rows}, group=self._group)
-        return found["gradients"], [found["told"] * ranks]
+        return found["gradients"], [found["told"]]
 
     def _accumulated(self, batches: Sequence[Batch]) -> tuple[mx.array, dict[str, mx.array], Any]:
         (loss, metrics), gradients = self._value_and_grad(*batches[0])

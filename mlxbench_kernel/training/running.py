@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # Going back takes so long at most for steps that are taken again: what is shorter is not kept
 # after each one, as keeping costs a step more time than it takes from a later one.
-AGAIN_SECONDS = 0.003
+AGAIN_SECONDS = 0.004
 OPENS = "%mlx_step graph opens the graph there"
 
 

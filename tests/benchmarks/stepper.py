@@ -16,6 +16,7 @@ from __future__ import annotations
 import gc
 import sys
 import time
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -31,6 +32,14 @@ from mlxbench_kernel.training.replicas import fingerprints
 BACK_SECONDS = 0.005
 KEEP_SECONDS = 0.001
 PAUSE_SECONDS = 0.05
+CPU: Any = (
+    ("20 ms", 1.01, {"width": 256, "depth": 3, "batch": 128, "steps": 100}),
+    ("2 ms", 1.05, {"width": 128, "depth": 3, "batch": 64, "steps": 400}),
+)
+GPU: Any = (
+    ("20 ms", 1.01, {"width": 4096, "depth": 6, "batch": 2048, "steps": 150}),
+    ("2 ms", 1.05, {"width": 1024, "depth": 4, "batch": 1024, "steps": 800}),
+)
 EVERY = 50  # steps from one comparison of replicas to the next, by default
 
 CELL = """
@@ -86,10 +95,7 @@ PROTECTION.trees = trees
 
 def steps(report: Report, cluster: Cluster, pairs: int) -> None:
     """A step of some milliseconds, ours and by hand."""
-    for about, target, shape in (
-        ("20 ms", 1.01, {"width": 256, "depth": 3, "batch": 128, "steps": 100}),
-        ("2 ms", 1.05, {"width": 128, "depth": 3, "batch": 64, "steps": 400}),
-    ):
+    for about, target, shape in GPU if cluster.info.backend == "nccl" else CPU:
         result = cluster.execute(CELL.format(pairs=pairs, **shape))
         if result.errors:
             sys.exit("\n".join(result.errors[min(result.errors)]["traceback"]))
