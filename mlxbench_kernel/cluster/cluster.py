@@ -5,27 +5,24 @@ from __future__ import annotations
 import dataclasses
 import os
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from mlxbench_kernel.cluster import state
 from mlxbench_kernel.cluster.alone import check_alone
-from mlxbench_kernel.cluster.background import Background
 from mlxbench_kernel.cluster.bringup import BringUp
 from mlxbench_kernel.cluster.cells import CellResult, CellRun
 from mlxbench_kernel.cluster.client import BenchClient
 from mlxbench_kernel.cluster.ending import end
+from mlxbench_kernel.cluster.exchanging import Exchanging
 from mlxbench_kernel.cluster.faults import Faults, Tell
 from mlxbench_kernel.cluster.healing import Healing
-from mlxbench_kernel.cluster.looking import Looking
 from mlxbench_kernel.cluster.machinery import Machinery, Progress
 from mlxbench_kernel.cluster.revival import Revival
 from mlxbench_kernel.cluster.setup_cells import SetupCells
 from mlxbench_kernel.cluster.sink import CellOutputSink
 from mlxbench_kernel.cluster.state import ClusterInfo, Options
-from mlxbench_kernel.cluster.transfer import Transfer
-from mlxbench_kernel.cluster.turns import Show, Turns, ignore
+from mlxbench_kernel.cluster.turns import Turns, ignore
 from mlxbench_kernel.cluster.watch import GroupWatch
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.interrupts import held
@@ -33,7 +30,7 @@ from mlxbench_kernel.interrupts import held
 ANSWER_SECONDS = 2.0
 
 
-class Cluster(Looking):
+class Cluster(Exchanging):
     """Ranks that are up; made by `Cluster.up` or `Cluster.attach`.
 
     Rank r is ipyparallel's engine id r, until `heal` has dropped ranks; `client` is the
@@ -48,7 +45,6 @@ class Cluster(Looking):
         self.setup = SetupCells(info.home)
         self.turns: Turns = getattr(self, "turns", None) or Turns()
         Cluster._last = weakref.ref(self)
-        self.background: Background = getattr(self, "background", None) or Background()
 
     @classmethod
     def up(
@@ -158,18 +154,6 @@ class Cluster(Looking):
     def __repr__(self) -> str:
         return f"<Cluster {self.id}: {self.size} ranks, {self.info.backend}>"
 
-    def between(self, show: Show = ignore) -> AbstractContextManager[None]:
-        """Around what uses the ranks: has what runs on them in the background wait meanwhile.
-
-        Parameters
-        ----------
-        show
-            Is told who is waited for, see `Turns.taken`.
-        """
-        return self.background.between(show)
-
-    # -- cells ---------------------------------------------------------------
-
     def execute(
         self,
         code: str,
@@ -255,18 +239,6 @@ class Cluster(Looking):
         else:
             self.faults.level(run.fault(), run.failed_alike(), tell)
 
-    def results(self, ranks: Iterable[int] | None = None) -> dict[int, Any]:
-        """Value of the last expression of each rank's last cell.
-
-        Returns
-        -------
-        dict
-            By rank; None where the cell ended with no expression, its text where the value
-            cannot be sent.
-        """
-        with self.between():
-            return self._transfer(ranks).results()
-
     def interrupt(
         self, ranks: Iterable[int] | None = None, tell: Tell = lambda text: None
     ) -> dict[str, list[int]]:
@@ -304,42 +276,6 @@ class Cluster(Looking):
                 said = does
             found.setdefault(said, []).append(rank)
         return found
-
-    # -- data ----------------------------------------------------------------
-
-    def push(
-        self,
-        values: Mapping[str, Any],
-        ranks: Iterable[int] | None = None,
-        progress: Progress | None = None,
-    ) -> None:
-        """Put values into the namespaces of ranks; see `Transfer.push`."""
-        with self.between():
-            self._transfer(ranks, progress).push(values)
-
-    def pull(
-        self,
-        names: str | Sequence[str],
-        ranks: Iterable[int] | None = None,
-        progress: Progress | None = None,
-    ) -> dict[int, Any]:
-        """Fetch variables from ranks; see `Transfer.pull`.
-
-        Returns
-        -------
-        dict
-            For each rank the value, or for several names a dict of values by name.
-        """
-        with self.between():
-            transfer = self._transfer(ranks, progress)
-            if isinstance(names, str):
-                return {rank: values[names] for rank, values in transfer.pull([names]).items()}
-            return transfer.pull(names)
-
-    def _transfer(self, ranks: Iterable[int] | None, progress: Progress | None = None) -> Transfer:
-        chosen = self.choose(ranks)
-        self._require(chosen)
-        return Transfer(self.client, chosen, self.doing, progress)
 
     # -- life ----------------------------------------------------------------
 

@@ -18,14 +18,20 @@ from mlxbench_kernel.remote.asking import Heard, Tell, ask_ranks, cell_of
 from mlxbench_kernel.remote.generated import Generated, SoFar, figures_of
 from mlxbench_kernel.remote.given import Prompt, as_ranks_find_it, plain_prompt
 from mlxbench_kernel.remote.on_model import on_model
-from mlxbench_kernel.remote.planned import Plan, against_link, with_room
+from mlxbench_kernel.remote.planned import (
+    Plan,
+    Progress,
+    against_link,
+    find_files,
+    measured_link,
+    with_room,
+)
 from mlxbench_kernel.remote.serving import stop_serving
 from mlxbench_kernel.units import format_bytes
 
 __all__ = ["Generated", "ModelOnRanks", "Plan", "Progress", "Prompt", "figures_of", "plain_prompt"]
 HALT_SECONDS = 0.5
 _NUMBERS = itertools.count()
-Progress = Callable[[float, str], None]
 
 
 class ModelOnRanks:
@@ -134,7 +140,7 @@ class ModelOnRanks:
         }  # fmt: skip
         beside = [None if each is None else as_ranks_find_it(each) for each in (adapter, draft)]
         progress(0.0, "looking at the files")
-        folders = made._find(revision, beside[0], beside[1], progress)
+        folders = find_files(made, revision, beside[0], beside[1], progress)
         progress(0.02, "planning")
         made._make_plan(folders, shard, context, anyway, planned)
         options = {
@@ -325,39 +331,6 @@ class ModelOnRanks:
 
     # -- loading -------------------------------------------------------------------
 
-    def _find(
-        self,
-        revision: str | None,
-        adapter: str | None,
-        draft: str | None,
-        progress: Progress = lambda done, text: None,
-    ) -> dict[int, str]:
-        """Where the files are, by rank; the same everywhere, as are those of what goes with it."""
-        ranks = self.ranks
-
-        def heard(rank: int, told: dict[str, Any]) -> None:
-            of = f" of {format_bytes(told['of'])}" if told["of"] else ""
-            progress(0.0, f"downloading: {format_bytes(told['come'])}{of}")
-
-        found = ask_ranks(
-            self.cluster, ranks, self.tell, None, "find", self.path, revision, adapter, draft,
-            of=on_model, heard=heard,
-        )  # fmt: skip
-        self.architecture = found[0]["architecture"]
-        hosts = {each.rank: each.host for each in self.cluster.info.ranks}
-        for rank in ranks[1:]:
-            ours, its = found[0]["digests"], found[rank]["digests"]
-            other = sorted(
-                name for name in ours.keys() | its.keys() if ours.get(name) != its.get(name)
-            )
-            if other:
-                beside = os.path.dirname(other[0])  # the folder of what goes with the model
-                raise UsageError(
-                    f"{other[0]} differs between {hosts[0]} (rank 0) and {hosts[rank]} (rank "
-                    f"{rank}): copy {beside or found[0]['folder']} of {hosts[0]} there"
-                )
-        return {rank: each["folder"] for rank, each in found.items()}
-
     def _make_plan(
         self,
         folders: Mapping[int, str],
@@ -370,7 +343,7 @@ class ModelOnRanks:
         hosts = with_room(self.cluster.free_memory(), [held[rank] for rank in self.ranks])
         options: dict[str, Any] = {} if context is None else {"context": context}
         options["trust_remote_code"] = self.options["trust_remote_code"]
-        link = self._measure_link(folders) if shard == "auto" and self.size > 1 else None
+        link = measured_link(self, folders) if shard == "auto" and self.size > 1 else None
         told = ask_ranks(
             self.cluster, [0], self.tell, None, "plan", folders[0], hosts, shard, link, options,
             of=on_model,
@@ -382,17 +355,6 @@ class ModelOnRanks:
         if not self.plan.fits and not anyway:
             raise UsageError(f"{self.path} {self.plan.text}")
         planned(self.plan)
-
-    def _measure_link(self, folders: Mapping[int, str]) -> dict[str, Any]:
-        """What "auto" goes by, see `memory.fit.Link`."""
-        arguments = {rank: (folders[rank],) for rank in self.ranks}
-        found = self.ask_each("link", arguments)
-        return {
-            "alone": tuple(found[rank]["alone"] for rank in self.ranks),
-            "together": min(each["together"] for each in found.values()),
-            "collective": max(each["collective"] for each in found.values()),
-            "sends": not against_link("pipeline", self.cluster.info.backend, self.size),
-        }
 
     def ask_each(
         self,

@@ -1,11 +1,22 @@
-"""`Plan`: what was planned on the ranks' hosts before a model is loaded."""
+"""What is looked at and planned on the ranks' hosts before a model is loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.remote.asking import ask_ranks
+from mlxbench_kernel.remote.on_model import on_model
+from mlxbench_kernel.units import format_bytes
+
+if TYPE_CHECKING:
+    from mlxbench_kernel.remote.language_model import ModelOnRanks
+
+Progress = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
@@ -65,3 +76,62 @@ def against_link(shard: str, backend: str, size: int) -> str:
             "NCCL: type shard='tensor' or 'data', or start the ranks with --backend ring"
         )
     return ""
+
+
+def find_files(
+    lm: ModelOnRanks,
+    revision: str | None,
+    adapter: str | None,
+    draft: str | None,
+    progress: Progress = lambda done, text: None,
+) -> dict[int, str]:
+    """Where a model's files are, by rank; one of the hub is downloaded first.
+
+    Parameters
+    ----------
+    lm
+        Its ``architecture`` is told.
+    revision, adapter, draft
+        As of `ModelOnRanks.load`.
+    progress
+        Told how far a download is.
+
+    Raises
+    ------
+    UsageError
+        They are not there or not whole, or not the same on all hosts.
+    """
+    ranks = lm.ranks
+
+    def heard(rank: int, told: dict[str, Any]) -> None:
+        of = f" of {format_bytes(told['of'])}" if told["of"] else ""
+        progress(0.0, f"downloading: {format_bytes(told['come'])}{of}")
+
+    found = ask_ranks(
+        lm.cluster, ranks, lm.tell, None, "find", lm.path, revision, adapter, draft,
+        of=on_model, heard=heard,
+    )  # fmt: skip
+    lm.architecture = found[0]["architecture"]
+    hosts = {each.rank: each.host for each in lm.cluster.info.ranks}
+    for rank in ranks[1:]:
+        ours, its = found[0]["digests"], found[rank]["digests"]
+        other = sorted(name for name in ours.keys() | its.keys() if ours.get(name) != its.get(name))
+        if other:
+            beside = os.path.dirname(other[0])  # the folder of what goes with the model
+            raise UsageError(
+                f"{other[0]} differs between {hosts[0]} (rank 0) and {hosts[rank]} (rank "
+                f"{rank}): copy {beside or found[0]['folder']} of {hosts[0]} there"
+            )
+    return {rank: each["folder"] for rank, each in found.items()}
+
+
+def measured_link(lm: ModelOnRanks, folders: Mapping[int, str]) -> dict[str, Any]:
+    """What "auto" goes by, see `memory.fit.Link`."""
+    arguments = {rank: (folders[rank],) for rank in lm.ranks}
+    found = lm.ask_each("link", arguments)
+    return {
+        "alone": tuple(found[rank]["alone"] for rank in lm.ranks),
+        "together": min(each["together"] for each in found.values()),
+        "collective": max(each["collective"] for each in found.values()),
+        "sends": not against_link("pipeline", lm.cluster.info.backend, lm.size),
+    }

@@ -10,6 +10,8 @@ import importlib
 import traceback
 from typing import Any
 
+from mlxbench_kernel.interrupts import held
+
 _KEPT: dict[tuple[str, str], Any] = {}
 
 
@@ -20,18 +22,21 @@ def keep(module: str, function: str, *arguments: Any) -> None:
     try:
         _KEPT[module, function] = called(*arguments)
     except BaseException as error:
-        _forget_frames(error)
+        with held():  # an interrupt often comes twice
+            _forget_frames(error)
         raise
 
 
 def _forget_frames(error: BaseException) -> None:
     """Let go of what frames hold: IPython keeps the last error, and here a model with it."""
     seen: set[int] = set()
-    each: BaseException | None = error
-    while each is not None and id(each) not in seen:
-        seen.add(id(each))
-        traceback.clear_frames(each.__traceback__)
-        each = each.__cause__ or each.__context__
+    left: list[BaseException | None] = [error]
+    while left:
+        each = left.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            traceback.clear_frames(each.__traceback__)
+            left += [each.__cause__, each.__context__]
 
 
 def take(module: str, function: str) -> Any:

@@ -8,6 +8,8 @@ from html import escape
 
 import anywidget
 
+from mlxbench_kernel.widgets.gone import when_gone
+
 _PARTS = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)|<think>(.*?)(?:</think>|\Z)", re.DOTALL)
 
 
@@ -113,7 +115,7 @@ export default {
   color: var(--jp-error-color0, #c62828); font-weight: 600; overflow-wrap: anywhere;
 }
 [data-jp-theme-light="false"] .mlxbench-chat .mlxbench-chat-error { color: #ff8a80; }
-"""
+""" + when_gone("mlxbench-chat")
 
 
 def said(messages: Sequence[Mapping[str, str]]) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets as ui
 
 from mlxbench_kernel.cluster import Cluster
+from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.memory.in_shell import follow_cells
 from mlxbench_kernel.remote.memory import Memory
 from mlxbench_kernel.remote.memory_asked import OfThisProcess
@@ -42,6 +43,8 @@ class MemoryView(LiveView):
 
     def __init__(self, of: Cluster | Memory | None = None) -> None:
         super().__init__(queues=3)
+        if of is not None and not isinstance(of, (Cluster, Memory)):
+            raise UsageError(f"MemoryView takes a cluster, or None for this kernel, not {of!r}")
         self.memory = of if isinstance(of, Memory) else watched(of)
         self.live = MemoryLive(self.memory.feed, self.memory.markers, self._shown)
         # Limits wait for cells; looking does not, and marks and what a limit would do are quick.

@@ -68,6 +68,15 @@ def boxes(found: Holdings, rank: int) -> dict[str, list[Any]]:
     }
 
 
+def treemap(found: Holdings, rank: int) -> Any:
+    """The boxes as a figure."""
+    drawn = boxes(found, rank)
+    colours = drawn.pop("colors")
+    figure = go.Figure(go.Treemap(**TREEMAP), LAYOUT)
+    figure.data[0].update(**drawn, marker={"colors": colours})
+    return figure
+
+
 def by_kind(found: Holdings) -> dict[str, int]:
     """Bytes by kind of the variable that they are under; they fill the pool of MLX."""
     sizes = dict.fromkeys(COLOURS, 0)

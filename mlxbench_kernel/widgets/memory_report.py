@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from html import escape
@@ -12,9 +13,15 @@ import numpy as np
 import plotly.graph_objects as go
 
 import mlxbench_kernel
+from mlxbench_kernel.errors import ClusterError
+from mlxbench_kernel.memory import Holdings
 from mlxbench_kernel.memory.record import COLUMNS, PRESSURES, Mark, Samples
+from mlxbench_kernel.remote.bar import Bar
 from mlxbench_kernel.remote.memory import Memory
-from mlxbench_kernel.widgets.memory_tables import limits, status
+from mlxbench_kernel.remote.pool_bars import bars
+from mlxbench_kernel.units import format_bytes
+from mlxbench_kernel.widgets.memory_holdings import treemap
+from mlxbench_kernel.widgets.memory_tables import freeable_table, limits, status
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -33,6 +40,18 @@ LAYOUT = {
     "yaxis": {"range": [0, 1], "visible": False, "fixedrange": True},
     "yaxis2": {"overlaying": "y", "side": "left", "rangemode": "tozero", **BYTES},
 }
+POOLS = {
+    "barmode": "stack", "bargap": 0.3, "margin": {"t": 10, "b": 110}, "xaxis": BYTES,
+    "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"},
+}  # fmt: skip
+SEGMENTS = {
+    "system": "system", "others": "other programs", "active": "MLX active", "cache": "MLX cache",
+    "rest": "rest of footprint", "held": "held until it died", "free": "free",
+}  # fmt: skip
+# As in the view: of ranks, and of what is nobody's.
+RANKS = ["#3b82c4", "#e0702a", "#2a9d5c", "#c2559d", "#8a6fd1", "#a98500", "#2a9fb0", "#d14b4b"]
+COLOURS = {"system": "#757575", "others": "#a89f91", "free": "#eeeeee"}
+OPACITY = {"cache": 0.55, "rest": 0.25, "held": 0.25}
 CURVES = {"active": "MLX active", "cache": "MLX cache", "footprint": "footprint"}
 
 
@@ -69,28 +88,75 @@ def to_csv(memory: Memory, file: Path) -> None:
 
 
 def to_html(memory: Memory, file: Path) -> None:
-    """Write a page that needs nothing else: pools, limits, and what each rank held over time."""
-    figures = []
+    """Write a page that needs nothing else: pools, limits, and what each rank held over time, and
+    holds."""
+    pools = pools_figure(bars(memory.feed.ranks, memory.markers))
+    plots, first, last = [], math.inf, -math.inf
     for each in memory.feed.ranks:
         _, rows = each.ring.since(0)
         if len(rows):
-            figures.append(figure_of(f"rank {each.rank} · {each.host}", rows, each.marks))
-    plots = [
-        figure.to_html(full_html=False, include_plotlyjs=place == 0)
-        for place, figure in enumerate(figures)
-    ]
+            plots.append(figure_of(f"rank {each.rank} · {each.host}", rows, each.marks))
+            first, last = min(first, rows[0, 0]), max(last, rows[-1, 0])
+    for figure in plots:  # side by side in time
+        figure.update_xaxes(range=[_date(first), _date(last)])
+    held = _holdings(memory)
     when = time.strftime("%Y-%m-%d %H:%M:%S %Z")
     body = [
         f"<h1>Memory of {memory.size} rank{'s'[: memory.size != 1]}</h1>",
         f"<p>{escape(when)}, mlxbench {mlxbench_kernel.__version__}</p>",
-        f"<h2>Pools</h2>{status(memory)._repr_html_()}",
+        f"<h2>Pools</h2>{pools.to_html(full_html=False)}{status(memory)._repr_html_()}",
         f"<h2>Limits</h2>{limits(memory)._repr_html_()}",
         "<h2>Over time</h2>",
-        *plots,
+        *map(_within, plots),
     ]
+    for rank, found in held.items():
+        body += [
+            f"<h2>What holds the memory of rank {rank}</h2>",
+            _within(treemap(found, rank)),
+            freeable_table(found)._repr_html_(),
+        ]
     head = f'<meta charset="utf-8"><title>Memory</title><style>{STYLE}</style>'
     page = f"<!doctype html><html><head>{head}</head><body>{''.join(body)}</body></html>"
     file.write_text(page, encoding="utf-8")  # as it says itself, whatever the system's is
+
+
+def _holdings(memory: Memory) -> dict[int, Holdings]:
+    """What holds the memory of the ranks that answer."""
+    if memory.feed.closed:
+        return {}
+    there = [each.rank for each in memory.feed.ranks if each.since is None]
+    try:
+        return memory.holdings(there)
+    except ClusterError:  # one has gone meanwhile
+        return {}
+
+
+def _within(figure: Any) -> str:
+    """A figure after the first, which has brought the script."""
+    html: str = figure.to_html(full_html=False, include_plotlyjs=False)
+    return html
+
+
+def pools_figure(pools: Sequence[Bar]) -> Any:
+    """A bar for each pool, stacked of what is in it."""
+    figure = go.Figure(layout=POOLS | {"height": 160 + 50 * len(pools)})
+    named: set[str] = set()
+    for bar in reversed(pools):
+        for each in bar.segments:
+            whose = f"rank {each.rank}, " if each.rank >= 0 else ""
+            name = f"{whose}{SEGMENTS[each.kind]}"
+            colour = COLOURS.get(each.kind) or RANKS[each.rank % len(RANKS)]
+            figure.add_bar(
+                y=[f"{bar.host} {bar.pool}"], x=[each.bytes], orientation="h", name=name,
+                legendgroup=name, showlegend=name not in named, opacity=OPACITY.get(each.kind, 1),
+                marker={"color": colour}, hovertemplate=f"{name}: {format_bytes(each.bytes)}",
+            )  # fmt: skip
+            named.add(name)
+    return figure
+
+
+def _date(seconds: float) -> Any:
+    return np.datetime64(round(seconds * 1000), "ms") if math.isfinite(seconds) else None
 
 
 def figure_of(title: str, rows: Samples, marks: Sequence[Mark]) -> Any:

@@ -178,7 +178,7 @@ class StepperView(LiveView):
         seconds = self._recent.mean(0, "seconds", branch, step)
         tokens, samples = (
             rate(
-                sum(self._recent.mean(each, f"{unit}_per_second", branch, step) for each in ranks),
+                sum(self._recent.rate(each, f"{unit}_per_second", branch, step) for each in ranks),
                 unit,
             )
             for unit in ("tokens", "samples")

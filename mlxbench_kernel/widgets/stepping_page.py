@@ -11,6 +11,7 @@ import anywidget
 
 from mlxbench_kernel.training.place import Entry
 from mlxbench_kernel.units import quantity
+from mlxbench_kernel.widgets.gone import when_gone
 
 MOST_LINES = 200  # of the journal, the last ones
 
@@ -60,7 +61,7 @@ export default {
   max-height: 280px; overflow: auto; font-size: 12px; overflow-wrap: anywhere;
 }
 .mlxbench-step .mlxbench-step-lines pre { margin: 0; color: inherit; white-space: pre-wrap; }
-"""
+""" + when_gone("mlxbench-step")
 
 
 def error_line(error: str) -> str:

@@ -45,12 +45,21 @@ class Recent:
 
     def mean(self, rank: int, name: str, branch: str, step: int) -> float:
         """The mean of a measure over the last steps of a branch up to `step`; NaN if none."""
-        values = [
-            row[name]
+        values = [row[name] for row in self._of(rank, name, branch, step)]
+        return float(np.mean(values)) if values else float("nan")
+
+    def rate(self, rank: int, name: str, branch: str, step: int) -> float:
+        """As `mean`, of what is per second: of all that time, so that long steps count as long."""
+        rows = self._of(rank, name, branch, step)
+        seconds = sum(row["seconds"] for row in rows)
+        return sum(row[name] * row["seconds"] for row in rows) / seconds if rows else float("nan")
+
+    def _of(self, rank: int, name: str, branch: str, step: int) -> list[Mapping[str, float]]:
+        return [
+            row
             for of, row in self._rows[rank]
             if of == branch and row["step"] <= step and name in row
         ]
-        return float(np.mean(values)) if values else float("nan")
 
     def parts(self, branch: str, step: int) -> NDArray[np.float64]:
         """Milliseconds of a step in its parts, float64 [parts, ranks]; NaN if not measured."""

@@ -18,6 +18,7 @@ from mlxbench_kernel.errors import ClusterError, GivenUp, UsageError
 from mlxbench_kernel.models import generate, load
 from mlxbench_kernel.models.small import make_small_model
 from mlxbench_kernel.remote.language_model import Generated, ModelOnRanks
+from mlxbench_kernel.remote.planned import find_files
 from mlxbench_kernel.remote.prompts import generate_batch
 
 EXPERTS: dict[str, Any] = {
@@ -219,18 +220,18 @@ def test_hosts_with_other_files_are_found_out(
     )
     try:
         made = ModelOnRanks(ranks, "lm", "model")
-        assert made._find(None, None, None).keys() == {0, 1}
+        assert find_files(made, None, None, None).keys() == {0, 1}
         adapter = tmp_path / "home-1" / "adapter"
         adapter.mkdir()
         (adapter / "adapters.safetensors").write_bytes(b"of rank 1 alone")
         with pytest.raises(UsageError, match=r"adapters.safetensors differs .*: copy adapter of"):
-            made._find(None, "adapter", None)
+            find_files(made, None, "adapter", None)
         config = tmp_path / "home-1" / "model" / "config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | {"rope_theta": 5.0}))
         with pytest.raises(UsageError, match=r"config.json differs between .* \(rank 0\) and"):
-            made._find(None, None, None)
+            find_files(made, None, None, None)
         with pytest.raises(UsageError, match=r"config.json differs between .* \(rank 0\) and"):
-            ModelOnRanks(ranks, "lm", str(folders["llama"]))._find(None, None, "model")
+            find_files(ModelOnRanks(ranks, "lm", str(folders["llama"])), None, None, "model")
     finally:
         ranks.execute("os.chdir(before)")
 

@@ -189,6 +189,8 @@ def test_numbers_for_others(view: MemoryView, asked: FakeRanks, tmp_path: Path) 
     view.to_html(str(tmp_path / "memory.html"))
     page = (tmp_path / "memory.html").read_text()
     assert "studio" in page and "Cell In[3]" in page
+    assert "rank 1, MLX active" in page and "What holds the memory of rank 0" in page
+    assert page.count("* plotly.js v") == 1 and page.count("Plotly.newPlot(") >= 4
     assert "<script src=" not in page and "http-equiv" not in page, "it stands alone"
 
 
