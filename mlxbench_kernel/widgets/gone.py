@@ -12,4 +12,5 @@ def when_gone(view: str) -> str:
     return (
         f'{there}::before {{ content: "⚠ {TEXT}"; font-weight: 600; padding: 4px 0; }}\n'
         f"{there} > * {{ opacity: 0.5; }}\n"
+        f"{there} .jupyter-widgets-disconnected::before {{ content: none; }}\n"  # one is enough
     )

@@ -291,3 +291,16 @@ def test_a_rank_that_died_or_is_late_says_so_in_its_bar(lab: Lab, page: Page) ->
     expect(mini.locator(".mlxmem-stack .mlxmem-was-late")).to_have_count(3)
     first = studio.locator(".mlxmem-lost").inner_text()
     expect(studio.locator(".mlxmem-lost")).not_to_have_text(first)  # the time goes on
+
+
+def test_a_view_of_a_kernel_that_was_restarted_says_so(lab: Lab, page: Page) -> None:
+    view = opened(page, lab, "restarted.ipynb", LOST).locator(
+        "xpath=ancestor::*[contains(@class, 'mlxbench-step')][1]"
+    )
+    page.get_by_role("menuitem", name="Kernel", exact=True).click()
+    page.get_by_text("Restart Kernel…", exact=True).click()
+    page.get_by_role("button", name="Confirm Kernel Restart").click()
+    expect(view).to_have_class(re.compile("jupyter-widgets-disconnected"), timeout=15_000)
+    said = view.evaluate("view => getComputedStyle(view, '::before').content")
+    assert "the kernel that drew this has ended" in said
+    picture(page, "memory-restarted")

@@ -52,7 +52,13 @@ export default {
     sizes.observe(el);
     model.send({ kind: "ready" });
     later();
-    const leave = () => model.send({ kind: "gone" });
+    const leave = () => {
+      try {
+        model.send({ kind: "gone" });
+      } catch {
+        // the kernel has ended before: nobody is there to be told
+      }
+    };
     window.addEventListener("pagehide", leave);
     return () => {
       window.removeEventListener("pagehide", leave);
