@@ -9,7 +9,7 @@ from typing import Any
 
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.memory.fit.headers import INDEX, read_config, read_headers
-from mlxbench_kernel.models.downloading import Downloading, Tell
+from mlxbench_kernel.models.downloading import Tell, downloading
 
 # What mlx-lm saves of an adapter.
 ADAPTER = ("adapter_config.json", "adapters.safetensors")
@@ -29,7 +29,7 @@ def find(
     """The folder of a model; one of a hub is downloaded with mlx-lm's own downloader.
 
     That asks nobody where ``HF_HUB_OFFLINE=1`` is set, and then finds what was downloaded before.
-    `tell` hears how far a download is, see `Downloading`.
+    `tell` hears how far a download is, see `downloading`.
 
     Raises
     ------
@@ -50,7 +50,7 @@ def find(
 
     download: Any = utils._download
     try:
-        with Downloading(path_or_repo, revision, tell):
+        with downloading(path_or_repo, revision, tell):
             return Path(download(path_or_repo, revision=revision))
     except Exception as error:  # of the hub's library, and of what it is built on
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
