@@ -27,7 +27,7 @@ MOST = 1_500  # boxes of a treemap: the browser draws no more of them in time
 ROOT = "rank"
 
 
-def boxes(found: Holdings, rank: int) -> dict[str, list[Any]]:
+def boxes(found: Holdings, rank: int) -> dict[str, Any]:
     """The boxes of a treemap, column by column.
 
     Kinds are the first level, variables and paths of modules below. Small boxes are left out,
@@ -62,7 +62,7 @@ def boxes(found: Holdings, rank: int) -> dict[str, list[Any]]:
         "labels": [root, *labels],
         "parents": ["", *parents],
         "values": [sum(sizes.values()), *values],
-        "colors": ["rgba(0, 0, 0, 0)", *(COLOURS[kind] for kind in kinds)],
+        "marker": {"colors": ["rgba(0, 0, 0, 0)", *(COLOURS[kind] for kind in kinds)]},
         "text": [format_bytes(size) for size in (sum(sizes.values()), *values)],
         "customdata": [root, *told],
     }
@@ -70,10 +70,8 @@ def boxes(found: Holdings, rank: int) -> dict[str, list[Any]]:
 
 def treemap(found: Holdings, rank: int) -> Any:
     """The boxes as a figure."""
-    drawn = boxes(found, rank)
-    colours = drawn.pop("colors")
     figure = go.Figure(go.Treemap(**TREEMAP), LAYOUT)
-    figure.data[0].update(**drawn, marker={"colors": colours})
+    figure.data[0].update(**boxes(found, rank))
     return figure
 
 
@@ -150,9 +148,7 @@ class HoldingsPanel:
         with self._figure.batch_update():
             if not self._figure.data:
                 self._figure.add_trace(go.Treemap(**TREEMAP))
-            trace = self._figure.data[0]
-            colours = drawn.pop("colors")
-            trace.update(**drawn, marker={"colors": colours})
+            self._figure.data[0].update(**drawn)
         sizes = [f"{kind} {format_bytes(size)}" for kind, size in by_kind(found).items() if size]
         more = [line for line in (waiting(found), *found.stopped) if line]
         stopped = "".join(f"<div>{escape(each)}</div>" for each in more)
