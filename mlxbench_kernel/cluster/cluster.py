@@ -154,6 +154,8 @@ class Cluster(Exchanging):
     def __repr__(self) -> str:
         return f"<Cluster {self.id}: {self.size} ranks, {self.info.backend}>"
 
+    # -- cells ---------------------------------------------------------------
+
     def execute(
         self,
         code: str,

@@ -43,8 +43,6 @@ class Exchanging(Looking):
         """
         return self.background.between(show)
 
-    # -- cells ---------------------------------------------------------------
-
     def results(self, ranks: Iterable[int] | None = None) -> dict[int, Any]:
         """Value of the last expression of each rank's last cell.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import threading
+from contextlib import suppress
 from queue import Empty, Queue
 from typing import Any
 from weakref import WeakSet
@@ -203,11 +204,11 @@ class Answering(ResponseGenerator):
     def _run_generate(self) -> None:
         error: BaseException | None = None
         try:
-            if self.turns.rest():
-                self._generate()
-        except _Over:
+            with suppress(_Over):
+                if self.turns.rest():
+                    self._generate()
             self.model_provider.reset()  # in this thread and its stream, as mlx-lm does
-            del self.prompt_cache
+            self.prompt_cache = LRUPromptCache(0)
             gc.collect()
         except Exception as raised:
             self._generation_failed = True

@@ -36,9 +36,12 @@ def downloading(repo: str, revision: str | None, tell: Tell) -> Iterator[None]:
         blobs = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "blobs"
         if over.wait(LOOK_SECONDS):
             return
+        first = most = _bytes_in(blobs)
         total = _total(repo, revision)
         while not over.wait(LOOK_SECONDS):
-            tell(_bytes_in(blobs), total)
+            most = max(most, _bytes_in(blobs))  # one that is renamed meanwhile is not seen
+            if most > first:  # else the hub is slow to say that all of it is there
+                tell(min(most, total) if total else most, total)
 
     threading.Thread(target=watch, name="mlxbench-download", daemon=True).start()
     try:
@@ -54,13 +57,13 @@ def _total(repo: str, revision: str | None) -> int:
 
     try:
         info: Any = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=10)
+        return sum(
+            each.size or 0
+            for each in info.siblings
+            if any(fnmatch(each.rfilename, pattern) for pattern in DEFAULT_ALLOW_PATTERNS)
+        )
     except Exception:  # of the hub's library, and of what it is built on: offline, for one
         return 0
-    return sum(
-        each.size or 0
-        for each in info.siblings
-        if any(fnmatch(each.rfilename, pattern) for pattern in DEFAULT_ALLOW_PATTERNS)
-    )
 
 
 def _bytes_in(blobs: Path) -> int:

@@ -110,7 +110,8 @@ class Generation:
     halt
         Asked after each token whether to end, with their number; the same on all ranks.
     reading
-        Told how many tokens of the prompt are read, and how many there are to read.
+        Told how many tokens of the prompt are read, and how many there are to read; not with a
+        draft model (mlx-lm 0.32.2).
 
     Attributes
     ----------

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ipyparallel
@@ -18,7 +19,8 @@ from mlxbench_kernel.remote.said import SAID
 ANSWER_SECONDS = 60.0
 STOP_SECONDS = 1.0  # from one request to stop to the next
 
-STOPPED = "stopped on all ranks, which can be used again"
+STOPPED = "stopped on all ranks; %mlx_dist status tells how they are"
+DONE = "the ranks had done it already; what they found was not fetched"
 
 _AS_THEY_ARE = {each.__name__: each for each in (UsageError, StorageError)}
 
@@ -76,15 +78,23 @@ def ask_ranks(
     code = cell_of(of, name, *arguments)
     stop = _StopWithTheFirst(cluster, ranks, show, heard)
     # Until the results are here: another thread's would take their place.
-    try:
-        with cluster.between(show), cluster.turns.taken(show):
+    with cluster.between(show), cluster.turns.taken(show):
+        with _given_up(STOPPED):
             ended = cluster.execute(code, ranks=ranks, timeout=timeout, output=stop, tell=tell)
-            _raise_first(ended.errors, ranks)
+        _raise_first(ended.errors, ranks)
+        with _given_up(DONE):
             return taken(cluster, ranks, of) if result else {}
+
+
+@contextmanager
+def _given_up(said: str) -> Iterator[None]:
+    """Have a Ctrl-C be one line."""
+    try:
+        yield
     except GivenUp:
         raise
     except KeyboardInterrupt:
-        raise GivenUp(STOPPED) from None
+        raise GivenUp(said) from None
 
 
 def cell_of(of: Callable[..., Any], name: str, *arguments: Any) -> str:

@@ -42,9 +42,18 @@ def line(seen: Seen, now: float) -> str:
     return f"rank {seen.rank} has been gone for {ago}{down}"
 
 
-def how_late(seen: Seen) -> str:
-    """That a rank is gone or does not answer, and since when; "" while it does."""
+def how_late(seen: Seen, short: bool = False) -> str:
+    """That a rank is gone or does not answer, and since when; "" while it does.
+
+    Parameters
+    ----------
+    seen
+        The rank.
+    short
+        Whether only how it ended is said, where that is known, and not what can be done.
+    """
     if seen.since is None:
         return ""
     clock = time.strftime("%H:%M:%S", time.localtime(seen.since))
-    return f"gone since {clock}: {seen.why}" if seen.why else f"no answer since {clock}"
+    why = (short and seen.how) or seen.why
+    return f"gone since {clock}: {why}" if why else f"no answer since {clock}"

@@ -103,9 +103,12 @@ def find_files(
     """
     ranks = lm.ranks
 
+    come: dict[int, int] = {}
+
     def heard(rank: int, told: dict[str, Any]) -> None:
+        come[rank] = told["come"]
         of = f" of {format_bytes(told['of'])}" if told["of"] else ""
-        progress(0.0, f"downloading: {format_bytes(told['come'])}{of}")
+        progress(0.0, f"downloading: {format_bytes(min(come.values()))}{of}")
 
     found = ask_ranks(
         lm.cluster, ranks, lm.tell, None, "find", lm.path, revision, adapter, draft,

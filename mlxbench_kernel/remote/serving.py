@@ -159,7 +159,8 @@ class Server:
     def ended(self) -> None:
         """Its ranks were ended."""
         with self._changed:
-            self._stopped, self.error = True, "its ranks are down"
+            self._stopped = True
+            self.error = f"its ranks were ended; {self.name}.serve() serves with others"
             self._changed.notify_all()
         self._leave()
 
@@ -216,23 +217,27 @@ class Server:
                 why = self._ask("turn")[0]
             except Exception as error:  # of the client that was closed under it, for one
                 why = str(error) or type(error).__name__
-                with suppress(Exception):
-                    self._close()
+                if not self._stopped:
+                    with suppress(Exception):
+                        self._close()
             finally:
                 with self._changed:
                     self._turning = False
                     self._changed.notify_all()
-            if why and not self._stopped:
+            if why:
                 self._end(why)
 
     def _end(self, why: str) -> None:
         """It has ended by itself."""
         first, *more = why.splitlines()
-        if "%mlx_dist" not in first:
+        if "%mlx_dist" not in first and ".serve()" not in first:
             gone = len(self._cluster.living()) < self._cluster.size
             heal = "%mlx_dist heal brings the rank back, then " if gone else ""
             first += f"; {heal}{self.name}.serve() starts it again"
-        self.error, self._stopped = "\n".join([first, *more]), True
+        with self._changed:
+            if self._stopped:  # on purpose, or with its ranks
+                return
+            self.error, self._stopped = "\n".join([first, *more]), True
         self._leave()
 
     def _ask(self, name: str, *arguments: Any) -> dict[int, Any]:

@@ -272,7 +272,7 @@ class Loop:
         """
         told = [each.told[0] for each in outcomes if each.told]
         if len(told) == len(outcomes):
-            return mx.concatenate(told, axis=1) * self._group.size()
+            return mx.concatenate(told, axis=1)
         *others, last = [each.values for each in outcomes]
         rows = [each for values in others for each in (self._nothing, values)]
         own = mx.concatenate([*rows, self._numbers, last])[None]

@@ -40,8 +40,7 @@ class Outcome:
     metrics
         Names of the user's own, in the order of `values`.
     told : list of float32 [ranks, numbers + 1 + metrics]
-        One, where the ranks' numbers and `values` went along with their gradients; divided by how
-        many ranks there are, as these.
+        One, where the ranks' numbers and `values` went along with their gradients.
     """
 
     values: mx.array
@@ -113,7 +112,8 @@ class Program:
     compiled
         Whether steps run through ``mx.compile``.
     group
-        Over which gradients are averaged, as ``mlx.nn.average_gradients`` does.
+        Over which gradients are averaged, as ``mlx.nn.average_gradients`` does; of three or more
+        ranks in another order of the sums, as what they tell each other goes along.
 
     Attributes
     ----------
@@ -132,8 +132,6 @@ class Program:
         self.model, self.optimizer = model, optimizer
         self._group = group
         self._compiled = compiled
-        self._mine = mx.arange(group.size())[:, None] == group.rank()
-        mx.eval(self._mine)
         self._steps: dict[Hashable, Callable[..., Result]] = {}
         self._metrics: tuple[str, ...] = ()
         self._key: Hashable = None
@@ -235,9 +233,11 @@ class Program:
         ranks, arrays = self._group.size(), _flat(gradients)
         if ranks == 1 or not arrays or any(each.dtype != mx.float32 for _, each in arrays):
             return average_gradients(gradients, group=self._group), []
-        rows = mx.where(self._mine, mx.concatenate([numbers, values]), 0.0)
+        mine = mx.arange(ranks)[:, None] == self._group.rank()  # of now: some may be dropped
+        rows = mx.where(mine, mx.concatenate([numbers, values]), 0.0)
         found = average_gradients({"gradients": gradients, "told": rows}, group=self._group)
-        return found["gradients"], [found["told"]]
+        # Not a view of what all gradients are in: it is kept until the end of a lease.
+        return found["gradients"], [found["told"] * ranks]
 
     def _accumulated(self, batches: Sequence[Batch]) -> tuple[mx.array, dict[str, mx.array], Any]:
         (loss, metrics), gradients = self._value_and_grad(*batches[0])

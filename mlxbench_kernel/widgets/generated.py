@@ -48,7 +48,7 @@ def figures_line(found: Generated) -> str:
     """The figures of a generation in a line, ranks side by side; "" before there are any."""
     said = []
     figures = found.figures
-    if not figures and found.reading[1]:
+    if not figures and found.reading[1] and not found.finish:
         read, of = found.reading
         said = [f"reading the prompt: {read:,} of {of:,} tokens"]
     if figures:

@@ -42,9 +42,9 @@ class MemoryView(LiveView):
     """
 
     def __init__(self, of: Cluster | Memory | None = None) -> None:
-        super().__init__(queues=3)
         if of is not None and not isinstance(of, (Cluster, Memory)):
             raise UsageError(f"MemoryView takes a cluster, or None for this kernel, not {of!r}")
+        super().__init__(queues=3)
         self.memory = of if isinstance(of, Memory) else watched(of)
         self.live = MemoryLive(self.memory.feed, self.memory.markers, self._shown)
         # Limits wait for cells; looking does not, and marks and what a limit would do are quick.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 import mlxbench_kernel
-from mlxbench_kernel.errors import ClusterError
+from mlxbench_kernel.errors import BenchError
 from mlxbench_kernel.memory import Holdings
 from mlxbench_kernel.memory.record import COLUMNS, PRESSURES, Mark, Samples
 from mlxbench_kernel.remote.bar import Bar
@@ -109,12 +110,12 @@ def to_html(memory: Memory, file: Path) -> None:
         "<h2>Over time</h2>",
         *map(_within, plots),
     ]
-    for rank, found in held.items():
-        body += [
-            f"<h2>What holds the memory of rank {rank}</h2>",
-            _within(treemap(found, rank)),
-            freeable_table(found)._repr_html_(),
-        ]
+    for rank in range(memory.size):
+        body.append(f"<h2>What holds the memory of rank {rank}</h2>")
+        if rank in held:
+            body += [_within(treemap(held[rank], rank)), freeable_table(held[rank])._repr_html_()]
+        else:
+            body.append("<p>not known: it did not answer</p>")
     head = f'<meta charset="utf-8"><title>Memory</title><style>{STYLE}</style>'
     page = f"<!doctype html><html><head>{head}</head><body>{''.join(body)}</body></html>"
     file.write_text(page, encoding="utf-8")  # as it says itself, whatever the system's is
@@ -122,13 +123,11 @@ def to_html(memory: Memory, file: Path) -> None:
 
 def _holdings(memory: Memory) -> dict[int, Holdings]:
     """What holds the memory of the ranks that answer."""
-    if memory.feed.closed:
-        return {}
-    there = [each.rank for each in memory.feed.ranks if each.since is None]
-    try:
-        return memory.holdings(there)
-    except ClusterError:  # one has gone meanwhile
-        return {}
+    found = {}
+    for each in [] if memory.feed.closed else list(memory.feed.ranks):
+        with suppress(BenchError):  # it is gone, or busy with something that does not end
+            found[each.rank] = memory.look(each.rank)
+    return found
 
 
 def _within(figure: Any) -> str:

@@ -13,8 +13,6 @@ from mlxbench_kernel.remote.pool_bars import bars
 from mlxbench_kernel.units import format_bytes
 from mlxbench_kernel.widgets.table import Table
 
-SHORT = 60  # characters of what is said of a rank, in a table
-
 
 def size(value: float | None) -> str:
     """Bytes for a person; what the system does not tell is unknown."""
@@ -27,25 +25,22 @@ def status(memory: Memory) -> Table:
     for each in memory.feed.ranks:
         last = each.last
         held = [size(last.get(name)) for name in ("active", "cache", "peak", "footprint")]
-        rows.append([str(each.rank), each.host, *held, _in_short(how_late(each))])
+        rows.append([str(each.rank), each.host, *held, how_late(each, short=True)])
     pools = [
         f"{bar.host} {bar.pool}: {size(bar.free)} of {size(bar.total)} free"
         + (f", pressure {bar.pressure}" if bar.pressure else "")
         + ("" if math.isnan(bar.swap) else f", swap {size(bar.swap)}")
         for bar in bars(memory.feed.ranks, memory.markers)
     ]
+    if any(each.since is not None and each.how for each in memory.feed.ranks):
+        pools.append("%mlx_dist heal brings ranks that died back")
     header = ("rank", "host", "MLX active", "MLX cache", "peak", "footprint", "")
     return Table(header, rows, " · ".join(pools))
 
 
-def _in_short(text: str) -> str:
-    """What has room in a table."""
-    return text if len(text) <= SHORT else f"{text[: SHORT - 1]}…"
-
-
 def limits(memory: Memory) -> Table:
     """A line for each rank; of one that is gone as they were."""
-    late = {each.rank: _in_short(how_late(each)) for each in list(memory.feed.ranks)}
+    late = {each.rank: how_late(each, short=True) for each in list(memory.feed.ranks)}
     rows = [
         [str(rank), *(size(said[name]) for name in (*LIMITS, "cap")), late.get(rank, "")]
         for rank, said in sorted(memory.known_limits.copy().items())

@@ -284,7 +284,10 @@ def test_it_ends_with_its_ranks(folder: Path) -> None:
         server = Server(ModelOnRanks.load(folder, "data", cluster=cluster), 0, {})
     finally:
         cluster.down()
-    assert not server.running and repr(server) == "<stopped: its ranks are down>"
+    assert (
+        not server.running
+        and repr(server) == "<stopped: its ranks were ended; lm.serve() serves with others>"
+    )
 
 
 def test_a_page_under_its_own_name_is_kept_out(server: Server) -> None:

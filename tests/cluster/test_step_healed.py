@@ -225,3 +225,28 @@ stepper = Stepper(
     stepping.step(8)
     assert series(stepping, 0) == series(stepping, 1) == expected
     stepping.close()
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
+def test_training_goes_on_with_the_ranks_that_are_left(compiled: bool) -> None:
+    """What ranks tell each other goes along with their gradients: of those that are there."""
+    cluster = Cluster.up(3, seed=7)
+    try:
+        code = MODEL.replace("replicas=10", f"replicas=10, compile={compiled}")
+        assert not cluster.execute(code + "stepper = made()\nstepper.run(40)").errors
+        look = "[stepper.history.series('main', name)[1].tolist() for name in ('{}', '{}')]"
+        mean, own = zip(*value(cluster, look.format("doubled", "loss_rank")).values(), strict=True)
+        assert mean[0] == mean[1] == mean[2] and len(mean[0]) == 40
+        assert mean[0] == pytest.approx([2 * sum(three) / 3 for three in zip(*own, strict=True)])
+        os.kill(cluster.info.ranks[0].pid, signal.SIGKILL)
+        until(lambda: len(cluster.living()) == 2)
+        cluster.heal(drop=True)
+        assert not cluster.execute("stopped = str(stepper.run(40))").errors
+        assert set(value(cluster, "stopped").values()) == {"step 80"}
+        mean, own = zip(*value(cluster, look.format("loss", "loss_rank")).values(), strict=True)
+        assert mean[0][40:] == mean[1][40:]
+        assert mean[0][40:] == pytest.approx(
+            [sum(two) / 2 for two in zip(own[0][40:], own[1][40:], strict=True)]
+        )
+    finally:
+        cluster.down()
