@@ -118,12 +118,12 @@ def _raise_first(errors: dict[int, dict[str, Any]], ranks: Sequence[int]) -> Non
     """Raise what went wrong first, if anything did."""
     gone = {rank for rank, error in errors.items() if error["ename"] == ClusterError.__name__}
     said = {(error["ename"], error["evalue"]) for error in errors.values()}
+    if {ename for ename, _ in said} == {KeyboardInterrupt.__name__}:
+        raise ClusterError("interrupted")  # some may have ended just before
     if len(errors) == len(ranks) > 1 and len(said) == 1 and not gone:
         ename, evalue = said.pop()
         if ename in _AS_THEY_ARE:
             raise _AS_THEY_ARE[ename](evalue)
-        if ename == KeyboardInterrupt.__name__:
-            raise ClusterError("interrupted")
         raise ClusterError(f"all ranks: {ename}: {evalue}")
     for rank, error in sorted(errors.items(), key=lambda item: (item[0] not in gone, item[0])):
         if rank in gone:
