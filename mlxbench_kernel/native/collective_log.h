@@ -2,7 +2,6 @@
 #pragma once
 
 #include <chrono>
-#include <cmath>
 #include <cstdint>
 #include <deque>
 #include <mutex>
@@ -75,24 +74,6 @@ class Log {
     uint64_t first = next_ - records_.size();
     return number < first || number >= next_ ? std::nullopt
                                              : std::optional(records_[number - first]);
-  }
-
-  // Seconds from beginning to end of those from a number on, NaN where an end cannot be known;
-  // with the number to go on from. Those that the log has forgotten took as long as the others.
-  std::pair<uint64_t, double> spent(uint64_t number) const {
-    std::lock_guard lock(mutex_);
-    uint64_t first = next_ - records_.size();
-    auto asked = std::min(number, next_);
-    auto kept = std::max(asked, first);
-    double seconds = 0;
-    for (auto each = records_.begin() + (kept - first); each != records_.end(); each++) {
-      if (each->done < 0) {
-        return {next_, std::nan("")};
-      }
-      seconds += each->done > 0 ? each->done - each->begun : 0;
-    }
-    auto count = next_ - kept;
-    return {next_, count ? seconds * (next_ - asked) / count : 0.0};
   }
 
   // With the number of the first.

@@ -192,12 +192,6 @@ inline void bind_groups(nb::module_& m) {
   m.def("collectives", &collectives, nb::arg("since"), "The log, from a number on.");
 
   m.def(
-      "spent",
-      [](uint64_t since) { return log().spent(since); },
-      nb::arg("since"),
-      "The number to go on from, and seconds in collectives; see Log::spent.");
-
-  m.def(
       "flush",
       [](const dist::Group& group) {
         nb::gil_scoped_release free;

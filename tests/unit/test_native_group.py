@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from two_processes import Pair, RankError, two_processes
+
+from mlxbench_kernel.rank.collectives import Collectives
 
 REASON = "rank 1 raised ValueError"
 
@@ -366,6 +371,26 @@ def test_only_lets_sends_among_some_ranks_through(pair: Pair) -> None:
     assert first.answer(sent), "nothing was broken off"
     first.run("GROUP.only([])")
     assert pair.run("value = lazy.tolist()") == [[2.0, 2.0]] * 2
+
+
+def test_no_time_is_told_of_collectives_whose_ends_are_not_known() -> None:
+    """As of those that a GPU executes."""
+
+    def told(*ends: float, since: int = 4) -> float:
+        rows = [(*[None] * 9, 1.0, 1.5, end) for end in ends]
+        one = Collectives()
+        one.group, one._native = (
+            object(),
+            cast(Any, SimpleNamespace(collectives=lambda _: (4, rows))),
+        )
+        number, seconds = one.spent(since)
+        assert number == 4 + len(ends)
+        return seconds
+
+    assert told(2.0, 3.0) == 2.0
+    assert told(2.0, 0.0) == 0.5  # one runs
+    assert told(2.0, 3.0, since=2) == 4.0  # two are forgotten
+    assert math.isnan(told(2.0, -1.0))
 
 
 def test_the_time_in_collectives_is_that_of_the_log(pair: Pair) -> None:
