@@ -115,7 +115,7 @@ class MemoryMagics(Magics):
                 display(memory_tables.grown_table(memory.grew(rank, rest)))
         elif name == "growth":
             print(
-                "\n".join(memory.said_of_growth())
+                "\n".join(memory.said_of_growth(ask=True))
                 or "no rank grows step after step, as far as was seen"
             )
         elif name == "mark":

@@ -155,9 +155,20 @@ class Memory:
             )
         return grew(Holdings(**then), self.look(rank))
 
-    def said_of_growth(self) -> list[str]:
-        """A line for each rank that grows, or grew in a cell that is over."""
+    def said_of_growth(self, ask: bool = False) -> list[str]:
+        """A line for each rank that grows, or grew in a cell that is over.
+
+        Parameters
+        ----------
+        ask
+            Whether to ask ranks if a cell runs there; else their last sample tells, which may be of
+            a cell that has ended since.
+        """
         running = {each.rank for each in self.feed.ranks if each.cell is not None}
+        if ask:
+            running = {
+                rank for rank, busy in self._ask("memory_busy", sorted(running)).items() if busy
+            }
         reported = sorted(self.growth.reported.copy().items())
         return [each.said_now(rank in running) for rank, each in reported if each.said]
 
