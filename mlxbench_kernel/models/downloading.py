@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -70,8 +70,6 @@ def _bytes_in(blobs: Path) -> int:
     """Bytes of the files in a folder, those that are not complete included."""
     found = 0
     for each in blobs.glob("*"):
-        try:
+        with suppress(OSError):  # it has another name now
             found += each.stat().st_size
-        except OSError:  # it has another name now
-            continue
     return found

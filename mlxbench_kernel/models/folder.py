@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,7 @@ DECIDING = (
 )  # fmt: skip
 
 
-def find(
-    path_or_repo: str, revision: str | None = None, tell: Tell = lambda come, of: None
-) -> Path:
+def find(path_or_repo: str, revision: str | None = None, tell: Tell | None = None) -> Path:
     """The folder of a model; one of a hub is downloaded with mlx-lm's own downloader.
 
     That asks nobody where ``HF_HUB_OFFLINE=1`` is set, and then finds what was downloaded before.
@@ -50,7 +49,7 @@ def find(
 
     download: Any = utils._download
     try:
-        with downloading(path_or_repo, revision, tell):
+        with nullcontext() if tell is None else downloading(path_or_repo, revision, tell):
             return Path(download(path_or_repo, revision=revision))
     except Exception as error:  # of the hub's library, and of what it is built on
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -149,7 +149,7 @@ class Generation:
         self.prompt_tokens = encode(part, prompt)
         room = max_tokens if part.context is None else part.context - len(self.prompt_tokens)
         self._most = min(max_tokens, room)
-        self._ends = {"length": "length" if self._most == max_tokens else "context"}
+        self._is_cut = self._most < max_tokens  # by the model's context
         self._caches = KVCaches(part, keep, self._arguments.pop("max_kv_size", None))
         self.found: list[int] = []
         self.watch = Watch(self._caches)
@@ -182,6 +182,9 @@ class Generation:
                     if math.isnan(first):
                         first = now - began
                     # The last one says how it ended; of "stop" its token is no text.
+                    finish = each.finish_reason or ""
+                    if finish == "length" and self._is_cut:
+                        finish = "context"
                     if each.generation_tokens > len(self.found):
                         self.found.append(int(each.token))
                         drafted += bool(each.from_draft)
@@ -194,7 +197,7 @@ class Generation:
                         bool(each.from_draft),
                         first,
                         now - began - first,
-                        self._ends.get(each.finish_reason, each.finish_reason or ""),
+                        finish,
                         drafted,
                     )
                     if self._halt(len(self.found)):

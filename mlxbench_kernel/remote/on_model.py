@@ -49,23 +49,19 @@ def _find(
     path: str, revision: str | None, adapter: str | None, draft: str | None
 ) -> dict[str, Any]:
     """Where the model is here, and what its files are, and those of what goes with it."""
-    found = folder.find(path, revision, _downloaded)
+    found = folder.find(path, revision, SaidAtTimes("come", "of"))
     config = folder.check(found)
     digests = folder.digests(found)
     if adapter is not None:
         digests |= folder.digests_of_adapter(Path(adapter))
     if draft is not None:
-        of_draft = folder.digests(folder.find(draft, tell=_downloaded))
+        of_draft = folder.digests(folder.find(draft, tell=SaidAtTimes("come", "of")))
         digests |= {str(Path(draft) / name): digest for name, digest in of_draft.items()}
     return {
         "folder": str(found),
         "digests": digests,
         "architecture": str(config.get("model_type")),
     }
-
-
-def _downloaded(come: int, of: int) -> None:
-    say(come=come, of=of)
 
 
 def _held(name: str) -> int:

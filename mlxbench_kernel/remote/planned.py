@@ -102,7 +102,6 @@ def find_files(
         They are not there or not whole, or not the same on all hosts.
     """
     ranks = lm.ranks
-
     come: dict[int, int] = {}
 
     def heard(rank: int, told: dict[str, Any]) -> None:

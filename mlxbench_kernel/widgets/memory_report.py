@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -92,14 +91,14 @@ def to_html(memory: Memory, file: Path) -> None:
     """Write a page that needs nothing else: pools, limits, and what each rank held over time, and
     holds."""
     pools = pools_figure(bars(memory.feed.ranks, memory.markers))
-    plots, first, last = [], math.inf, -math.inf
+    plots, ends = [], []
     for each in memory.feed.ranks:
         _, rows = each.ring.since(0)
         if len(rows):
             plots.append(figure_of(f"rank {each.rank} · {each.host}", rows, each.marks))
-            first, last = min(first, rows[0, 0]), max(last, rows[-1, 0])
+            ends += [rows[0, 0], rows[-1, 0]]
     for figure in plots:  # side by side in time
-        figure.update_xaxes(range=[_date(first), _date(last)])
+        figure.update_xaxes(range=_dates(np.array([min(ends), max(ends)])))
     held = _holdings(memory)
     when = time.strftime("%Y-%m-%d %H:%M:%S %Z")
     body = [
@@ -154,14 +153,15 @@ def pools_figure(pools: Sequence[Bar]) -> Any:
     return figure
 
 
-def _date(seconds: float) -> Any:
-    return np.datetime64(round(seconds * 1000), "ms") if math.isfinite(seconds) else None
+def _dates(times: Any) -> Any:
+    """Unix times as plotly takes them."""
+    return (times * 1000).astype("datetime64[ms]")
 
 
 def figure_of(title: str, rows: Samples, marks: Sequence[Mark]) -> Any:
     """What a rank held over time, with its cells and marks; rows are float64 [n, columns]."""
     chosen = thinned(rows[:, COLUMNS.index("footprint")])
-    times = (rows[chosen, 0] * 1000).astype("datetime64[ms]")
+    times = _dates(rows[chosen, 0])
     figure = go.Figure(_bands(marks, rows[0, 0], rows[-1, 0]), {**LAYOUT, "title": title})
     for name, called in CURVES.items():
         stack = {"stackgroup": "mlx"} if name != "footprint" else {"line": {"dash": "dash"}}

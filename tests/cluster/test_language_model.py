@@ -253,6 +253,10 @@ def test_ctrl_c_is_one_line_and_keeps_the_model(ranks: Cluster, folders: dict[st
 
 def test_a_model_that_is_gone_says_so(ranks: Cluster, folders: dict[str, Path]) -> None:
     lm = ModelOnRanks.load(folders["llama"], "data", cluster=ranks)
+    ranks.execute("del lm")
+    with pytest.raises(UsageError, match="lm is no language model here any more: load it again"):
+        lm.generate_on_ranks(PROMPT, 4)
+    lm = ModelOnRanks.load(folders["llama"], "data", cluster=ranks)
     lm.forget()
     assert "forgotten; lm = LanguageModel.load(…) loads it" in repr(lm)
     with pytest.raises(UsageError, match="lm is no language model here any more: load it again"):
