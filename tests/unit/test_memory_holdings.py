@@ -137,7 +137,8 @@ def test_a_graph_of_a_hundred_thousand_nodes_needs_no_recursion() -> None:
 
 
 def test_caches_of_mlx_lm_and_what_registers_itself() -> None:
-    cache = pytest.importorskip("mlx_lm.models.cache")
+    from mlx_lm.models import cache
+
     caches = [cache.KVCache(), cache.RotatingKVCache(max_size=64)]
     for each in caches:
         each.update_and_fetch(mx.ones((1, 2, 5, 8)), mx.ones((1, 2, 5, 8)))

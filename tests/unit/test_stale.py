@@ -11,6 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from needs import require
 
 from mlxbench_kernel import native
 from mlxbench_kernel.rank.protection import Protection
@@ -170,9 +171,7 @@ def test_arrays_are_found_wherever_the_user_keeps_them() -> None:
         "_3": mx.ones(1) + 1,
         "_": mx.ones(1) + 1,
     }
-    module = native.load()
-    if module is None:
-        pytest.skip("needs the native module")
+    require(native.load() is not None, f"no native module: {native.reason()}")
     stale = StaleNames(namespace)
     assert stale.find({}) == []
     # As after an evaluation that was broken off: marked as evaluated, and never looked at.
@@ -186,8 +185,7 @@ def test_arrays_are_found_wherever_the_user_keeps_them() -> None:
 
 
 def test_what_is_ours_is_not_walked_through() -> None:
-    if native.load() is None:
-        pytest.skip("needs the native module")
+    require(native.load() is not None, f"no native module: {native.reason()}")
     stepper = Protection()  # as a class of ours; it holds hundreds of states
     stepper.trees["kept"] = lost = mx.ones(2) + 1
     mx.eval(lost)  # never looked at since
