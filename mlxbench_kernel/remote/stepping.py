@@ -25,7 +25,8 @@ from mlxbench_kernel.remote.mirror import Mirror, State
 from mlxbench_kernel.remote.on_stepper import NONE, on_stepper
 from mlxbench_kernel.remote.waiting import SaidOnce, gave_up
 
-POLL_SECONDS = 0.05  # while something changes
+POLL_SECONDS = 0.05  # while something changes, and at least while steps are short
+SLOW_SECONDS = 0.25  # at most, while steps are long: an answer takes a rank 2 ms
 IDLE_SECONDS = 0.5
 BROKEN_SECONDS = 10.0  # until a step that was broken off is undone
 STOP_SECONDS = 0.05  # from one request to stop to the next
@@ -367,7 +368,7 @@ class Stepping(Commands):
         last: Mapping[str, Any] | None = None
         while not self._closed.is_set():
             busy = self._is_playing() or self._mirror.state.playing
-            self._wake.wait(POLL_SECONDS if busy else IDLE_SECONDS)
+            self._wake.wait(self._pace() if busy else IDLE_SECONDS)
             self._wake.clear()
             if self._cluster.client.closed or self._closed.is_set():
                 return
@@ -380,6 +381,12 @@ class Stepping(Commands):
                 last = now
                 self._tell()
             self._closed.wait(POLL_SECONDS / 2)
+
+    def _pace(self) -> float:
+        """Seconds until something is new: two looks at a step are enough."""
+        histories = self._mirror.histories
+        last = histories[0].last(self._mirror.state.branch) if histories else {}
+        return min(max(POLL_SECONDS, last.get("seconds", 0.0) / 2), SLOW_SECONDS)
 
     def _tell(self) -> None:
         for changed in list(self._watchers):
