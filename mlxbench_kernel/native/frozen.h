@@ -175,8 +175,8 @@ inline bool is_same(nb::handle one, nb::handle other) {
   return nb::isinstance<nb::int_>(one) && one.equal(other);
 }
 
-inline nb::object freeze(nb::handle tree) {
-  if (!walk(tree, is_complete)) {
+inline nb::object freeze(nb::handle tree, bool complete) {
+  if (complete && !walk(tree, is_complete)) {
     return nb::none();
   }
   nb::list copies;
@@ -269,8 +269,9 @@ inline void bind_frozen(nb::module_& m) {
       "freeze",
       &freeze,
       nb::arg("tree"),
+      nb::arg("complete") = true,
       "Shallow copies of all dicts and lists of a tree, as (original, copy), with arrays as new "
-      "handles; None if an array is not complete.");
+      "handles; None if an array has to be `complete` and is not.");
 }
 
 }  // namespace bench

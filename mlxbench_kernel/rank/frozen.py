@@ -27,22 +27,24 @@ def containers(tree: Any) -> Any:
     return tree
 
 
-def freeze(tree: Any) -> Parts | None:
+def freeze(tree: Any, complete: bool = True) -> Parts | None:
     """Keep what the dicts and lists of a tree hold now.
 
     Parameters
     ----------
     tree
         Nested dicts, lists and tuples, from `containers`.
+    complete
+        Whether all arrays must be.
 
     Returns
     -------
     list of (original, copy) or None
-        In the order of a walk, the outermost first; None when an array is not complete.
+        In the order of a walk, the outermost first; None when an array must be complete and is not.
     """
     module = native.load()
     if module is not None:
-        parts: Parts | None = module.freeze(tree)
+        parts: Parts | None = module.freeze(tree, complete)
         return parts
     found: Parts = []
     _copy(tree, found)

@@ -127,13 +127,17 @@ class Protection:
         finally:
             self._held -= 1
 
-    def commit(self, given: Mapping[str, Parts] | None = None) -> None:
+    def commit(
+        self, given: Mapping[str, Parts] | None = None, random: mx.array | None = None
+    ) -> None:
         """Keep the values of now, if all of them are complete.
 
         Parameters
         ----------
         given
             What is frozen already, by the name of the tree.
+        random
+            The key of ``mx.random`` that goes with it; None for the one of now.
         """
         if not self.trees or not GROUP.intact:
             return
@@ -144,7 +148,7 @@ class Protection:
         if self.kept and _same(self.kept[-1], parts, variables):
             return
         # Rarely evaluated by the user: what is drawn needs the other half of each split.
-        key = frozen.random_key()
+        key = frozen.random_key() if random is None else random
         if frozen.freeze([key]) is None:
             self._evaluate(key)
         if GROUP.alone and self.kept:

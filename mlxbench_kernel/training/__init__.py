@@ -6,8 +6,8 @@ what others use; `current` gives the one that was made last.
 
 from mlxbench_kernel.training.conditions import BREAKPOINTS, Condition
 from mlxbench_kernel.training.history import History, ParameterHistory
-from mlxbench_kernel.training.loop import Stop
 from mlxbench_kernel.training.stepper import Stepper, current
+from mlxbench_kernel.training.taken import Stop
 
 __all__ = [
     "BREAKPOINTS",

@@ -4,8 +4,11 @@ Ranks run a *lease*: a few steps, as many as take some hundredths of a second, o
 the number beforehand. At its end each tells the others what it measured, whether it was asked to
 stop, and for how many steps it has batches. So all have the same numbers after the same step:
 what is decided by them is decided alike, and no rank goes on to a collective that another one
-will not come to. Where gradients are averaged as float32, all that goes along with them, in each
-step; else in a collective of its own.
+will not come to. Where gradients are averaged as float32, all that goes along with those of the
+last step; else in a collective of its own.
+
+On a GPU a step is built while the one before it runs, see `building`. Its seconds then do not hold
+what Python did for it; making its batches, a tenth of a step at most, is still counted as data.
 """
 
 from __future__ import annotations
@@ -25,8 +28,10 @@ from mlxbench_kernel.memory import host_pool
 from mlxbench_kernel.rank.collectives import GROUP
 from mlxbench_kernel.rank.protection import PROTECTION
 from mlxbench_kernel.training.batches import Batch, Batches
-from mlxbench_kernel.training.program import Outcome
+from mlxbench_kernel.training.building import Builder, Step
+from mlxbench_kernel.training.program import MOST, Kind, Outcome
 from mlxbench_kernel.training.settings import value_of
+from mlxbench_kernel.training.taken import Agreed, Taken
 
 # What ranks tell one another beside losses and metrics, in this order.
 STOP, LEFT, ELAPSED, SECONDS, DATA, COLLECTIVE, MEMORY, PLAIN, FULL, POOL = range(10)
@@ -36,63 +41,8 @@ OWN = (
     "samples_per_second", "tokens_per_second", "elapsed", "loss_rank", "grad_norm_rank",
 )  # fmt: skip
 LEASE_SECONDS = 0.03  # of a lease, beyond its first step
-MOST = 32  # steps of a lease
+DATA_SHARE = 0.1  # share of a step's time in making its batches, up to which that is done meanwhile
 Numbers = NDArray[np.float32]
-
-Step = Callable[[Sequence[Batch], float | None, bool, mx.array], Outcome]
-
-
-@dataclass
-class Taken:
-    """A step that was taken.
-
-    Attributes
-    ----------
-    record
-        What this rank has measured.
-    shared
-        What all ranks know alike, for conditions; durations and memory are the largest of any
-        rank, of the step before.
-    samples
-        For each parameter: float32 [parameters] by measure; empty unless it was a measured step.
-    again
-        Whether it had been taken before.
-    """
-
-    record: dict[str, float]
-    shared: dict[str, float]
-    samples: dict[str, NDArray[np.float32]]
-    again: bool
-
-
-@dataclass
-class Agreed:
-    """What all ranks know at the end of a lease.
-
-    Attributes
-    ----------
-    taken
-        The steps of the lease.
-    stop
-        Whether a rank was asked to stop.
-    lacking
-        Ranks that have no further batch.
-    lease
-        How many steps the next one may have.
-    seconds
-        What the last step took on the slowest rank.
-    plain, full
-        Mean seconds of the plain and of the measured steps since the lease before, on the slowest
-        rank; 0 where there was none.
-    """
-
-    taken: list[Taken]
-    stop: bool
-    lacking: list[int]
-    lease: int
-    seconds: float
-    plain: float
-    full: float
 
 
 @dataclass
@@ -103,31 +53,6 @@ class _Pending:
     own: dict[str, float]
     rate: mx.array | None
     again: bool
-
-
-@dataclass(frozen=True)
-class Stop:
-    """Why a run stopped.
-
-    Attributes
-    ----------
-    kind
-        "done", "paused", "condition", "breakpoint" or "batches".
-    text
-        The same in words.
-    step
-        After which step.
-    name
-        Of the breakpoint; "" for another kind.
-    """
-
-    kind: str
-    text: str
-    step: int
-    name: str = ""
-
-    def __str__(self) -> str:
-        return self.text
 
 
 class Loop:
@@ -141,12 +66,17 @@ class Loop:
         What it is given: so many batches for each.
     counters
         ``step``, ``position`` (the number of the next batch), ``clip`` and ``shuffle``.
-    state
-        The dicts and lists that a step changes.
+    roots
+        The dicts and lists of the state.
     rate
         Gives the learning rate of now, if there is one.
     group
         The ranks.
+
+    Attributes
+    ----------
+    builder : Builder
+        What builds steps.
     """
 
     def __init__(
@@ -155,24 +85,26 @@ class Loop:
         batches: Batches,
         accumulate: int,
         counters: dict[str, Any],
-        state: Any,
+        roots: list[Any],
         rate: Callable[[], mx.array | None],
         group: mx.distributed.Group,
     ) -> None:
-        self._step, self._batches, self._accumulate = step, batches, accumulate
-        self._counters, self._state, self._rate = counters, state, rate
+        self._batches, self._accumulate = batches, accumulate
+        self._counters, self._roots, self._rate = counters, roots, rate
         self._group = group
-        numbers, self._nothing = mx.zeros(POOL + 1), mx.zeros(POOL + 1)
-        mx.eval(numbers, self._nothing)
+        numbers = mx.zeros(POOL + 1)
+        mx.eval(numbers)
         # Written while a step runs, and read in the last one of a lease: a request to stop goes out
         # with it. On a GPU that moves memory, and so does reading what ranks have told.
         self._numbers = numbers
         self._written: Numbers = np.array(numbers, copy=False)
         self._written[POOL] = self._pool = float(host_pool()[0])
+        self.builder = Builder(step, batches, accumulate, counters, roots, numbers)
         self._seen: tuple[int | None, float, mx.array | None] = (None, 0.0, None)
         self._amounts: dict[Any, tuple[int, int]] = {}
         self._pending: list[_Pending] = []
         self._took: dict[bool, list[float]] = {False: [], True: []}  # since it was told last
+        self._seconds = 0.0  # of the last step
         self._began = time.perf_counter()
         self._logged = GROUP.spent(0)[0]
 
@@ -218,7 +150,13 @@ class Loop:
         """Have all ranks stop at the end of this lease; from any thread."""
         self._written[STOP] = 1
 
-    def take(self, measured: bool, again: bool = False, last: bool = True) -> Agreed | None:
+    def take(
+        self,
+        measured: bool,
+        again: bool = False,
+        last: bool = True,
+        following: Kind | None = None,
+    ) -> Agreed | None:
         """Take a step; counters count it when it is complete.
 
         Parameters
@@ -229,6 +167,9 @@ class Loop:
             Whether it had been taken before.
         last
             Whether it ends a lease.
+        following
+            The one that will follow, to be built meanwhile; None where the state is looked at
+            before, or it is not known whether there will be one.
 
         Returns
         -------
@@ -242,40 +183,39 @@ class Loop:
         first = counters["position"]
         told: list[mx.array] = []
         with PROTECTION.held():  # else what batches evaluate on one rank would count there alone
-            batches = self.batches_of_now()
-            data = time.perf_counter() - started
+            before = [each.outcome.values for each in self._pending]
+            built = self.builder.build(Kind(measured, last), before)
+            outcome, data = built.outcome, built.seconds
             if last:
-                following = first + self._accumulate
-                self._written[LEFT] = self._batches.steps_left(following, self._accumulate)
+                self._written[LEFT] = self._batches.steps_left(
+                    first + self._accumulate, self._accumulate
+                )
                 self._written[ELAPSED] = started - self._began
                 self._written[PLAIN : FULL + 1] = [_mean(each) for each in self._took.values()]
-            numbers = self._numbers if last else self._nothing
-            outcome = self._step(batches, counters["clip"], measured, numbers)
-            if last:
-                told.append(self._told([*(each.outcome for each in self._pending), outcome]))
-            mx.eval(self._state, outcome.arrays, told, mx.random.state)
-        seconds = time.perf_counter() - started
+                told.append(self._told(outcome, before))
+            rate = self._rate()
+            if following is not None and data < DATA_SHARE * self._seconds:
+                mx.async_eval(self._roots, outcome.arrays, told, mx.random.state)
+                self.builder.build_ahead(following, [] if last else [*before, outcome.values])
+            mx.eval(self.builder.awaited(), outcome.arrays, told)
+        self._seconds = seconds = time.perf_counter() - started
         counters["step"] += 1
         counters["position"] = first + self._accumulate
         if last:
             self._took = {False: [], True: []}
         self._took[measured].append(seconds)
-        own = self._own(batches, seconds, data)
-        self._pending.append(_Pending(outcome, own, self._rate(), again))
+        own = self._own(built.batches, seconds, data)
+        self._pending.append(_Pending(outcome, own, rate, again))
         return self._agreed(told[0]) if last else None
 
-    def _told(self, outcomes: Sequence[Outcome]) -> mx.array:
+    def _told(self, outcome: Outcome, before: Sequence[mx.array]) -> mx.array:
         """What all ranks have to tell of a lease: float32 [size, n], lazy.
 
-        Of each step ``POOL + 1`` numbers, which only those of the last one are, its loss and its
-        metrics.
+        ``POOL + 1`` numbers, loss and metrics of the last step, and those of each one before.
         """
-        told = [each.told[0] for each in outcomes if each.told]
-        if len(told) == len(outcomes):
-            return mx.concatenate(told, axis=1)
-        *others, last = [each.values for each in outcomes]
-        rows = [each for values in others for each in (self._nothing, values)]
-        own = mx.concatenate([*rows, self._numbers, last])[None]
+        if outcome.told:
+            return outcome.told[0]
+        own = mx.concatenate([self._numbers, outcome.values, *before])[None]
         if self._group.size() == 1:
             return own
         return mx.distributed.all_gather(own, group=self._group)
@@ -299,20 +239,15 @@ class Loop:
             own["tokens_per_second"] = tokens / seconds
         return own
 
-    def batches_of_now(self) -> list[Batch]:
-        """What the next step is given."""
-        first, shuffled = self._counters["position"], self._counters["shuffle"]
-        return [self._batches.at(first + number, shuffled) for number in range(self._accumulate)]
-
     def _agreed(self, told: mx.array) -> Agreed:
         """Read what all ranks told of a lease."""
         rows = _rows(told)
-        values, place = [], 0
-        for each in self._pending:
-            first = place + POOL + 1
-            numbers = [row[place:first] for row in rows]
-            place = first + 1 + len(each.outcome.metrics)
+        numbers = [row[: POOL + 1] for row in rows]
+        values, place = [], POOL + 1
+        for each in (self._pending[-1], *self._pending[:-1]):
+            first, place = place, place + 1 + len(each.outcome.metrics)
             values.append([row[first:place] for row in rows])
+        values.append(values.pop(0))
         fullest = max(numbers, key=lambda row: row[MEMORY] / row[POOL])
         most = [max(column) for column in zip(*numbers, strict=True)]
         common = {

@@ -82,7 +82,7 @@ def _captured(stepper: Running, found: StepGraph) -> tuple[StepGraph, str]:
     namespace: dict[str, Any] = {**PROTECTION.namespace, **stepper.trees}
     try:
         with PROTECTION.held():
-            batches = stepper.loop.batches_of_now()
+            batches = stepper.loop.builder.batches_of_now()
             got = captured(stepper.program.alone, batches, namespace=namespace, compiled=False)
             bad = first_nonfinite(got.outputs, got.graph, collectives=False)
     except BenchError as error:

@@ -17,11 +17,12 @@ from mlxbench_kernel.rank.frozen import Parts
 from mlxbench_kernel.rank.protection import PROTECTION
 from mlxbench_kernel.training.batches import Batches
 from mlxbench_kernel.training.branches import Branches
+from mlxbench_kernel.training.building import Reached
 from mlxbench_kernel.training.exchange import gather_numbers
 from mlxbench_kernel.training.history import History, ParameterHistory
-from mlxbench_kernel.training.loop import Taken
 from mlxbench_kernel.training.settings import Settings
 from mlxbench_kernel.training.snapshots import Flags, Snapshot, Snapshots, default_budget
+from mlxbench_kernel.training.taken import Taken
 
 STAY = ("tip", "book")  # of the counters: what does not go back with the rest
 ENTRIES = 2000  # of the journal
@@ -135,15 +136,22 @@ class Place:
             )
         return parts
 
-    def keep(self, pinned: bool = False) -> Snapshot:
+    def keep(self, pinned: bool = False, reached: Reached | None = None) -> Snapshot:
         """Keep the state of now, as one to go back to and as what a fault goes back to.
 
         All of it is evaluated, the random key too.
+
+        Parameters
+        ----------
+        pinned
+            Whether it must stay.
+        reached
+            That state, where what holds it has gone on already.
         """
-        parts = self.frozen_state()
-        PROTECTION.commit({PROTECTED: parts})
+        parts, random = reached or (self.frozen_state(), frozen.random_key())
+        PROTECTION.commit({PROTECTED: parts}, random)
         branch = self.branches.of_step(self.step)
-        return self.snapshots.take(branch, self.step, parts, self._flags, pinned)
+        return self.snapshots.take(branch, self.step, parts, random, self._flags, pinned)
 
     def kept_at(self, step: int) -> Snapshot | None:
         """The state after a step of the current branch, if it is kept."""

@@ -9,22 +9,32 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.optimizers as optim
+import numpy as np
 from mlx.nn.layers.base import Module
 from mlx.nn.utils import average_gradients, value_and_grad
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_map
 
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.rank import frozen
 from mlxbench_kernel.rank.frozen import containers
 from mlxbench_kernel.training.batches import Batch
+from mlxbench_kernel.training.measures import flat, of_gradients, of_update
 from mlxbench_kernel.training.settings import over
 
 Loss = Callable[..., Any]
 Result = tuple[mx.array, dict[str, mx.array], list[mx.array]]  # as in `Outcome`
+MOST = 32  # steps of a lease
+
+
+class Kind(NamedTuple):
+    """Which variant of a step: whether it measures every parameter, and whether it ends a lease."""
+
+    measured: bool
+    last: bool
 
 
 @dataclass
@@ -39,8 +49,9 @@ class Outcome:
         By measure: float32 [parameters] for each parameter, or of no dimension.
     metrics
         Names of the user's own, in the order of `values`.
-    told : list of float32 [ranks, numbers + 1 + metrics]
-        One, where the ranks' numbers and `values` went along with their gradients.
+    told : list of float32 [ranks, numbers + MOST * (1 + metrics)]
+        One, where at the end of a lease the ranks' numbers, `values`, and those of the steps before
+        went along with their gradients.
     """
 
     values: mx.array
@@ -135,6 +146,7 @@ class Program:
         self._steps: dict[Hashable, Callable[..., Result]] = {}
         self._metrics: tuple[str, ...] = ()
         self._key: Hashable = None
+        self._rows: dict[tuple[int, ...], tuple[mx.array, mx.array]] = {}
 
         def both(*batch: Any) -> tuple[mx.array, dict[str, mx.array]]:
             return read_result(loss_fn(model, *batch))
@@ -144,13 +156,18 @@ class Program:
 
     def refresh(self) -> None:
         """Take note that settings, or what is trained, may have changed."""
-        self.names = [name for name, _ in _flat(self.model.trainable_parameters())]
+        self.names = [name for name, _ in flat(self.model.trainable_parameters())]
         # What a trace depends on beside shapes.
         numbers = tuple(sorted(_numbers(self.optimizer).items()))
         self._key = numbers, tuple(self.names), self.model.training
 
     def __call__(
-        self, batches: Sequence[Batch], clip: float | None, measured: bool, numbers: mx.array
+        self,
+        batches: Sequence[Batch],
+        clip: float | None,
+        kind: Kind,
+        numbers: mx.array,
+        before: Sequence[mx.array],
     ) -> Outcome:
         """One step, lazily; without `compiled`, batches but the last are evaluated.
 
@@ -160,17 +177,27 @@ class Program:
             Whose gradients are averaged.
         clip
             Largest norm of the averaged gradients; None for any.
-        measured
+        kind
             Which variant.
         numbers
-            What this rank has to tell the others: float32 [n].
+            What this rank has to tell the others at the end of a lease: float32 [n].
+        before
+            The values of the steps of the lease until now.
         """
+        others: mx.array | None = None
+        if kind.last and before:
+            padding = mx.zeros((MOST - 1 - len(before)) * before[0].size)
+            others = mx.concatenate([*before, padding])  # of one shape, so that it is traced once
         if self._compiled:
             batches = [list(batch) for batch in batches]  # type: ignore[misc]
-            values, measures, told = self._compiled_step(clip, measured)(batches, numbers)
+            values, measures, told = self._compiled_step(clip, kind)(batches, numbers, others)
         else:
-            values, measures, told = self._step(batches, clip, measured, numbers)
+            values, measures, told = self._step(batches, clip, kind, numbers, others)
         return Outcome(values, measures, self._metrics, told)
+
+    def is_lazy(self, accumulate: int) -> bool:
+        """Whether a step of so many batches evaluates nothing of itself."""
+        return self._compiled or accumulate == 1
 
     def alone(self, batches: Sequence[Batch]) -> Any:
         """The step without other ranks and without `compiled`: loss, and the update."""
@@ -178,22 +205,22 @@ class Program:
         self.optimizer.update(self.model, gradients)
         return loss, gradients
 
-    def _compiled_step(self, clip: float | None, measured: bool) -> Callable[..., Any]:
-        key = self._key, clip, measured
+    def _compiled_step(self, clip: float | None, kind: Kind) -> Callable[..., Any]:
+        key = self._key, clip, kind
         found = self._steps.get(key)
         if found is None:
             state = [self.model.state, self.optimizer.state, mx.random.state]
 
             @functools.partial(mx.compile, inputs=state, outputs=state)
-            def compiled(batches: Any, numbers: mx.array) -> Any:
-                return self._step(batches, clip, measured, numbers)
+            def compiled(batches: Any, *told: Any) -> Any:
+                return self._step(batches, clip, kind, *told)
 
-            def first(batches: Any, numbers: mx.array) -> Any:
+            def first(batches: Any, *told: Any) -> Any:
                 """A mistake in what is traced leaves MLX's placeholders in the state."""
                 parts = frozen.freeze([containers(self.model), containers(self.optimizer)])
                 random = frozen.random_key()
                 try:
-                    result = compiled(batches, numbers)
+                    result = compiled(batches, *told)
                 except Exception:
                     frozen.put_back(parts or [])
                     frozen.seed(random)
@@ -205,39 +232,75 @@ class Program:
         return found
 
     def _step(
-        self, batches: Sequence[Batch], clip: float | None, measured: bool, numbers: mx.array
+        self,
+        batches: Sequence[Batch],
+        clip: float | None,
+        kind: Kind,
+        numbers: mx.array,
+        before: mx.array | None,
     ) -> Result:
         loss, metrics, gradients = self._accumulated(batches)
         self._metrics = tuple(metrics)
         values, own = _row(loss, metrics), gradients
-        gradients, told = self._averaged(gradients, numbers, values)
+        told = [] if before is None else [before]
+        gradients, told = self._averaged(gradients, [numbers, values, *told], kind.last)
         norm = None
         averaged = gradients
         if clip is not None:
             gradients, norm = optim.clip_grad_norm(gradients, clip)
-        before = dict(_flat(self.model.trainable_parameters())) if measured else {}
+        parameters = dict(flat(self.model.trainable_parameters())) if kind.measured else {}
         self.optimizer.update(self.model, gradients)
         measures: dict[str, mx.array] = {} if norm is None else {"grad_norm": norm}
-        if measured:
-            measures |= self._measured(own, averaged, before)
+        if kind.measured:
+            given = dict(flat(averaged))
+            lone = given if self._group.size() == 1 else dict(flat(own))
+            after = dict(flat(self.model.trainable_parameters()))
+            measures |= of_gradients(lone, given, list(parameters))
+            measures |= of_update(parameters, after)
         return values, measures, told
 
     def _averaged(
-        self, gradients: Any, numbers: mx.array, values: mx.array
+        self, gradients: Any, own: list[mx.array], last: bool
     ) -> tuple[Any, list[mx.array]]:
         """Gradients averaged over the ranks; what these tell each other goes along.
 
         A collective of its own would cost a short step some percents. Of another type than all
-        gradients it would keep MLX from averaging them at once, though.
+        gradients it would keep MLX from averaging them at once, though. Zeros go along where there
+        is nothing to tell: else the sums of three or more ranks would be in another order.
+
+        Parameters
+        ----------
+        own
+            Numbers, values, and those of the steps before where there were any: float32 each.
+        last
+            Whether it ends a lease.
         """
-        ranks, arrays = self._group.size(), _flat(gradients)
+        ranks, arrays = self._group.size(), flat(gradients)
         if ranks == 1 or not arrays or any(each.dtype != mx.float32 for _, each in arrays):
             return average_gradients(gradients, group=self._group), []
-        mine = mx.arange(ranks)[:, None] == self._group.rank()  # of now: some may be dropped
-        rows = mx.where(mine, mx.concatenate([numbers, values]), 0.0)
-        found = average_gradients({"gradients": gradients, "told": rows}, group=self._group)
-        # Not a view of what all gradients are in: it is kept until the end of a lease.
+        mine, zeros = self._rows_of(own[0].size + MOST * own[1].size)
+        if not last:
+            along = {"gradients": gradients, "told": zeros}
+            return average_gradients(along, group=self._group)["gradients"], []
+        row = mx.concatenate(own)
+        row = mx.pad(row, (0, zeros.shape[1] - row.size))
+        along = {"gradients": gradients, "told": mx.where(mine, row, zeros)}
+        found = average_gradients(along, group=self._group)
         return found["gradients"], [found["told"] * ranks]
+
+    def _rows_of(self, width: int) -> tuple[mx.array, mx.array]:
+        """Which row is this rank's, bool [ranks, 1], and zeros [ranks, width].
+
+        Of the group of now: ranks may be dropped. Made of data, as it may be while a step is
+        traced.
+        """
+        ranks, rank = self._group.size(), self._group.rank()
+        found = self._rows.get((ranks, rank, width))
+        if found is None:
+            mine = mx.array(np.arange(ranks)[:, None] == rank)
+            found = mine, mx.array(np.zeros((ranks, width), np.float32))
+            self._rows[ranks, rank, width] = found
+        return found
 
     def _accumulated(self, batches: Sequence[Batch]) -> tuple[mx.array, dict[str, mx.array], Any]:
         (loss, metrics), gradients = self._value_and_grad(*batches[0])
@@ -253,33 +316,6 @@ class Program:
             loss, metrics = loss * share, {name: each * share for name, each in metrics.items()}
             gradients = tree_map(lambda gradient: gradient * share, gradients)
         return loss, metrics, gradients
-
-    def _measured(
-        self, own: Any, averaged: Any, before: Mapping[str, mx.array]
-    ) -> dict[str, mx.array]:
-        after = dict(_flat(self.model.trainable_parameters()))
-        gradients = dict(_flat(averaged))
-        names = list(before)
-        updates = [_square(after[name] - before[name]) for name in names]
-        weights = mx.stack([_square(before[name]) for name in names])
-        squares = mx.stack([_square(gradients[name]) for name in names])
-        alone = dict(_flat(own))
-        lone = (
-            squares
-            if self._group.size() == 1
-            else mx.stack([_square(alone[name]) for name in names])
-        )
-        update = mx.stack(updates)
-        bad = mx.stack([_nonfinite(gradients[name]) for name in names])
-        return {
-            "grad_norm": mx.sqrt(squares.sum()),
-            "grad_norm_rank": mx.sqrt(lone.sum()),
-            "nonfinite": bad.sum(),
-            "parameters.grad_norm": mx.sqrt(squares),
-            "parameters.grad_norm_rank": mx.sqrt(lone),
-            "parameters.nonfinite": bad,
-            **_ratios(update, weights),
-        }
 
 
 class CustomProgram:
@@ -311,48 +347,25 @@ class CustomProgram:
         self.names = list(self._parameters())
 
     def _parameters(self) -> dict[str, mx.array]:
-        return dict(over(self._modules, lambda module: _flat(module.trainable_parameters())))
+        return dict(over(self._modules, lambda module: flat(module.trainable_parameters())))
 
     def __call__(
-        self, batches: Sequence[Batch], clip: float | None, measured: bool, numbers: mx.array
+        self,
+        batches: Sequence[Batch],
+        clip: float | None,
+        kind: Kind,
+        numbers: mx.array,
+        before: Sequence[mx.array],
     ) -> Outcome:
         """As `Program`; the step clips for itself, and nothing goes along."""
-        before = self._parameters() if measured else {}
+        parameters = self._parameters() if kind.measured else {}
         loss, metrics = read_result(self._take(*batches[0]))
-        measures = self._measured(before) if before else {}
+        measures = of_update(parameters, self._parameters()) if parameters else {}
         return Outcome(_row(loss, metrics), measures, tuple(metrics))
 
     def alone(self, batches: Sequence[Batch]) -> Any:
         """The step."""
         return read_result(self._take(*batches[0]))[0]
-
-    def _measured(self, before: Mapping[str, mx.array]) -> dict[str, mx.array]:
-        after = self._parameters()
-        update = mx.stack([_square(after[name] - array) for name, array in before.items()])
-        weights = mx.stack([_square(array) for array in before.values()])
-        return _ratios(update, weights)
-
-
-def _ratios(update: mx.array, weights: mx.array) -> dict[str, mx.array]:
-    """Of squared norms."""
-    tiny = 1e-30
-    return {
-        "update_ratio": mx.sqrt(update.sum() / mx.maximum(weights.sum(), tiny)),
-        "parameters.update_ratio": mx.sqrt(update / mx.maximum(weights, tiny)),
-    }
-
-
-def _square(array: mx.array) -> mx.array:
-    return array.astype(mx.float32).square().sum()
-
-
-def _nonfinite(array: mx.array) -> mx.array:
-    return (~mx.isfinite(array)).astype(mx.float32).sum()
-
-
-def _flat(tree: Any) -> list[tuple[str, mx.array]]:
-    flat: Any = tree_flatten(tree)
-    return [(name, array) for name, array in flat if isinstance(array, mx.array)]
 
 
 def _numbers(optimizer: optim.Optimizer) -> dict[str, str]:

@@ -9,16 +9,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from mlx.nn.layers.base import Module
 
+from mlxbench_kernel import native
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.rank.protection import PROTECTION
+from mlxbench_kernel.training import building
 from mlxbench_kernel.training.breakpoints import Breakpoints
 from mlxbench_kernel.training.conditions import Condition
 from mlxbench_kernel.training.course import Course
 from mlxbench_kernel.training.exchange import gather_numbers
-from mlxbench_kernel.training.loop import SAMPLED, Agreed, Loop, Stop, Taken
-from mlxbench_kernel.training.program import Program
+from mlxbench_kernel.training.loop import SAMPLED, Loop
+from mlxbench_kernel.training.place import PROTECTED
+from mlxbench_kernel.training.program import Kind, Program
 from mlxbench_kernel.training.rehearsal import rehearse
 from mlxbench_kernel.training.sampling import Sampling
+from mlxbench_kernel.training.taken import Agreed, Stop, Taken
 from mlxbench_kernel.training.validating import LOSS, Validation
 from mlxbench_kernel.training.watching import ReplicaWatch
 
@@ -49,6 +53,7 @@ class Running(Course):
     _names: dict[str, Module]
     _every = 1  # steps of which one is kept, within a lease
     _passed = 0  # since one was kept
+    _builds_ahead = False
 
     @property
     def measured(self) -> list[str]:
@@ -98,6 +103,15 @@ class Running(Course):
 
     def _run(self, steps: int | None, until: str | None) -> Stop:
         self._begin(steps, until is not None)
+        try:
+            stop, taken = self._steps(steps, until)
+        finally:
+            self.loop.builder.end()
+        self._rewind(stop.step)
+        return self._explained(stop, taken)
+
+    def _steps(self, steps: int | None, until: str | None) -> tuple[Stop, Taken]:
+        """Take steps until something stops them; why that is, and after which one."""
         condition = None if until is None else Condition(until, self.measured)
         breaks = self.breakpoints.conditions(self.measured)
         last = None if steps is None else self.step + steps
@@ -106,8 +120,10 @@ class Running(Course):
         always = bool(wanted.intersection(SAMPLED))
         lease, first = 1, self.step + 1
         while True:
-            lease = lease if last is None else min(lease, last - self.step)
-            agreed = self._run_lease(1 if condition is not None else lease, always)
+            lease = 1 if condition is not None else lease
+            left = lease if last is None else min(lease, last - self.step)
+            after = lease if last is None else min(lease, last - self.step - left)
+            agreed = self._run_lease(left, always, after if self.step >= first else 0)
             if self.step == first:
                 PROTECTION.settle()  # data that the first step has evaluated, for one
             # Without gradients to average nothing else keeps the ranks together.
@@ -119,17 +135,28 @@ class Running(Course):
                 if not taken.again:
                     self._record(taken)
                 if stop is not None:
-                    self._rewind(stop.step)
-                    return self._explained(stop, taken)
+                    return stop, taken
 
-    def _run_lease(self, steps: int, measured: bool) -> Agreed:
-        """Take so many steps; fewer where all ranks have to compare something after one."""
+    def _run_lease(self, steps: int, measured: bool, after: int) -> Agreed:
+        """Take so many steps; fewer where all ranks have to compare something after one.
+
+        Parameters
+        ----------
+        steps, measured
+            How many, and whether each is a measured one.
+        after
+            How many steps are likely to follow on these; 0 where none may be built ahead.
+        """
         while True:
             steps -= 1
-            compares = self.replicas.due(self.step + 1)
-            validates = self.validation.due(self.step + 1)
+            compares, validates = self._looks(self.step + 1)
             due = self.sampling.due() or measured
-            agreed = self._take(due, not steps or compares or validates)
+            last = not steps or compares or validates
+            following = None
+            if (steps or after) and not (compares or validates) and self._may_build_ahead():
+                ends = (steps or after) == 1 or any(self._looks(self.step + 2))
+                following = Kind(self.sampling.is_next or measured, ends)
+            agreed = self._take(due, last, following)
             if agreed is not None:
                 self.sampling.note(agreed.plain, agreed.full)
                 if compares:
@@ -139,6 +166,16 @@ class Running(Course):
                 if validates and not agreed.taken[-1].again:
                     self._validate(agreed)
                 return agreed
+
+    def _looks(self, step: int) -> tuple[bool, bool]:
+        """Whether replicas are compared after a step, and whether it is validated."""
+        return self.replicas.due(step), self.validation.due(step)
+
+    def _may_build_ahead(self) -> bool:
+        """Whether nobody can tell that a step is built while the one before it runs."""
+        taken_before = self.step < self.counters["tip"]
+        edited = len(self.branches.current.edits) > self.counters["edits"]
+        return self._builds_ahead and not taken_before and not edited
 
     def _validate(self, agreed: Agreed) -> None:
         """Measure the state after a lease by what it is not trained on."""
@@ -200,17 +237,17 @@ class Running(Course):
             self._record(taken)
         return taken
 
-    def _take(self, measured: bool, last: bool) -> Agreed | None:
+    def _take(self, measured: bool, last: bool, following: Kind | None = None) -> Agreed | None:
         counters = self.counters
         again = self.step < counters["tip"]
         self.apply_edits()
-        agreed = self.loop.take(measured, again, last)
+        agreed = self.loop.take(measured, again, last, following)
         counters["tip"] = max(counters["tip"], counters["step"])
         self.branches.current.tip = counters["tip"]
         self._passed += 1
         if last or self._passed >= self._every:
             self._passed = 0
-            self.keep()
+            self.keep(reached=self.loop.builder.reached)
         return agreed
 
     def _record(self, taken: Taken) -> None:
@@ -256,6 +293,14 @@ class Running(Course):
             for line in rehearse(self):
                 self.warn(line)
         self.rehearsed = True
+        self._builds_ahead = (
+            building.helps()
+            and isinstance(self.program, Program)
+            and self.program.is_lazy(self.accumulate)
+            and not self.snapshots.generators  # which a batch may have drawn from
+            and PROTECTION.trees.keys() <= {PROTECTED}
+            and native.load() is not None
+        )
 
     def _catch_up(self) -> None:
         """Record the steps of a lease that a fault has ended, as far as all ranks have kept them;

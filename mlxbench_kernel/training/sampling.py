@@ -51,12 +51,15 @@ class Sampling:
             self._begin()
 
     def due(self) -> bool:
-        """Whether the next step is one."""
-        self._since += 1
-        if self._since >= self.interval:
-            self._since = 0
-            return True
-        return False
+        """Whether the next step is one; it counts as taken."""
+        found = self.is_next
+        self._since = 0 if found else self._since + 1
+        return found
+
+    @property
+    def is_next(self) -> bool:
+        """Whether the next step is one, as far as is known now."""
+        return self._since + 1 >= self.interval
 
     def note(self, plain: float, full: float) -> None:
         """Steps of either kind took so many seconds on the slowest rank; 0 where none was."""

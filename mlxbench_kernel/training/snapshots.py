@@ -134,10 +134,18 @@ class Snapshots:
         self._room = 0  # bytes that may still be put there
         _ALL[next(_NUMBERS)] = self  # the order in which they were made
 
-    def take(self, branch: str, step: int, parts: Parts, flags: Flags, pinned: bool) -> Snapshot:
+    def take(
+        self,
+        branch: str,
+        step: int,
+        parts: Parts,
+        random: mx.array,
+        flags: Flags,
+        pinned: bool,
+    ) -> Snapshot:
         """Keep a state, all of which is evaluated, the random key too."""
         others = other_generators() if self.generators else None
-        taken = Snapshot(branch, step, parts, frozen.random_key(), flags, others, pinned=pinned)
+        taken = Snapshot(branch, step, parts, random, flags, others, pinned=pinned)
         self.forget_at(branch, step)
         last = self._kept[-1] if self._kept else None
         self._kept.append(taken)

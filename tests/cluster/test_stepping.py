@@ -275,7 +275,7 @@ stepper = Stepper(model, optimizer, loss_fn, batch)
 
 HANGING = """
 import time
-from mlxbench_kernel.training import loop, running
+from mlxbench_kernel.training import building, loop, running
 loop.LEASE_SECONDS, running.AGAIN_SECONDS = 1000, 0  # the second lease is long, and all is kept
 hangs = [True]
 def batch(n):
@@ -286,6 +286,8 @@ mx.random.seed(5)
 stepper = Stepper(model, optimizer, loss_fn, batch)
 """
 USUAL = "loop.LEASE_SECONDS, running.AGAIN_SECONDS = 0.03, 0.003"
+AHEAD = "helps, building.helps = building.helps, lambda: True"  # as on a GPU
+NOT_AHEAD = "building.helps = helps"
 
 
 def wait_until_it_hangs(made: Stepping) -> None:
@@ -295,8 +297,12 @@ def wait_until_it_hangs(made: Stepping) -> None:
     wait_until_waiting(made.cluster, 0)
 
 
-def test_a_lease_that_is_broken_off_is_in_the_history_as_far_as_it_came(ranks: Cluster) -> None:
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_lease_that_is_broken_off_is_in_the_history_as_far_as_it_came(
+    ranks: Cluster, ahead: bool
+) -> None:
     run(ranks, SETUP + HANGING)
+    run(ranks, AHEAD if ahead else "helps = building.helps")
     made = Stepping(ranks)
     try:
         made.run(40)
@@ -315,6 +321,7 @@ def test_a_lease_that_is_broken_off_is_in_the_history_as_far_as_it_came(ranks: C
         assert again == own
     finally:
         run(ranks, USUAL)
+        run(ranks, NOT_AHEAD)
         made.close()
 
 
