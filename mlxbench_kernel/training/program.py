@@ -186,8 +186,9 @@ class Program:
         """
         others: mx.array | None = None
         if kind.last and before:
-            padding = mx.zeros((MOST - 1 - len(before)) * before[0].size)
-            others = mx.concatenate([*before, padding])  # of one shape, so that it is traced once
+            lacks = (MOST - 1) * before[0].size - sum(each.size for each in before)
+            # Of one shape, so that it is traced once.
+            others = mx.concatenate([*before, mx.zeros(max(lacks, 0))])
         if self._compiled:
             batches = [list(batch) for batch in batches]  # type: ignore[misc]
             values, measures, told = self._compiled_step(clip, kind)(batches, numbers, others)
@@ -283,6 +284,8 @@ class Program:
             along = {"gradients": gradients, "told": zeros}
             return average_gradients(along, group=self._group)["gradients"], []
         row = mx.concatenate(own)
+        if row.size > zeros.shape[1]:  # steps before had more metrics
+            return average_gradients(gradients, group=self._group), []
         row = mx.pad(row, (0, zeros.shape[1] - row.size))
         along = {"gradients": gradients, "told": mx.where(mine, row, zeros)}
         found = average_gradients(along, group=self._group)

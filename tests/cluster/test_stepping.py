@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from faults import wait_until_waiting
 from running import processes, run, until, value
@@ -64,6 +65,30 @@ def test_back_and_forward_gives_the_same_bits_on_both_ranks(stepping: Stepping) 
     assert {rank: every[7:] for rank, every in own.items()} == again  # type: ignore[index]
     same = value(stepping.cluster, "stepper.replicas.differ()")
     assert same == {0: False, 1: False}
+
+
+VARYING = """
+from mlxbench_kernel.training import loop
+loop.LEASE_SECONDS = 1000
+taken = iter(range(1000))
+def varying(model, x, y):
+    many = 12 if next(taken) < 30 else 0
+    return loss_fn(model, x, y), {f"m{n}": mx.array(float(rank + n)) for n in range(many)}
+stepper = Stepper(model, optimizer, varying, lambda n: (X[n], Y[n]), check=False)
+stepper.run(80)
+loop.LEASE_SECONDS = 0.03
+history = stepper.history
+[history.series("main", name, 1000)[1].tolist() for name in ("loss", "loss_rank", "m3")]
+"""
+
+
+def test_steps_of_a_lease_may_have_more_metrics_than_its_last_one(ranks: Cluster) -> None:
+    run(ranks, SETUP)
+    found = value(ranks, VARYING)
+    means, own, metric = found[0]
+    assert means == found[1][0] and len(means) == 80
+    assert means == pytest.approx(np.mean([own, found[1][1]], axis=0).tolist(), rel=1e-6)
+    assert metric == [3.5] * 30
 
 
 def test_gradients_are_averaged_over_the_ranks(stepping: Stepping) -> None:
