@@ -366,9 +366,10 @@ class Stepping(Commands):
 
     def _poll(self) -> None:
         last: Mapping[str, Any] | None = None
+        pace = POLL_SECONDS
         while not self._closed.is_set():
             busy = self._is_playing() or self._mirror.state.playing
-            self._wake.wait(self._pace() if busy else IDLE_SECONDS)
+            self._wake.wait(pace if busy else IDLE_SECONDS)
             self._wake.clear()
             if self._cluster.client.closed or self._closed.is_set():
                 return
@@ -376,6 +377,7 @@ class Stepping(Commands):
                 continue
             with suppress(Exception):  # a cluster that goes down meanwhile
                 self._mirror.poll()
+                pace = self._pace()
             now = vars(self.state)
             if now != last:
                 last = now

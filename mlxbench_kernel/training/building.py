@@ -1,7 +1,7 @@
 """Builds steps: the next one while the one before it runs, so that a device waits less for Python.
 
-What is built is a graph, of which nothing is evaluated. Where another step is to come, or none,
-the state is put back to what it was before, to the same bits.
+What is built is a graph, of which nothing is evaluated, and it takes the place of the state when it
+is its turn. Where another step is to come, or none, it is forgotten, and nobody can tell.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import mlx.core as mx
 
+from mlxbench_kernel.interrupts import held
 from mlxbench_kernel.rank import frozen
+from mlxbench_kernel.rank.collectives import GROUP
 from mlxbench_kernel.rank.frozen import Parts
 from mlxbench_kernel.training.batches import Batch, Batches
 from mlxbench_kernel.training.program import Kind, Outcome
@@ -34,14 +36,7 @@ def helps() -> bool:
     return bool(mx.default_device() == mx.gpu)
 
 
-class Reached(NamedTuple):
-    """The state after a step, and the key of ``mx.random``: uint32 [2]."""
-
-    parts: Parts
-    random: mx.array
-
-
-@dataclass(frozen=True)
+@dataclass
 class Built:
     """A step that was built, and not begun.
 
@@ -55,12 +50,18 @@ class Built:
         What it was given.
     seconds
         That it took to get these.
+    state
+        What it makes of the state, lazy; empty where that has taken its place already.
+    was_ahead
+        Whether that was done while the step before ran.
     """
 
     kind: Kind
     outcome: Outcome
     batches: list[Batch]
     seconds: float
+    state: Parts = field(default_factory=list)
+    was_ahead: bool = False
 
 
 class Builder:
@@ -79,8 +80,8 @@ class Builder:
 
     Attributes
     ----------
-    reached : Reached or None
-        The state of now, where one that follows was built already and has taken its place.
+    key : mlx.core.array or None
+        The key of ``mx.random`` of now, uint32 [2], where building ahead has drawn from it.
     """
 
     def __init__(
@@ -93,14 +94,16 @@ class Builder:
         numbers: mx.array,
     ) -> None:
         self._step, self._batches, self._accumulate = step, batches, accumulate
-        self._counters, self._roots = counters, roots
+        self._counters = counters
+        self._trees = [each for each in roots if each is not counters]  # what a step changes
         self._numbers = numbers
         self._ahead: Built | None = None
+        self._failed: Exception | None = None
         self._interrupt: BaseException | None = None
-        self.reached: Reached | None = None
+        self.key: mx.array | None = None
 
     def build(self, kind: Kind, before: Sequence[mx.array]) -> Built:
-        """The next step; where it was built ahead, that one.
+        """The next step, which changes the state lazily; where it was built ahead, that one.
 
         Parameters
         ----------
@@ -109,60 +112,71 @@ class Builder:
         before
             The values of the steps of the lease until now.
         """
-        self._raise_interrupt()
-        if self._ahead is not None and self._ahead.kind != kind:
+        self.raise_interrupt()
+        ahead = self._ahead
+        if ahead is None or ahead.kind != kind:
             self.discard()
-        built = self._ahead or self._built(kind, self._counters["position"], before)
-        self._ahead = self.reached = None  # so that the step can write over what nobody keeps
-        return built
+            return self._built(kind, self._counters["position"], before)
+        with held():
+            frozen.put_back(ahead.state)
+            self._ahead = self.key = None
+            ahead.state = []  # so that steps can write over what nobody keeps
+        return ahead
 
-    def build_ahead(self, kind: Kind, before: Sequence[mx.array]) -> None:
-        """Build the step that follows the one which was begun; arguments as in `build`.
+    def build_ahead(self, kind: Kind, before: Sequence[mx.array]) -> float:
+        """Build the step that follows the one which was begun, and leave the state to that one.
 
-        What goes wrong in that is not told: it will again when it is that step's turn. So is an
-        interrupt, as the step that was begun is to be complete.
+        An interrupt meanwhile is raised when it is the other one's turn: the one which was begun
+        is to be complete. So is what goes wrong, as it will again.
+
+        Parameters
+        ----------
+        kind, before
+            As in `build`.
+
+        Returns
+        -------
+        float
+            Seconds in which its batches were made.
         """
-        counters = self._counters
-        step, first = counters["step"], counters["position"]
-        following = first + self._accumulate
-        counters.update(step=step + 1, position=following)
+        state = frozen.freeze(self._trees, complete=False) or []
+        self.key = frozen.handle(frozen.random_key())
         try:
-            parts = frozen.freeze(self._roots, complete=False)
+            built = self._built(kind, self._counters["position"] + self._accumulate, before)
+            built.state, built.was_ahead = frozen.freeze(self._trees, complete=False) or [], True
+            self._ahead = built
+        except Exception as error:
+            self._failed = error
+        except BaseException as interrupt:
+            self._interrupt = interrupt
         finally:
-            counters.update(step=step, position=first)  # it is not complete yet
-        assert parts is not None
-        self.reached = Reached(parts, frozen.random_key())
-        try:
-            self._ahead = self._built(kind, following, before)
-        except BaseException as error:
-            self.discard()
-            self._interrupt = None if isinstance(error, Exception) else error
+            with held():
+                frozen.put_back(state)
+        return 0.0 if self._ahead is None else self._ahead.seconds
+
+    def check(self) -> None:
+        """Raise what building ahead has met, where that was the failure of the step begun."""
+        failed, self._failed = self._failed, None
+        if failed is not None and not GROUP.intact:
+            raise failed
 
     def discard(self) -> None:
-        """Have the state as it was before one was built ahead."""
-        reached, self._ahead, self.reached = self.reached, None, None
-        if reached is not None:
-            here = dict(self._counters)
-            frozen.put_back(reached.parts)
+        """Forget what was built ahead."""
+        key, self._ahead, self.key = self.key, None, None
+        if key is not None:
             with suppress(RuntimeError):  # MLX's: the step that was begun has failed
-                frozen.seed(reached.random)
-            self._counters.update(here)
+                frozen.seed(key)
 
-    def end(self) -> None:
-        """No step follows now."""
+    def begin(self) -> None:
+        """A run begins: what was held back of another one is no matter of it."""
         self.discard()
-        self._raise_interrupt()
+        self._failed = self._interrupt = None
 
-    def _raise_interrupt(self) -> None:
+    def raise_interrupt(self) -> None:
+        """Raise one that came while a step was built ahead."""
         interrupt, self._interrupt = self._interrupt, None
         if interrupt is not None:
             raise interrupt
-
-    def awaited(self) -> list[Any]:
-        """What of the state the step changes that was begun."""
-        if self.reached is None:
-            return [self._roots, mx.random.state]
-        return [*frozen.arrays(self.reached.parts), self.reached.random]
 
     def batches_of_now(self) -> list[Batch]:
         """What the next step is given."""

@@ -53,6 +53,7 @@ class Handover:
             "active": list(stepper.breakpoints.active),
             "metrics": sorted(stepper.metrics),
             "rehearsed": stepper.rehearsed,
+            "generators": stepper.snapshots.generators,
             "whole": own,
         }
 
@@ -78,6 +79,7 @@ class Handover:
         stepper.breakpoints.active = list(given["active"])
         stepper.metrics.update(given["metrics"])
         stepper.rehearsed = given["rehearsed"]
+        stepper.snapshots.generators = given["generators"]
         stepper.rejoin()
         stepper.freeze_again()
         branch = stepper.branches.current

@@ -7,8 +7,8 @@ what is decided by them is decided alike, and no rank goes on to a collective th
 will not come to. Where gradients are averaged as float32, all that goes along with those of the
 last step; else in a collective of its own.
 
-On a GPU a step is built while the one before it runs, see `building`. Its seconds then do not hold
-what Python did for it; making its batches, a tenth of a step at most, is still counted as data.
+On a GPU a step is built while the one before it runs, see `building`; seconds of a step are then
+those that it took beyond that one, and of data those that it waited for.
 """
 
 from __future__ import annotations
@@ -105,6 +105,7 @@ class Loop:
         self._pending: list[_Pending] = []
         self._took: dict[bool, list[float]] = {False: [], True: []}  # since it was told last
         self._seconds = 0.0  # of the last step
+        self._quick = False  # whether all ranks make their batches in no time
         self._began = time.perf_counter()
         self._logged = GROUP.spent(0)[0]
 
@@ -112,6 +113,8 @@ class Loop:
         """A run begins: time counts from now."""
         self._pending.clear()
         self._began = time.perf_counter()
+        self._quick = False
+        self.builder.begin()
         self._written[STOP] = 0
         self._logged = GROUP.spent(self._logged)[0]
 
@@ -185,7 +188,8 @@ class Loop:
         with PROTECTION.held():  # else what batches evaluate on one rank would count there alone
             before = [each.outcome.values for each in self._pending]
             built = self.builder.build(Kind(measured, last), before)
-            outcome, data = built.outcome, built.seconds
+            outcome = built.outcome
+            data = 0.0 if built.was_ahead else built.seconds
             if last:
                 self._written[LEFT] = self._batches.steps_left(
                     first + self._accumulate, self._accumulate
@@ -194,10 +198,16 @@ class Loop:
                 self._written[PLAIN : FULL + 1] = [_mean(each) for each in self._took.values()]
                 told.append(self._told(outcome, before))
             rate = self._rate()
-            if following is not None and data < DATA_SHARE * self._seconds:
-                mx.async_eval(self._roots, outcome.arrays, told, mx.random.state)
-                self.builder.build_ahead(following, [] if last else [*before, outcome.values])
-            mx.eval(self.builder.awaited(), outcome.arrays, told)
+            random: Any = mx.random.state
+            if following is not None and self._quick:
+                mx.async_eval(self._roots, outcome.arrays, told, random)
+                late = self.builder.build_ahead(
+                    following, [] if last else [*before, outcome.values]
+                )
+                data += late if late > DATA_SHARE * self._seconds else 0.0
+                random = self.builder.key
+            mx.eval(self._roots, outcome.arrays, told, random)
+            self.builder.check()
         self._seconds = seconds = time.perf_counter() - started
         counters["step"] += 1
         counters["position"] = first + self._accumulate
@@ -229,7 +239,7 @@ class Loop:
         self._written[SECONDS : MEMORY + 1] = seconds, data, collective, memory
         own = {
             "step": float(self._counters["step"]), "seconds": seconds, "data_seconds": data,
-            "compute_seconds": seconds - data - collective, "memory": memory,
+            "compute_seconds": max(seconds - data - collective, 0.0), "memory": memory,
             "samples_per_second": samples / seconds, "pool": self._pool,
             "elapsed": time.perf_counter() - self._began,
         }  # fmt: skip
@@ -260,6 +270,7 @@ class Loop:
             for each, of_it in zip(self._pending, values, strict=True)
         ]
         self._pending.clear()
+        self._quick = most[DATA] < DATA_SHARE * most[SECONDS]
         left = [round(row[LEFT]) for row in numbers]  # what went along was divided and multiplied
         seconds = most[SECONDS] or 1.0
         return Agreed(

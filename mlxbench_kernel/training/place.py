@@ -17,7 +17,6 @@ from mlxbench_kernel.rank.frozen import Parts
 from mlxbench_kernel.rank.protection import PROTECTION
 from mlxbench_kernel.training.batches import Batches
 from mlxbench_kernel.training.branches import Branches
-from mlxbench_kernel.training.building import Reached
 from mlxbench_kernel.training.exchange import gather_numbers
 from mlxbench_kernel.training.history import History, ParameterHistory
 from mlxbench_kernel.training.settings import Settings
@@ -136,7 +135,7 @@ class Place:
             )
         return parts
 
-    def keep(self, pinned: bool = False, reached: Reached | None = None) -> Snapshot:
+    def keep(self, pinned: bool = False, random: mx.array | None = None) -> Snapshot:
         """Keep the state of now, as one to go back to and as what a fault goes back to.
 
         All of it is evaluated, the random key too.
@@ -145,10 +144,11 @@ class Place:
         ----------
         pinned
             Whether it must stay.
-        reached
-            That state, where what holds it has gone on already.
+        random
+            The key of ``mx.random`` that goes with it; None for the one of now.
         """
-        parts, random = reached or (self.frozen_state(), frozen.random_key())
+        parts = self.frozen_state()
+        random = frozen.random_key() if random is None else random
         PROTECTION.commit({PROTECTED: parts}, random)
         branch = self.branches.of_step(self.step)
         return self.snapshots.take(branch, self.step, parts, random, self._flags, pinned)

@@ -156,7 +156,9 @@ class Program:
 
     def refresh(self) -> None:
         """Take note that settings, or what is trained, may have changed."""
-        self.names = [name for name, _ in flat(self.model.trainable_parameters())]
+        arrays = flat(self.model.trainable_parameters())
+        self.names = [name for name, _ in arrays]
+        self._alike = bool(arrays) and all(each.dtype == mx.float32 for _, each in arrays)
         # What a trace depends on beside shapes.
         numbers = tuple(sorted(_numbers(self.optimizer).items()))
         self._key = numbers, tuple(self.names), self.model.training
@@ -184,6 +186,8 @@ class Program:
         before
             The values of the steps of the lease until now.
         """
+        if not self._tells_along:
+            kind, before = Kind(kind.measured, False), ()
         others: mx.array | None = None
         if kind.last and before:
             lacks = (MOST - 1) * before[0].size - sum(each.size for each in before)
@@ -218,7 +222,8 @@ class Program:
 
             def first(batches: Any, *told: Any) -> Any:
                 """A mistake in what is traced leaves MLX's placeholders in the state."""
-                parts = frozen.freeze([containers(self.model), containers(self.optimizer)])
+                trees = [containers(self.model), containers(self.optimizer)]
+                parts = frozen.freeze(trees, complete=False)
                 random = frozen.random_key()
                 try:
                     result = compiled(batches, *told)
@@ -276,8 +281,7 @@ class Program:
         last
             Whether it ends a lease.
         """
-        ranks, arrays = self._group.size(), flat(gradients)
-        if ranks == 1 or not arrays or any(each.dtype != mx.float32 for _, each in arrays):
+        if not self._tells_along:
             return average_gradients(gradients, group=self._group), []
         mine, zeros = self._rows_of(own[0].size + MOST * own[1].size)
         if not last:
@@ -289,7 +293,12 @@ class Program:
         row = mx.pad(row, (0, zeros.shape[1] - row.size))
         along = {"gradients": gradients, "told": mx.where(mine, row, zeros)}
         found = average_gradients(along, group=self._group)
-        return found["gradients"], [found["told"] * ranks]
+        return found["gradients"], [found["told"] * self._group.size()]
+
+    @property
+    def _tells_along(self) -> bool:
+        """Whether what ranks tell each other goes along with gradients."""
+        return self._alike and self._group.size() > 1
 
     def _rows_of(self, width: int) -> tuple[mx.array, mx.array]:
         """Which row is this rank's, bool [ranks, 1], and zeros [ranks, width].

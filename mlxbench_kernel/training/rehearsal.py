@@ -58,12 +58,13 @@ def rehearse(stepper: Running) -> list[str]:
         stepper.refresh()
         stepper.apply_edits()  # that were made before the first step
     PROTECTION.commit()
-    stepper.snapshots.generators = used  # the states of those cost more than a small step
     (loss, first, parts), (again, second, _) = seen
     named = _names(parts)
     untouched = len(first) == len(before) and np.array_equal(first, np.array(before))
     differs = [loss != again and loss == loss, *(first != second).any(axis=1).tolist()]
-    flags = gather_numbers([untouched, any(differs)], stepper.group)
+    flags = gather_numbers([untouched, any(differs), used], stepper.group)
+    # The states of those cost more than a small step.
+    stepper.snapshots.generators = bool(flags[:, 2].any())
     if flags[:, 0].all():
         raise UsageError(
             "Stepper: the step changes nothing of its state: update the model in it "

@@ -18,7 +18,6 @@ from mlxbench_kernel.training.conditions import Condition
 from mlxbench_kernel.training.course import Course
 from mlxbench_kernel.training.exchange import gather_numbers
 from mlxbench_kernel.training.loop import SAMPLED, Loop
-from mlxbench_kernel.training.place import PROTECTED
 from mlxbench_kernel.training.program import Kind, Program
 from mlxbench_kernel.training.rehearsal import rehearse
 from mlxbench_kernel.training.sampling import Sampling
@@ -106,8 +105,9 @@ class Running(Course):
         try:
             stop, taken = self._steps(steps, until)
         finally:
-            self.loop.builder.end()
+            self.loop.builder.discard()
         self._rewind(stop.step)
+        self.loop.builder.raise_interrupt()
         return self._explained(stop, taken)
 
     def _steps(self, steps: int | None, until: str | None) -> tuple[Stop, Taken]:
@@ -247,7 +247,7 @@ class Running(Course):
         self._passed += 1
         if last or self._passed >= self._every:
             self._passed = 0
-            self.keep(reached=self.loop.builder.reached)
+            self.keep(random=self.loop.builder.key)
         return agreed
 
     def _record(self, taken: Taken) -> None:
@@ -273,7 +273,7 @@ class Running(Course):
         self.refresh()
         position, length = self.counters["position"], self.batches.length
         has = self.batches.steps_left(position, self.accumulate) > 0
-        own = [self.step, self.counters["tip"], steps or 0, has, length or -1]
+        own = [self.step, self.counters["tip"], steps or 0, has, length or -1, self._gains()]
         rows = gather_numbers([*own, *self.sampling.standing()], self.group)
         self.sampling.agree(rows[:, len(own) :])
         for column, what in ((0, "are at steps"), (2, "were asked for steps")):
@@ -293,12 +293,15 @@ class Running(Course):
             for line in rehearse(self):
                 self.warn(line)
         self.rehearsed = True
-        self._builds_ahead = (
+        # A batch may have drawn from generators of others.
+        self._builds_ahead = bool(rows[:, 5].all()) and not self.snapshots.generators
+
+    def _gains(self) -> bool:
+        """Whether steps are faster here where they are built ahead."""
+        return (
             building.helps()
             and isinstance(self.program, Program)
             and self.program.is_lazy(self.accumulate)
-            and not self.snapshots.generators  # which a batch may have drawn from
-            and PROTECTION.trees.keys() <= {PROTECTED}
             and native.load() is not None
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -14,7 +14,10 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlxbench_kernel.rank import frozen
+from mlxbench_kernel.rank.collectives import GROUP
+from mlxbench_kernel.rank.protection import PROTECTION
 from mlxbench_kernel.training import Stepper
+from mlxbench_kernel.training.building import Builder, Built
 
 pytestmark = pytest.mark.usefixtures("nothing_protected")
 
@@ -23,10 +26,21 @@ Run = tuple[list[float], dict[str, Any]]  # losses, and all that a next step dep
 
 
 @pytest.fixture
-def ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU, and however long batches take here."""
+def ahead(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As on a GPU, and however long batches take here; some steps have to be built ahead."""
     monkeypatch.setattr("mlxbench_kernel.training.building.helps", lambda: True)
     monkeypatch.setattr("mlxbench_kernel.training.loop.DATA_SHARE", 1000.0)
+    taken = []
+    put_in_place = Builder.build
+
+    def build(self: Builder, *arguments: Any) -> Built:
+        built = put_in_place(self, *arguments)
+        taken.append(built.was_ahead)
+        return built
+
+    monkeypatch.setattr(Builder, "build", build)
+    yield
+    assert any(taken)
 
 
 def inputs(number: int) -> mx.array:
@@ -100,8 +114,8 @@ def test_batches_are_made_while_the_step_before_runs(ahead: None) -> None:
     assert numbers == list(range(2, 20)), "no first one, and none that nobody asked for"
 
 
-def test_slow_batches_are_not(ahead: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlxbench_kernel.training.loop.DATA_SHARE", 0.1)
+def test_slow_batches_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlxbench_kernel.training.building.helps", lambda: True)
     numbers: list[int] = []
     runs: list[Stepper] = []
     quick = early(numbers, runs)
@@ -114,6 +128,58 @@ def test_slow_batches_are_not(ahead: None, monkeypatch: pytest.MonkeyPatch) -> N
     runs[0].run(10)
     assert not numbers
     assert runs[0].history.last("main")["data_seconds"] > 0.029
+
+
+def test_a_batch_that_is_slow_for_once_counts_where_it_was_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mlxbench_kernel.training.building.helps", lambda: True)
+    monkeypatch.setattr("mlxbench_kernel.training.loop.DATA_SHARE", 0.5)
+    numbers: list[int] = []
+    runs: list[Stepper] = []
+    quick = early(numbers, runs)
+
+    def batch(number: int) -> mx.array:
+        time.sleep(0.2 if number == 12 else 0.0)
+        return quick(number)
+
+    runs.append(stepper(batch))
+    runs[0].run(16)
+    assert 12 in numbers
+    data, compute = (
+        runs[0].history.series("main", f"{what}_seconds", 100)[1] for what in ("data", "compute")
+    )
+    assert data[11] >= 0.2 > data[12] and (compute >= 0).all(), "of the step before it"
+
+
+def test_nobody_sees_what_is_built_ahead(ahead: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = stepper()
+    seen = []
+    append = run.history.append
+
+    def appended(*arguments: Any) -> None:
+        append(*arguments)
+        live = PROTECTION.kept[-1].parts["stepper"][1][1]
+        seen.append(frozen.freeze(run._roots) is not None and live == run.counters)
+
+    monkeypatch.setattr(run.history, "append", appended)
+    run.run(until="step == 20")
+    assert seen == [True] * 20
+
+
+def test_what_breaks_the_step_that_was_begun_is_raised(
+    ahead: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def batch(number: int) -> mx.array:
+        if number == 9:
+            monkeypatch.setattr(type(GROUP), "intact", False)
+            raise RuntimeError("rank 1 is gone")
+        return inputs(number)
+
+    run = stepper(batch)
+    with pytest.raises(RuntimeError, match="rank 1 is gone"):
+        run.run(20)
+    assert run.step == 8
 
 
 def test_it_stops_where_a_condition_holds(ahead: None, monkeypatch: pytest.MonkeyPatch) -> None:

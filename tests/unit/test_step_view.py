@@ -17,7 +17,9 @@ from ipywidgets.widgets.widget import Widget, _instances
 from pressing import inside, press, wait
 
 from mlxbench_kernel.errors import UsageError
-from mlxbench_kernel.remote.mirror import KeptStep
+from mlxbench_kernel.remote.mirror import KeptStep, State
+from mlxbench_kernel.remote.stepping import Stepping
+from mlxbench_kernel.training.history import History
 from mlxbench_kernel.training.origin import StepGraph
 from mlxbench_kernel.training.place import Entry
 from mlxbench_kernel.widgets.stepping import StepperView
@@ -505,3 +507,16 @@ def test_messages_of_the_browser_do_not_swallow_updates(
     zoom = {"relayout_data": {"xaxis.range[0]": 2, "xaxis.range[1]": 4}, "source_view_id": "a"}
     figure.set_state({"_js2py_relayout": zoom})
     assert figure.layout.xaxis.range == (2, 4)
+
+
+def test_long_steps_are_asked_for_less_often() -> None:
+    history = History()
+    stepping = Stepping.__new__(Stepping)
+    stepping._mirror = SimpleNamespace(  # type: ignore[assignment]
+        histories=[history], state=State(branch="main")
+    )
+    paces = [stepping._pace()]
+    for step, seconds in enumerate((0.03, 0.2, 3.0), 1):
+        history.append("main", {"step": float(step), "seconds": seconds})
+        paces.append(stepping._pace())
+    assert paces == [0.05, 0.05, 0.1, 0.25]
