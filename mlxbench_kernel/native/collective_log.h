@@ -46,6 +46,14 @@ struct Record {
   double done;     // 0 until then, -1 where it cannot be known
 };
 
+// What is known of the time in collectives, from a number of the log on.
+struct Spent {
+  uint64_t first;  // the number of the first one that is still in the log
+  size_t count;
+  double seconds{0};  // of those that have ended, with waiting for other ranks
+  bool known{true};   // whether all ends are
+};
+
 // The last collectives of this process, in the order in which they were asked for.
 class Log {
  public:
@@ -79,12 +87,28 @@ class Log {
   // With the number of the first.
   std::pair<uint64_t, std::vector<Record>> since(uint64_t number) const {
     std::lock_guard lock(mutex_);
-    uint64_t first = next_ - records_.size();
-    number = std::min(std::max(number, first), next_);
-    return {number, {records_.begin() + (number - first), records_.end()}};
+    auto from = begin(number);
+    return {next_ - (records_.end() - from), {from, records_.end()}};
+  }
+
+  Spent spent(uint64_t number) const {
+    std::lock_guard lock(mutex_);
+    auto record = begin(number);
+    size_t count = records_.end() - record;
+    Spent spent{next_ - count, count};
+    for (; record != records_.end(); ++record) {
+      spent.known = spent.known && record->done >= 0;
+      spent.seconds += record->done > 0 ? record->done - record->begun : 0;
+    }
+    return spent;
   }
 
  private:
+  std::deque<Record>::const_iterator begin(uint64_t number) const {
+    uint64_t first = next_ - records_.size();
+    return records_.begin() + (std::min(std::max(number, first), next_) - first);
+  }
+
   mutable std::mutex mutex_;
   std::deque<Record> records_;
   uint64_t next_{0};

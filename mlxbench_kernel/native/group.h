@@ -128,6 +128,13 @@ class Group : public std::enable_shared_from_this<Group> {
         link_->certain};
   }
 
+  // Whether nothing was broken off or refused since the connections were made.
+  bool is_intact() const {
+    std::lock_guard lock(mutex_);
+    std::lock_guard inside(link_->mutex);
+    return limits_.whole == Limits::NONE && !link_->broken;
+  }
+
   // Has MLX's group do something on a stream. `call` is given that group, the arrays and the
   // stream; the arrays are MLX's own, or stand for them on the lane.
   template <typename Call>

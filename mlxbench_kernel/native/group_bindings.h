@@ -189,7 +189,19 @@ inline void bind_groups(nb::module_& m) {
 
   m.def("progress", &progress, nb::arg("group"), "How far the group has come, as a dict.");
 
+  m.def("is_intact", [](const dist::Group& group) { return group_of(group).is_intact(); });
+
   m.def("collectives", &collectives, nb::arg("since"), "The log, from a number on.");
+
+  m.def(
+      "spent",
+      [](uint64_t since) {
+        auto spent = log().spent(since);
+        return nb::make_tuple(spent.first, spent.count, spent.seconds, spent.known);
+      },
+      nb::arg("since"),
+      "The first number that the log still has of those from this one on, how many there are, the "
+      "seconds that they took as far as they have ended, and whether all ends are known.");
 
   m.def(
       "flush",

@@ -203,10 +203,7 @@ class Collectives:
     @property
     def intact(self) -> bool:
         """Whether nothing was broken off or refused since the connections were made."""
-        if not self.lasting:
-            return True
-        said = self._native.progress(self.group)  # type: ignore[union-attr]
-        return not (said["limited"] or said["broken"])
+        return not self.lasting or self._native.is_intact(self.group)  # type: ignore[union-attr]
 
     def log(self, since: int = 0) -> list[dict[str, Any]]:
         """The last collectives, of which the oldest are forgotten after 4096.
@@ -245,13 +242,10 @@ class Collectives:
         """
         if not self.lasting:
             return since, math.nan
-        first, rows = self._native.collectives(since)  # type: ignore[union-attr]
-        if any(row[11] < 0 for row in rows):
-            return first + len(rows), math.nan
-        known = sum(row[11] - row[10] for row in rows if row[11] > 0)
-        end = first + len(rows)
+        first, count, seconds, known = self._native.spent(since)  # type: ignore[union-attr]
+        end = first + count
         # A fast model has more than the log keeps between two looks: the others took as long.
-        return end, known * (end - since) / max(len(rows), 1)
+        return end, seconds * (end - since) / max(count, 1) if known else math.nan
 
     def chain(self, whole: int) -> int | None:
         """The checksum after this many collectives of the present link, None where forgotten."""

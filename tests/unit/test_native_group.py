@@ -376,21 +376,17 @@ def test_only_lets_sends_among_some_ranks_through(pair: Pair) -> None:
 def test_no_time_is_told_of_collectives_whose_ends_are_not_known() -> None:
     """As of those that a GPU executes."""
 
-    def told(*ends: float, since: int = 4) -> float:
-        rows = [(*[None] * 9, 1.0, 1.5, end) for end in ends]
+    def told(known: bool, since: int = 4) -> float:
         one = Collectives()
-        one.group, one._native = (
-            object(),
-            cast(Any, SimpleNamespace(collectives=lambda _: (4, rows))),
-        )
+        log = SimpleNamespace(spent=lambda _: (4, 2, 2.0, known))  # two, from number 4 on
+        one.group, one._native = object(), cast(Any, log)
         number, seconds = one.spent(since)
-        assert number == 4 + len(ends)
+        assert number == 6
         return seconds
 
-    assert told(2.0, 3.0) == 2.0
-    assert told(2.0, 0.0) == 0.5  # one runs
-    assert told(2.0, 3.0, since=2) == 4.0  # two are forgotten
-    assert math.isnan(told(2.0, -1.0))
+    assert told(True) == 2.0
+    assert told(True, since=2) == 4.0  # two are forgotten
+    assert math.isnan(told(False))
 
 
 def test_the_time_in_collectives_is_that_of_the_log(pair: Pair) -> None:
