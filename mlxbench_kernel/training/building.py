@@ -50,6 +50,8 @@ class Built:
         What it was given.
     seconds
         That it took to get these.
+    building
+        That the rest took.
     state
         What it makes of the state, lazy; empty where that has taken its place already.
     was_ahead
@@ -60,6 +62,7 @@ class Built:
     outcome: Outcome
     batches: list[Batch]
     seconds: float
+    building: float
     state: Parts = field(default_factory=list)
     was_ahead: bool = False
 
@@ -189,6 +192,7 @@ class Builder:
     def _built(self, kind: Kind, first: int, before: Sequence[mx.array]) -> Built:
         started = time.perf_counter()
         batches = self._batches_from(first)
-        seconds = time.perf_counter() - started
+        begun = time.perf_counter()
         outcome = self._step(batches, self._counters["clip"], kind, self._numbers, before)
-        return Built(kind, outcome, batches, seconds)
+        building = time.perf_counter() - begun
+        return Built(kind, outcome, batches, begun - started, building)

@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import mlx.core as mx
@@ -34,7 +35,7 @@ from mlxbench_kernel.training.settings import value_of
 from mlxbench_kernel.training.taken import Agreed, Taken
 
 # What ranks tell one another beside losses and metrics, in this order.
-STOP, LEFT, ELAPSED, SECONDS, DATA, COLLECTIVE, MEMORY, PLAIN, FULL, POOL = range(10)
+STOP, LEFT, ELAPSED, SECONDS, DATA, COLLECTIVE, MEMORY, PLAIN, FULL, GAIN, POOL = range(11)
 # What says nothing of other ranks, of all that is recorded; the rest all ranks know alike.
 OWN = (
     "seconds", "data_seconds", "compute_seconds", "collective_seconds", "memory", "pool",
@@ -42,17 +43,44 @@ OWN = (
 )  # fmt: skip
 LEASE_SECONDS = 0.03  # of a lease, beyond its first step
 DATA_SHARE = 0.1  # share of a step's time in making its batches, up to which that is done meanwhile
+# A device that works on for so long after it was given a step, as a share of the time of building
+# one: then building ahead gains more than it takes.
+WORTH = 0.5
+LOOKS = 5  # steps at which that is measured
 Numbers = NDArray[np.float32]
 
 
-@dataclass
+@dataclass(slots=True)
 class _Pending:
-    """A step that is complete, and of which nothing was read yet."""
+    """A step that is complete, and of which nothing was read yet; seconds, and bytes."""
 
+    step: int
     outcome: Outcome
-    own: dict[str, float]
     rate: mx.array | None
     again: bool
+    amount: tuple[int, int]  # samples and tokens
+    seconds: float
+    data: float
+    collective: float  # NaN where that is not known
+    memory: float
+    elapsed: float
+
+    def own(self) -> dict[str, float]:
+        """What this rank knows of it without reading an array, beside its pool."""
+        (samples, tokens), seconds = self.amount, self.seconds
+        known = not math.isnan(self.collective)
+        collective = self.collective if known else 0.0
+        own = {
+            "step": float(self.step), "seconds": seconds, "data_seconds": self.data,
+            "compute_seconds": max(seconds - self.data - collective, 0.0),
+            "memory": self.memory, "samples_per_second": samples / seconds,
+            "elapsed": self.elapsed,
+        }  # fmt: skip
+        if known:
+            own["collective_seconds"] = collective
+        if tokens:
+            own["tokens_per_second"] = tokens / seconds
+        return own
 
 
 class Loop:
@@ -104,8 +132,9 @@ class Loop:
         self._amounts: dict[Any, tuple[int, int]] = {}
         self._pending: list[_Pending] = []
         self._took: dict[bool, list[float]] = {False: [], True: []}  # since it was told last
-        self._seconds = 0.0  # of the last step
-        self._quick = False  # whether all ranks make their batches in no time
+        self._last = 0.0, 0.0, 0.0, 0.0  # `SECONDS` to `MEMORY` of the last step
+        self._ahead = False  # whether that is worth building ahead for, and batches take no time
+        self._works_on: list[float] = []  # how long, of this run, as `WORTH` has it
         self._began = time.perf_counter()
         self._logged = GROUP.spent(0)[0]
 
@@ -113,9 +142,10 @@ class Loop:
         """A run begins: time counts from now."""
         self._pending.clear()
         self._began = time.perf_counter()
-        self._quick = False
+        self._ahead = False
+        self._works_on.clear()
         self.builder.begin()
-        self._written[STOP] = 0
+        self._written[STOP] = self._written[GAIN] = 0
         self._logged = GROUP.spent(self._logged)[0]
 
     def unread(self) -> tuple[int, int]:
@@ -123,7 +153,7 @@ class Loop:
 
         Of those that had not been taken before; (0, 0) where there is none.
         """
-        steps = [int(each.own["step"]) for each in self._pending if not each.again]
+        steps = [each.step for each in self._pending if not each.again]
         return (steps[0], steps[-1]) if steps else (0, 0)
 
     def read(self, last: int, together: bool) -> list[Taken]:
@@ -137,7 +167,7 @@ class Loop:
             Whether all ranks have the same ones and call this; else what is a mean over the ranks
             is left out. Durations and memory are of this rank in any case.
         """
-        found = [each for each in self._pending if not each.again and each.own["step"] <= last]
+        found = [each for each in self._pending if not each.again and each.step <= last]
         self._pending.clear()
         taken = []
         for each in found:
@@ -180,13 +210,14 @@ class Loop:
             None within a lease.
         """
         counters = self._counters
-        if self._pending and self._pending[-1].own["step"] != counters["step"]:
-            self._pending.clear()  # of a lease that a fault has ended, and which was gone back from
+        pending = self._pending
+        if pending and pending[-1].step != counters["step"]:
+            pending.clear()  # of a lease that a fault has ended, and which was gone back from
         started = time.perf_counter()
         first = counters["position"]
         told: list[mx.array] = []
         with PROTECTION.held():  # else what batches evaluate on one rank would count there alone
-            before = [each.outcome.values for each in self._pending]
+            before = [each.outcome.values for each in pending] if last else []
             built = self.builder.build(Kind(measured, last), before)
             outcome = built.outcome
             data = 0.0 if built.was_ahead else built.seconds
@@ -195,27 +226,41 @@ class Loop:
                     first + self._accumulate, self._accumulate
                 )
                 self._written[ELAPSED] = started - self._began
+                self._written[SECONDS : MEMORY + 1] = self._last
                 self._written[PLAIN : FULL + 1] = [_mean(each) for each in self._took.values()]
+                if len(self._works_on) == LOOKS:
+                    self._written[GAIN] = median(self._works_on)
                 told.append(self._told(outcome, before))
             rate = self._rate()
             random: Any = mx.random.state
-            if following is not None and self._quick:
+            given = 0.0
+            if following is not None and (self._ahead or len(self._works_on) < LOOKS):
                 mx.async_eval(self._roots, outcome.arrays, told, random)
-                late = self.builder.build_ahead(
-                    following, [] if last else [*before, outcome.values]
-                )
-                data += late if late > DATA_SHARE * self._seconds else 0.0
+                given = time.perf_counter()
+            if following is not None and self._ahead:
+                ends = following.last and not last
+                before = [each.outcome.values for each in pending] if ends else []
+                late = self.builder.build_ahead(following, [*before, outcome.values])
+                data += late if late > DATA_SHARE * self._last[0] else 0.0
                 random = self.builder.key
             mx.eval(self._roots, outcome.arrays, told, random)
             self.builder.check()
-        self._seconds = seconds = time.perf_counter() - started
-        counters["step"] += 1
+        ended = time.perf_counter()
+        if given and not self._ahead:
+            self._works_on.append((ended - given) / built.building)
+        seconds, elapsed = ended - started, ended - self._began
+        counters["step"] = step = counters["step"] + 1
         counters["position"] = first + self._accumulate
         if last:
             self._took = {False: [], True: []}
         self._took[measured].append(seconds)
-        own = self._own(built.batches, seconds, data)
-        self._pending.append(_Pending(outcome, own, rate, again))
+        self._logged, spent = GROUP.spent(self._logged)
+        memory = float(mx.get_active_memory())
+        self._last = seconds, data, 0.0 if math.isnan(spent) else spent, memory
+        amount = self._amount(built.batches)
+        pending.append(
+            _Pending(step, outcome, rate, again, amount, seconds, data, spent, memory, elapsed)
+        )
         return self._agreed(told[0]) if last else None
 
     def _told(self, outcome: Outcome, before: Sequence[mx.array]) -> mx.array:
@@ -229,25 +274,6 @@ class Loop:
         if self._group.size() == 1:
             return own
         return mx.distributed.all_gather(own, group=self._group)
-
-    def _own(self, batches: Sequence[Batch], seconds: float, data: float) -> dict[str, float]:
-        """What this rank knows of a step without reading an array."""
-        self._logged, spent = GROUP.spent(self._logged)
-        collective = 0.0 if math.isnan(spent) else spent
-        samples, tokens = self._amount(batches)
-        memory = float(mx.get_active_memory())
-        self._written[SECONDS : MEMORY + 1] = seconds, data, collective, memory
-        own = {
-            "step": float(self._counters["step"]), "seconds": seconds, "data_seconds": data,
-            "compute_seconds": max(seconds - data - collective, 0.0), "memory": memory,
-            "samples_per_second": samples / seconds, "pool": self._pool,
-            "elapsed": time.perf_counter() - self._began,
-        }  # fmt: skip
-        if not math.isnan(spent):
-            own["collective_seconds"] = collective
-        if tokens:
-            own["tokens_per_second"] = tokens / seconds
-        return own
 
     def _agreed(self, told: mx.array) -> Agreed:
         """Read what all ranks told of a lease."""
@@ -270,7 +296,8 @@ class Loop:
             for each, of_it in zip(self._pending, values, strict=True)
         ]
         self._pending.clear()
-        self._quick = most[DATA] < DATA_SHARE * most[SECONDS]
+        gain = min(row[GAIN] for row in numbers)
+        self._ahead = most[DATA] < DATA_SHARE * most[SECONDS] and gain > WORTH
         left = [round(row[LEFT]) for row in numbers]  # what went along was divided and multiplied
         seconds = most[SECONDS] or 1.0
         return Agreed(
@@ -291,7 +318,7 @@ class Loop:
         together: bool = True,
     ) -> Taken:
         """With losses and metrics of all ranks, or not `together`, of this one."""
-        outcome, known = pending.outcome, {"step": pending.own["step"]}
+        outcome, known = pending.outcome, {"step": float(pending.step)}
         names = ("loss", *outcome.metrics)
         for name, column in zip(names, zip(*values, strict=True), strict=True):
             if together:
@@ -305,7 +332,7 @@ class Loop:
         if pending.rate is not None:
             known["learning_rate"] = self._learning_rate(pending.rate)
         mine = values[self._group.rank() if together else 0]
-        own = {**known, **pending.own, "loss_rank": mine[0]}
+        own = {**known, **pending.own(), "pool": self._pool, "loss_rank": mine[0]}
         known.pop("grad_norm_rank", None)
         return Taken(own, {**common, **known}, samples, pending.again)
 

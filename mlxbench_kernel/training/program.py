@@ -130,6 +130,8 @@ class Program:
     ----------
     names : list of str
         The paths of the parameters that are trained now.
+    site : mlx.core.distributed.Group
+        The group, as the line calls it that takes steps: to look for that at each costs some time.
     """
 
     def __init__(
@@ -141,7 +143,7 @@ class Program:
         group: mx.distributed.Group,
     ) -> None:
         self.model, self.optimizer = model, optimizer
-        self._group = group
+        self._group = self.site = group
         self._compiled = compiled
         self._steps: dict[Hashable, Callable[..., Result]] = {}
         self._metrics: tuple[str, ...] = ()
@@ -281,19 +283,20 @@ class Program:
         last
             Whether it ends a lease.
         """
-        if not self._tells_along:
-            return average_gradients(gradients, group=self._group), []
+        size = self._group.size()
+        if not self._tells_along or (size == 2 and not last):  # of two, either order is the same
+            return average_gradients(gradients, group=self.site), []
         mine, zeros = self._rows_of(own[0].size + MOST * own[1].size)
         if not last:
             along = {"gradients": gradients, "told": zeros}
-            return average_gradients(along, group=self._group)["gradients"], []
+            return average_gradients(along, group=self.site)["gradients"], []
         row = mx.concatenate(own)
         if row.size > zeros.shape[1]:  # steps before had more metrics
-            return average_gradients(gradients, group=self._group), []
+            return average_gradients(gradients, group=self.site), []
         row = mx.pad(row, (0, zeros.shape[1] - row.size))
         along = {"gradients": gradients, "told": mx.where(mine, row, zeros)}
-        found = average_gradients(along, group=self._group)
-        return found["gradients"], [found["told"] * self._group.size()]
+        found = average_gradients(along, group=self.site)
+        return found["gradients"], [found["told"] * size]
 
     @property
     def _tells_along(self) -> bool:

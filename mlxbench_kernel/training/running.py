@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,8 @@ from mlx.nn.layers.base import Module
 
 from mlxbench_kernel import native
 from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.lines import calling_line
+from mlxbench_kernel.rank.collectives import GROUP
 from mlxbench_kernel.rank.protection import PROTECTION
 from mlxbench_kernel.training import building
 from mlxbench_kernel.training.breakpoints import Breakpoints
@@ -28,9 +32,10 @@ from mlxbench_kernel.training.watching import ReplicaWatch
 if TYPE_CHECKING:
     from mlxbench_kernel.training.origin import StepGraph
 
-# Going back takes so long at most for steps that are taken again: what is shorter is not kept
-# after each one, as keeping costs a step more time than it takes from a later one.
-AGAIN_SECONDS = 0.004
+# While steps are short, so many states of a lease are kept: those between are taken again in no
+# time, and what a step need not leave as it was it can write over.
+KEPT_OF_LEASE = 2
+RECENT = 8  # of the last steps of a run all are kept, to go back from there at once
 OPENS = "%mlx_step graph opens the graph there"
 
 
@@ -52,6 +57,7 @@ class Running(Course):
     _names: dict[str, Module]
     _every = 1  # steps of which one is kept, within a lease
     _passed = 0  # since one was kept
+    _dense = math.inf  # after this step each one is kept
     _builds_ahead = False
 
     @property
@@ -97,15 +103,20 @@ class Running(Course):
         return stop
 
     def stop(self) -> None:
-        """Have a run stop after the step that is being taken, on all ranks; from any thread."""
+        """Have a run stop soon, on all ranks after the same step; from any thread."""
         self.loop.stop()
 
     def _run(self, steps: int | None, until: str | None) -> Stop:
         self._begin(steps, until is not None)
+        program = self.program if isinstance(self.program, Program) and GROUP.lasting else None
+        if program is not None:
+            program.site = GROUP.site(calling_line(sys._getframe()).text)
         try:
             stop, taken = self._steps(steps, until)
         finally:
             self.loop.builder.discard()
+            if program is not None:
+                program.site = self.group
         self._rewind(stop.step)
         self.loop.builder.raise_interrupt()
         return self._explained(stop, taken)
@@ -114,24 +125,26 @@ class Running(Course):
         """Take steps until something stops them; why that is, and after which one."""
         condition = None if until is None else Condition(until, self.measured)
         breaks = self.breakpoints.conditions(self.measured)
-        last = None if steps is None else self.step + steps
+        last = end = math.inf if steps is None else self.step + steps
         wanted = {name for each in breaks.values() for name in each.names} - {"nonfinite"}
         wanted |= condition.names if condition is not None else set()
         always = bool(wanted.intersection(SAMPLED))
         lease, first = 1, self.step + 1
         while True:
-            lease = 1 if condition is not None else lease
-            left = lease if last is None else min(lease, last - self.step)
-            after = lease if last is None else min(lease, last - self.step - left)
+            left = int(min(lease, end - self.step))
+            after = int(min(lease, end - self.step - left))
+            self._dense = end - RECENT
             agreed = self._run_lease(left, always, after if self.step >= first else 0)
             if self.step == first:
                 PROTECTION.settle()  # data that the first step has evaluated, for one
             # Without gradients to average nothing else keeps the ranks together.
-            lease = agreed.lease if isinstance(self.program, Program) else 1
-            self.snapshots.stride = max(agreed.lease // 2, 1)
-            self._every = 1 + int(AGAIN_SECONDS / agreed.seconds)
+            alone = condition is not None or not isinstance(self.program, Program)
+            lease = 1 if alone else agreed.lease
+            self._every = max(lease // KEPT_OF_LEASE, 1)
+            if agreed.stop and end == last:  # with some steps more that are all kept
+                end = min(end, self.step + self._every - 1)
             for taken in agreed.taken:
-                stop = self._decided(taken, agreed, last, condition, breaks)
+                stop = self._decided(taken, agreed, (last, end), condition, breaks)
                 if not taken.again:
                     self._record(taken)
                 if stop is not None:
@@ -147,35 +160,41 @@ class Running(Course):
         after
             How many steps are likely to follow on these; 0 where none may be built ahead.
         """
-        while True:
-            steps -= 1
-            compares, validates = self._looks(self.step + 1)
+        begin = self.step
+        ahead = steps + min(after, 1)
+        looks = {number: self._looks(begin + number) for number in range(1, ahead + 1)}
+        steps = next((number for number in range(1, steps) if any(looks[number])), steps)
+        agreed = None
+        for number in range(1, steps + 1):
             due = self.sampling.due() or measured
-            last = not steps or compares or validates
             following = None
-            if (steps or after) and not (compares or validates) and self._may_build_ahead():
-                ends = (steps or after) == 1 or any(self._looks(self.step + 2))
+            if self._builds_ahead and number + 1 in looks and self._may_build_ahead(looks[number]):
+                ends = number + 1 in (steps, steps + after) or any(looks[number + 1])
                 following = Kind(self.sampling.is_next or measured, ends)
-            agreed = self._take(due, last, following)
-            if agreed is not None:
-                self.sampling.note(agreed.plain, agreed.full)
-                if compares:
-                    differ = float(self.replicas.differ())
-                    agreed.taken[-1].shared["replicas_differ"] = differ
-                    agreed.taken[-1].record["replicas_differ"] = differ
-                if validates and not agreed.taken[-1].again:
-                    self._validate(agreed)
-                return agreed
+            agreed = self._take(due, number == steps, following)
+        assert agreed is not None
+        compares, validates = looks[steps]
+        self.sampling.note(agreed.plain, agreed.full)
+        if compares:
+            differ = float(self.replicas.differ())
+            agreed.taken[-1].shared["replicas_differ"] = differ
+            agreed.taken[-1].record["replicas_differ"] = differ
+        if validates and not agreed.taken[-1].again:
+            self._validate(agreed)
+        return agreed
 
     def _looks(self, step: int) -> tuple[bool, bool]:
         """Whether replicas are compared after a step, and whether it is validated."""
         return self.replicas.due(step), self.validation.due(step)
 
-    def _may_build_ahead(self) -> bool:
-        """Whether nobody can tell that a step is built while the one before it runs."""
+    def _may_build_ahead(self, looks: tuple[bool, bool]) -> bool:
+        """Whether nobody can tell that a step is built while the one before it runs.
+
+        Of `looks` is what is to be looked at after that one, see `_looks`.
+        """
         taken_before = self.step < self.counters["tip"]
         edited = len(self.branches.current.edits) > self.counters["edits"]
-        return self._builds_ahead and not taken_before and not edited
+        return not any(looks) and not taken_before and not edited
 
     def _validate(self, agreed: Agreed) -> None:
         """Measure the state after a lease by what it is not trained on."""
@@ -194,11 +213,14 @@ class Running(Course):
         self,
         taken: Taken,
         agreed: Agreed,
-        last: int | None,
+        ends: tuple[float, float],
         condition: Condition | None,
         breaks: Mapping[str, Condition],
     ) -> Stop | None:
-        """Whether to stop after a step: by what all ranks know alike."""
+        """Whether to stop after a step: by what all ranks know alike.
+
+        Of `ends` the first is the step that was asked for, the other where a pause ends.
+        """
         step = int(taken.shared["step"])
         held = [name for name, each in breaks.items() if each.holds(taken.shared)]
         if held:
@@ -207,11 +229,11 @@ class Running(Course):
             return Stop("condition", f"step {step}: {condition.text} holds", step)
         if taken is not agreed.taken[-1]:
             return None
-        if step == last:
+        if step == ends[0]:
             return Stop("done", f"step {step}", step)
         if agreed.lacking:
             return Stop("batches", self._out_of_batches(agreed.lacking), step)
-        if agreed.stop:
+        if step == ends[1]:
             return Stop("paused", f"paused after step {step}", step)
         return None
 
@@ -245,7 +267,7 @@ class Running(Course):
         counters["tip"] = max(counters["tip"], counters["step"])
         self.branches.current.tip = counters["tip"]
         self._passed += 1
-        if last or self._passed >= self._every:
+        if last or self._passed >= self._every or self.step > self._dense:
             self._passed = 0
             self.keep(random=self.loop.builder.key)
         return agreed

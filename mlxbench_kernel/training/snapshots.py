@@ -28,12 +28,11 @@ from mlxbench_kernel.rank.frozen import Parts
 
 Flags = list[tuple[Module, frozenset[str], bool]]  # modules, what they do not train, training
 
-RECENT = 8  # steps that all stay
 DENSE = 0.25  # gap over age, below which a snapshot can go without being missed
 MOST = 256  # then what is let go of is used again, and no step waits for fresh memory
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Snapshot:
     """The state after a step.
 
@@ -116,18 +115,13 @@ class Snapshots:
         Bytes of memory that they take beside the state of now.
     generators : bool
         Whether the states of ``random`` and ``numpy.random`` are kept.
-    stride : int
-        Of steps that are short, every so many stay once they are `RECENT` old: those between are
-        taken again in no time, and memory that is used in turn stays in the processor's caches.
     """
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self.used = 0
         self.generators = True
-        self.stride = 1
-        self._kept: list[Snapshot] = []  # in the order in which they were taken
-        self._places: dict[tuple[str, int], Snapshot] = {}
+        self._kept: dict[tuple[str, int], Snapshot] = {}  # in the order in which they were taken
         self._changes = 0  # bytes that a step replaces, as last looked at
         self._looked = 0
         self._folder: Path | None = None
@@ -147,9 +141,8 @@ class Snapshots:
         others = other_generators() if self.generators else None
         taken = Snapshot(branch, step, parts, random, flags, others, pinned=pinned)
         self.forget_at(branch, step)
-        last = self._kept[-1] if self._kept else None
-        self._kept.append(taken)
-        self._places[branch, step] = taken
+        last = next(reversed(self._kept.values()), None)
+        self._kept[branch, step] = taken
         self._looked -= 1
         if last is not None and last.parts is not None:
             if self._looked <= 0:
@@ -157,17 +150,13 @@ class Snapshots:
                 self._changes = changed_bytes(last, taken)
             self.used += self._changes - last.bytes
             last.bytes = self._changes
-        if self.stride > 1 and step % self.stride != RECENT % self.stride:
-            passing = self._places.get((branch, step - RECENT))
-            if passing is not None and not passing.pinned:
-                self._drop([passing])
         if self.used > self.budget or len(self._kept) > MOST:
             self._thin()
         return taken
 
     def find(self, branch: str, step: int) -> Snapshot | None:
         """The one after this step in this branch."""
-        return self._places.get((branch, step))
+        return self._kept.get((branch, step))
 
     def before(self, path: Iterable[tuple[str, int]], step: int) -> Snapshot | None:
         """The last one up to a step.
@@ -182,27 +171,27 @@ class Snapshots:
         limits = dict(path)
         found = [
             each
-            for each in self._kept
+            for each in self._kept.values()
             if each.branch in limits and each.step <= min(step, limits[each.branch])
         ]
         return max(found, key=lambda each: each.step, default=None)
 
     def all(self) -> list[Snapshot]:
         """In the order in which they were taken."""
-        return list(self._kept)
+        return list(self._kept.values())
 
     def forget_at(self, branch: str, step: int) -> None:
         """Forget the one after this step, if there is one."""
-        if found := self._places.get((branch, step)):
+        if found := self._kept.get((branch, step)):
             self._drop([found])
 
     def forget_after(self, branch: str, step: int) -> None:
         """Forget those after a later step of a branch."""
-        self._drop([each for each in self._kept if each.branch == branch and each.step > step])
+        self._drop([each for each in self.all() if each.branch == branch and each.step > step])
 
     def forget(self, branch: str) -> None:
         """Forget those of a branch."""
-        self._drop([each for each in self._kept if each.branch == branch])
+        self._drop([each for each in self.all() if each.branch == branch])
 
     def set_budget(self, budget: int) -> None:
         """Take so many bytes at most from now on."""
@@ -217,8 +206,7 @@ class Snapshots:
 
     def _drop(self, gone: Iterable[Snapshot]) -> None:
         for each in gone:
-            self._kept.remove(each)
-            del self._places[each.branch, each.step]
+            del self._kept[each.branch, each.step]
             self.used -= each.bytes if each.parts is not None else 0
             if each.file is not None:
                 self._room += each.file.stat().st_size if each.file.exists() else 0
@@ -265,7 +253,7 @@ class Snapshots:
     def _gaps(self) -> list[tuple[float, int, Snapshot]]:
         """For those that may go: how large a gap each leaves, over its age; and its place."""
         found = []
-        kept = self._kept
+        kept = self.all()
         now = kept[-1].step if kept else 0
         for place in range(1, len(kept) - 1):
             each, older, newer = kept[place], kept[place - 1], kept[place + 1]

@@ -34,11 +34,11 @@ KEEP_SECONDS = 0.001
 PAUSE_SECONDS = 0.05
 CPU: Any = (
     ("20 ms", 1.01, {"width": 256, "depth": 3, "batch": 128, "steps": 100}),
-    ("2 ms", 1.05, {"width": 128, "depth": 3, "batch": 64, "steps": 400}),
+    ("2 ms", 1.05, {"width": 96, "depth": 3, "batch": 48, "steps": 400}),
 )
 GPU: Any = (
     ("20 ms", 1.01, {"width": 4096, "depth": 6, "batch": 2048, "steps": 150}),
-    ("2 ms", 1.05, {"width": 1024, "depth": 4, "batch": 1024, "steps": 800}),
+    ("2 ms", 1.05, {"width": 1024, "depth": 2, "batch": 1024, "steps": 800}),
 )
 EVERY = 50  # steps from one comparison of replicas to the next, by default
 

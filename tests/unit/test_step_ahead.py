@@ -30,6 +30,7 @@ def ahead(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As on a GPU, and however long batches take here; some steps have to be built ahead."""
     monkeypatch.setattr("mlxbench_kernel.training.building.helps", lambda: True)
     monkeypatch.setattr("mlxbench_kernel.training.loop.DATA_SHARE", 1000.0)
+    monkeypatch.setattr("mlxbench_kernel.training.loop.WORTH", -1.0)
     taken = []
     put_in_place = Builder.build
 
@@ -114,6 +115,23 @@ def test_batches_are_made_while_the_step_before_runs(ahead: None) -> None:
     assert numbers == list(range(2, 20)), "no first one, and none that nobody asked for"
 
 
+@pytest.mark.parametrize("worth", [0.0, 1e9])
+def test_it_is_done_where_the_device_works_on_for_long_enough(
+    monkeypatch: pytest.MonkeyPatch, worth: float
+) -> None:
+    monkeypatch.setattr("mlxbench_kernel.training.building.helps", lambda: True)
+    monkeypatch.setattr("mlxbench_kernel.training.loop.DATA_SHARE", 1000.0)
+    monkeypatch.setattr("mlxbench_kernel.training.loop.LEASE_SECONDS", 0.0)
+    monkeypatch.setattr("mlxbench_kernel.training.loop.WORTH", worth)
+    numbers: list[int] = []
+    runs: list[Stepper] = []
+    runs.append(stepper(early(numbers, runs)))
+    runs[0].run(20)
+    # What is known after five steps the others are told with the sixth or the one after.
+    assert numbers == ([] if worth else list(range(numbers[0], 20)))
+    assert not numbers or 5 < numbers[0] < 9
+
+
 def test_slow_batches_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlxbench_kernel.training.building.helps", lambda: True)
     numbers: list[int] = []
@@ -135,6 +153,7 @@ def test_a_batch_that_is_slow_for_once_counts_where_it_was_waited_for(
 ) -> None:
     monkeypatch.setattr("mlxbench_kernel.training.building.helps", lambda: True)
     monkeypatch.setattr("mlxbench_kernel.training.loop.DATA_SHARE", 0.5)
+    monkeypatch.setattr("mlxbench_kernel.training.loop.WORTH", -1.0)
     numbers: list[int] = []
     runs: list[Stepper] = []
     quick = early(numbers, runs)

@@ -78,7 +78,7 @@ def test_it_computes_what_the_loop_by_hand_computes(compiled: bool) -> None:
 
 
 def test_what_batches_evaluate_does_not_count_as_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlxbench_kernel.training.running.AGAIN_SECONDS", 1000.0)  # few are kept
+    monkeypatch.setattr("mlxbench_kernel.training.running.KEPT_OF_LEASE", 1)  # few are kept
     given = batches()
     seen = []
 
@@ -102,6 +102,28 @@ def test_back_and_forward_gives_the_same_bits(compiled: bool) -> None:
     assert [run.advance().record["loss"] for _ in range(13)] == first[7:]
     assert same(weights(run.modules["model"]), at_20)
     assert losses(run) == first
+
+
+def test_of_short_steps_a_few_are_kept_but_the_last_ones_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mlxbench_kernel.training.loop.LEASE_SECONDS", 1000.0)  # however slow here
+
+    def batch(number: int) -> Pair:
+        if number == 150:
+            run.stop()
+        return given[number % len(given)]
+
+    given = batches()
+    run = stepper(batches=batch)
+    run.run(100)
+    kept = [step for step in range(101) if run.kept_at(step)]
+    assert len(kept) < 25 and kept[-8:] == list(range(93, 101))
+    assert "paused after step" in str(run.run(1000)) and 150 <= run.step < 200
+    assert run.back() == 0, "that one is kept too"
+    first, here = losses(run), run.step
+    run.back(30)
+    assert [run.advance().record["loss"] for _ in range(30)] == first[here - 30 : here]
 
 
 def test_a_step_that_is_not_kept_is_taken_again() -> None:
