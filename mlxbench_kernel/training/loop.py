@@ -145,7 +145,7 @@ class Loop:
         self._ahead = False
         self._works_on.clear()
         self.builder.begin()
-        self._written[STOP] = self._written[GAIN] = 0
+        self._written[STOP] = 0
         self._logged = GROUP.spent(self._logged)[0]
 
     def unread(self) -> tuple[int, int]:
@@ -222,14 +222,10 @@ class Loop:
             outcome = built.outcome
             data = 0.0 if built.was_ahead else built.seconds
             if last:
-                self._written[LEFT] = self._batches.steps_left(
-                    first + self._accumulate, self._accumulate
-                )
-                self._written[ELAPSED] = started - self._began
-                self._written[SECONDS : MEMORY + 1] = self._last
-                self._written[PLAIN : FULL + 1] = [_mean(each) for each in self._took.values()]
-                if len(self._works_on) == LOOKS:
-                    self._written[GAIN] = median(self._works_on)
+                left = self._batches.steps_left(first + self._accumulate, self._accumulate)
+                means = [_mean(each) for each in self._took.values()]
+                gain = median(self._works_on) if len(self._works_on) == LOOKS else 0.0
+                self._written[LEFT:POOL] = left, started - self._began, *self._last, *means, gain
                 told.append(self._told(outcome, before))
             rate = self._rate()
             random: Any = mx.random.state
@@ -239,8 +235,8 @@ class Loop:
                 given = time.perf_counter()
             if following is not None and self._ahead:
                 ends = following.last and not last
-                before = [each.outcome.values for each in pending] if ends else []
-                late = self.builder.build_ahead(following, [*before, outcome.values])
+                known = [*(each.outcome for each in pending), outcome] if ends else []
+                late = self.builder.build_ahead(following, [each.values for each in known])
                 data += late if late > DATA_SHARE * self._last[0] else 0.0
                 random = self.builder.key
             mx.eval(self._roots, outcome.arrays, told, random)
