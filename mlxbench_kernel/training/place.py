@@ -113,11 +113,13 @@ class Place:
     def refresh(self) -> None:
         """Take note that settings, or what is trained, may have changed."""
         self.program.refresh()
-        self._flags = [
+        flags: Flags = [
             (each, frozenset(each._no_grad), each._training)
             for module in self.modules.values()
             for each in module.modules()
         ]
+        if not _are_same(flags, self._flags):
+            self._flags = flags
 
     def frozen_state(self) -> Parts:
         """The state of now, see `frozen.freeze`.
@@ -239,7 +241,10 @@ class Place:
         kept.put_back()
         self.said = ""
         self.counters.update(stay)
-        self.refresh()
+        if kept.flags is self._flags:  # as mostly: to look at all modules takes some milliseconds
+            self.program.refresh(trained=False)
+        else:
+            self.refresh()
         parts = frozen.freeze(self._roots)
         PROTECTION.commit({} if parts is None else {PROTECTED: parts})
 
@@ -283,6 +288,11 @@ class Place:
             self.samples.truncate(branch.name, tip)
             self.snapshots.forget_after(branch.name, tip)
         branch.tip = self.counters["tip"] = tip
+
+
+def _are_same(one: Flags, other: Flags) -> bool:
+    pairs = zip(one, other, strict=False)
+    return len(one) == len(other) and all(a[0] is b[0] and a[1:] == b[1:] for a, b in pairs)
 
 
 def in_words(steps: Iterable[int]) -> str:

@@ -156,11 +156,12 @@ class Program:
         self._value_and_grad = value_and_grad(model, both)
         self.refresh()
 
-    def refresh(self) -> None:
-        """Take note that settings, or what is trained, may have changed."""
-        arrays = flat(self.model.trainable_parameters())
-        self.names = [name for name, _ in arrays]
-        self._alike = bool(arrays) and all(each.dtype == mx.float32 for _, each in arrays)
+    def refresh(self, trained: bool = True) -> None:
+        """Take note that settings, and with `trained` what is trained, may have changed."""
+        if trained:
+            arrays = flat(self.model.trainable_parameters())
+            self.names = [name for name, _ in arrays]
+            self._alike = bool(arrays) and all(each.dtype == mx.float32 for _, each in arrays)
         # What a trace depends on beside shapes.
         numbers = tuple(sorted(_numbers(self.optimizer).items()))
         self._key = numbers, tuple(self.names), self.model.training
@@ -357,9 +358,10 @@ class CustomProgram:
         self._take, self._modules, self._group = step, modules, group
         self.refresh()
 
-    def refresh(self) -> None:
-        """Take note that what is trained may have changed."""
-        self.names = list(self._parameters())
+    def refresh(self, trained: bool = True) -> None:
+        """As `Program.refresh`."""
+        if trained:
+            self.names = list(self._parameters())
 
     def _parameters(self) -> dict[str, mx.array]:
         return dict(over(self._modules, lambda module: flat(module.trainable_parameters())))

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 # time, and what a step need not leave as it was it can write over.
 KEPT_OF_LEASE = 2
 RECENT = 8  # of the last steps of a run all are kept, to go back from there at once
+MORE = 2  # steps are taken for that before a pause
 OPENS = "%mlx_step graph opens the graph there"
 
 
@@ -141,8 +142,8 @@ class Running(Course):
             alone = condition is not None or not isinstance(self.program, Program)
             lease = 1 if alone else agreed.lease
             self._every = max(lease // KEPT_OF_LEASE, 1)
-            if agreed.stop and end == last:  # with some steps more that are all kept
-                end = min(end, self.step + self._every - 1)
+            if agreed.stop and end == last:
+                end = min(end, self.step + min(self._every - 1, MORE))
             for taken in agreed.taken:
                 stop = self._decided(taken, agreed, (last, end), condition, breaks)
                 if not taken.again:

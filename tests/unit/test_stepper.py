@@ -548,3 +548,18 @@ def test_a_validation_that_is_broken_off_loses_no_step() -> None:
     run.validation.interval = 0
     run.run(2)
     assert run.step == 8 and len(losses(run)) == 8
+
+
+def test_what_is_trained_goes_back_too() -> None:
+    run = stepper()
+    run.run(3)
+    run.run(1)
+    first = losses(run)
+    run.freeze("layers.0")
+    run.run(2)
+    assert not any("layers.0" in name for name in run.program.names)
+    run.to(3)
+    assert any("layers.0" in name for name in run.program.names)
+    assert run.advance().record["loss"] == first[3]
+    run.to(6)
+    assert not any("layers.0" in name for name in run.program.names)
