@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -64,18 +64,6 @@ class Companion(Protocol):
         """Have what was given; the tree is there already. What is to be told, "" for nothing."""
 
 
-class _Holding:
-    """A block, or several in one another; a generator would cost each step more."""
-
-    depth = 0
-
-    def __enter__(self) -> None:
-        self.depth += 1
-
-    def __exit__(self, *_: object) -> None:
-        self.depth -= 1
-
-
 class Protection:
     """What `PROTECTION` is: the protected state of this process."""
 
@@ -87,7 +75,7 @@ class Protection:
         self._count = 0
         self._evaluate = mx.eval
         self._watching = False
-        self._holding = _Holding()
+        self._held = 0
         # Takes note that what the user's variables hold is complete; of the shell, where one is.
         self.settle: Callable[[], None] = lambda: None
 
@@ -127,12 +115,17 @@ class Protection:
         module = native.load()
         if module is not None:
             module.settle_tree(trees)
-        if not self._holding.depth:
+        if not self._held:
             self.commit()
 
-    def held(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def held(self) -> Iterator[None]:
         """What completes in the block is not kept: it is in the middle of something."""
-        return self._holding
+        self._held += 1
+        try:
+            yield
+        finally:
+            self._held -= 1
 
     def commit(
         self, given: Mapping[str, Parts] | None = None, random: mx.array | None = None

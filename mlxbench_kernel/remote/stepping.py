@@ -171,7 +171,7 @@ class Stepping(Commands):
         self._begin(None, text)
 
     def pause(self, waiting: Changed | None = None) -> None:
-        """Stop after the step that is being taken, on all ranks; returns when they have.
+        """Stop soon, on all ranks after the same step; returns when they have.
 
         Parameters
         ----------

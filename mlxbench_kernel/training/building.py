@@ -19,7 +19,7 @@ from mlxbench_kernel.rank import frozen
 from mlxbench_kernel.rank.collectives import GROUP
 from mlxbench_kernel.rank.frozen import Parts
 from mlxbench_kernel.training.batches import Batch, Batches
-from mlxbench_kernel.training.program import Kind, Outcome
+from mlxbench_kernel.training.outcome import Kind, Outcome
 
 Step = Callable[
     [Sequence[Batch], float | None, Kind, mx.array, Sequence[mx.array]],

@@ -7,8 +7,8 @@ what is decided by them is decided alike, and no rank goes on to a collective th
 will not come to. Where gradients are averaged as float32, all that goes along with those of the
 last step; else in a collective of its own.
 
-On a GPU a step is built while the one before it runs, see `building`; seconds of a step are then
-those that it took beyond that one, and of data those that it waited for.
+On a GPU a step is built while the one before it runs, where that gains time, see `building`;
+seconds of a step are then those that it took beyond that one, and of data those that it waited for.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mlxbench_kernel.rank.collectives import GROUP
 from mlxbench_kernel.rank.protection import PROTECTION
 from mlxbench_kernel.training.batches import Batch, Batches
 from mlxbench_kernel.training.building import Builder, Step
-from mlxbench_kernel.training.program import MOST, Kind, Outcome
+from mlxbench_kernel.training.outcome import MOST, Kind, Outcome
 from mlxbench_kernel.training.settings import value_of
 from mlxbench_kernel.training.taken import Agreed, Taken
 
@@ -134,7 +134,8 @@ class Loop:
         self._took: dict[bool, list[float]] = {False: [], True: []}  # since it was told last
         self._last = 0.0, 0.0, 0.0, 0.0  # `SECONDS` to `MEMORY` of the last step
         self._ahead = False  # whether that is worth building ahead for, and batches take no time
-        self._works_on: list[float] = []  # how long, of this run, as `WORTH` has it
+        # Of some steps of this run: how long it works on, and how long building the step took.
+        self._works_on: list[tuple[float, float]] = []
         self._began = time.perf_counter()
         self._logged = GROUP.spent(0)[0]
 
@@ -224,8 +225,8 @@ class Loop:
             if last:
                 left = self._batches.steps_left(first + self._accumulate, self._accumulate)
                 means = [_mean(each) for each in self._took.values()]
-                gain = median(self._works_on) if len(self._works_on) == LOOKS else 0.0
-                self._written[LEFT:POOL] = left, started - self._began, *self._last, *means, gain
+                elapsed, gain = started - self._began, self._gain()
+                self._written[LEFT:POOL] = left, elapsed, *self._last, *means, gain
                 told.append(self._told(outcome, before))
             rate = self._rate()
             random: Any = mx.random.state
@@ -243,7 +244,7 @@ class Loop:
             self.builder.check()
         ended = time.perf_counter()
         if given and not self._ahead:
-            self._works_on.append((ended - given) / built.building)
+            self._works_on.append((ended - given, built.building))
         seconds, elapsed = ended - started, ended - self._began
         counters["step"] = step = counters["step"] + 1
         counters["position"] = first + self._accumulate
@@ -258,6 +259,14 @@ class Loop:
             _Pending(step, outcome, rate, again, amount, seconds, data, spent, memory, elapsed)
         )
         return self._agreed(told[0]) if last else None
+
+    def _gain(self) -> float:
+        """What is compared with `WORTH`; 0 where it is not known yet."""
+        if len(self._works_on) < LOOKS:
+            return 0.0
+        # Several of the first ones may be traced.
+        fastest = min(building for _, building in self._works_on)
+        return median(seconds for seconds, _ in self._works_on) / fastest
 
     def _told(self, outcome: Outcome, before: Sequence[mx.array]) -> mx.array:
         """What all ranks have to tell of a lease: float32 [size, n], lazy.
@@ -301,7 +310,6 @@ class Loop:
             most[STOP] > 0.5,
             [rank for rank, count in enumerate(left) if not count],
             max(1, min(1 + int(LEASE_SECONDS / seconds), MOST, *left)),
-            seconds,
             most[PLAIN],
             most[FULL],
         )

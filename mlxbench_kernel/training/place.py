@@ -112,13 +112,13 @@ class Place:
 
     def refresh(self) -> None:
         """Take note that settings, or what is trained, may have changed."""
-        self.program.refresh()
+        same = self.program.refresh()
         flags: Flags = [
             (each, frozenset(each._no_grad), each._training)
             for module in self.modules.values()
             for each in module.modules()
         ]
-        if not _are_same(flags, self._flags):
+        if not (same and _are_same(flags, self._flags)):
             self._flags = flags
 
     def frozen_state(self) -> Parts:
@@ -242,8 +242,9 @@ class Place:
         self.said = ""
         self.counters.update(stay)
         if kept.flags is self._flags:  # as mostly: to look at all modules takes some milliseconds
-            self.program.refresh(trained=False)
+            self.program.refresh_settings()
         else:
+            self._flags = kept.flags
             self.refresh()
         parts = frozen.freeze(self._roots)
         PROTECTION.commit({} if parts is None else {PROTECTED: parts})

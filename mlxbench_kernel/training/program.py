@@ -7,9 +7,8 @@ reduces every gradient, update and weight to a few numbers, which costs a pass o
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -18,97 +17,15 @@ from mlx.nn.layers.base import Module
 from mlx.nn.utils import average_gradients, value_and_grad
 from mlx.utils import tree_map
 
-from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.rank import frozen
 from mlxbench_kernel.rank.frozen import containers
 from mlxbench_kernel.training.batches import Batch
 from mlxbench_kernel.training.measures import flat, of_gradients, of_update
+from mlxbench_kernel.training.outcome import MOST, Kind, Outcome, read_result, row
 from mlxbench_kernel.training.settings import over
 
 Loss = Callable[..., Any]
 Result = tuple[mx.array, dict[str, mx.array], list[mx.array]]  # as in `Outcome`
-MOST = 32  # steps of a lease
-
-
-class Kind(NamedTuple):
-    """Which variant of a step: whether it measures every parameter, and whether it ends a lease."""
-
-    measured: bool
-    last: bool
-
-
-@dataclass
-class Outcome:
-    """What a step gives, all of it lazy.
-
-    Attributes
-    ----------
-    values : float32 [1 + metrics]
-        Loss and metrics of this rank.
-    measures
-        By measure: float32 [parameters] for each parameter, or of no dimension.
-    metrics
-        Names of the user's own, in the order of `values`.
-    told : list of float32 [ranks, numbers + MOST * (1 + metrics)]
-        One, where at the end of a lease the ranks' numbers, `values`, and those of the steps before
-        went along with their gradients.
-    """
-
-    values: mx.array
-    measures: dict[str, mx.array] = field(default_factory=dict)
-    metrics: tuple[str, ...] = ()
-    told: list[mx.array] = field(default_factory=list)
-
-    @property
-    def arrays(self) -> list[mx.array]:
-        """All that is to be evaluated."""
-        return [self.values, *self.measures.values(), *self.told]
-
-
-def read_result(result: Any) -> tuple[mx.array, dict[str, mx.array]]:
-    """Loss and metrics of what a loss function or a step returned.
-
-    Raises
-    ------
-    UsageError
-        There is no loss in it.
-    """
-    metrics: dict[str, Any] = {}
-    if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict):
-        result, metrics = result
-    elif isinstance(result, dict):
-        metrics = dict(result)
-        result = metrics.pop("loss", None)
-    if isinstance(result, (int, float)):
-        result = mx.array(float(result))
-    if not isinstance(result, mx.array) or result.size != 1:
-        what = (
-            f"an array of shape {list(result.shape)}"
-            if isinstance(result, mx.array)
-            else "nothing"
-            if result is None
-            else f"a {type(result).__name__}"
-        )
-        raise UsageError(
-            f"Stepper: the step returned {what}: return the loss as one number, or "
-            '(loss, metrics), or a dict with "loss" and your metrics'
-        )
-    found = {}
-    for name, value in sorted(metrics.items()):
-        value = mx.array(float(value)) if isinstance(value, (int, float)) else value
-        if not isinstance(value, mx.array) or value.size != 1:
-            raise UsageError(f"Stepper: metric {name!r} is no single number")
-        found[str(name)] = _number(value)
-    return _number(result), found
-
-
-def _number(array: mx.array) -> mx.array:
-    array = array if array.ndim == 0 else array.reshape(())
-    return array if array.dtype == mx.float32 else array.astype(mx.float32)
-
-
-def _row(loss: mx.array, metrics: Mapping[str, mx.array]) -> mx.array:
-    return mx.stack([loss, *metrics.values()]) if metrics else loss.reshape(1)
 
 
 class Program:
@@ -128,8 +45,8 @@ class Program:
 
     Attributes
     ----------
-    names : list of str
-        The paths of the parameters that are trained now.
+    trained : dict of str to mlx.core.Dtype
+        What is trained now, by the path of the parameter.
     site : mlx.core.distributed.Group
         The group, as the line calls it that takes steps: to look for that at each costs some time.
     """
@@ -149,6 +66,7 @@ class Program:
         self._metrics: tuple[str, ...] = ()
         self._key: Hashable = None
         self._rows: dict[tuple[int, ...], tuple[mx.array, mx.array]] = {}
+        self.trained: dict[str, mx.Dtype] = {}
 
         def both(*batch: Any) -> tuple[mx.array, dict[str, mx.array]]:
             return read_result(loss_fn(model, *batch))
@@ -156,15 +74,24 @@ class Program:
         self._value_and_grad = value_and_grad(model, both)
         self.refresh()
 
-    def refresh(self, trained: bool = True) -> None:
-        """Take note that settings, and with `trained` what is trained, may have changed."""
-        if trained:
-            arrays = flat(self.model.trainable_parameters())
-            self.names = [name for name, _ in arrays]
-            self._alike = bool(arrays) and all(each.dtype == mx.float32 for _, each in arrays)
+    def refresh(self) -> bool:
+        """Take note that settings, or what is trained, may have changed.
+
+        Returns
+        -------
+        bool
+            Whether names and dtypes of what is trained are what they were.
+        """
+        before, self.trained = self.trained, _dtypes(flat(self.model.trainable_parameters()))
+        self._alike = set(self.trained.values()) == {mx.float32}
+        self.refresh_settings()
+        return self.trained == before
+
+    def refresh_settings(self) -> None:
+        """Take note that settings may have changed."""
         # What a trace depends on beside shapes.
         numbers = tuple(sorted(_numbers(self.optimizer).items()))
-        self._key = numbers, tuple(self.names), self.model.training
+        self._key = numbers, tuple(self.trained), self.model.training
 
     def __call__(
         self,
@@ -250,7 +177,7 @@ class Program:
     ) -> Result:
         loss, metrics, gradients = self._accumulated(batches)
         self._metrics = tuple(metrics)
-        values, own = _row(loss, metrics), gradients
+        values, own = row(loss, metrics), gradients
         told = [] if before is None else [before]
         gradients, told = self._averaged(gradients, [numbers, values, *told], kind.last)
         norm = None
@@ -274,8 +201,8 @@ class Program:
         """Gradients averaged over the ranks; what these tell each other goes along.
 
         A collective of its own would cost a short step some percents. Of another type than all
-        gradients it would keep MLX from averaging them at once, though. Zeros go along where there
-        is nothing to tell: else the sums of three or more ranks would be in another order.
+        gradients it would keep MLX from averaging them at once, though. Of three or more ranks
+        zeros go along where there is nothing to tell: else sums would be in another order.
 
         Parameters
         ----------
@@ -348,20 +275,25 @@ class CustomProgram:
 
     Attributes
     ----------
-    names : list of str
-        The paths of the parameters that are trained now.
+    trained : dict of str to mlx.core.Dtype
+        What is trained now, by the path of the parameter.
     """
 
     def __init__(
         self, step: Loss, modules: Mapping[str, Module], group: mx.distributed.Group
     ) -> None:
         self._take, self._modules, self._group = step, modules, group
+        self.site = group  # of no use where the step averages for itself
+        self.trained: dict[str, mx.Dtype] = {}
         self.refresh()
 
-    def refresh(self, trained: bool = True) -> None:
+    def refresh(self) -> bool:
         """As `Program.refresh`."""
-        if trained:
-            self.names = list(self._parameters())
+        before, self.trained = self.trained, _dtypes(self._parameters().items())
+        return self.trained == before
+
+    def refresh_settings(self) -> None:
+        """As `Program.refresh_settings`; a step has its own."""
 
     def _parameters(self) -> dict[str, mx.array]:
         return dict(over(self._modules, lambda module: flat(module.trainable_parameters())))
@@ -378,11 +310,15 @@ class CustomProgram:
         parameters = self._parameters() if kind.measured else {}
         loss, metrics = read_result(self._take(*batches[0]))
         measures = of_update(parameters, self._parameters()) if parameters else {}
-        return Outcome(_row(loss, metrics), measures, tuple(metrics))
+        return Outcome(row(loss, metrics), measures, tuple(metrics))
 
     def alone(self, batches: Sequence[Batch]) -> Any:
         """The step."""
         return read_result(self._take(*batches[0]))[0]
+
+
+def _dtypes(arrays: Iterable[tuple[str, mx.array]]) -> dict[str, mx.Dtype]:
+    return {name: array.dtype for name, array in arrays}
 
 
 def _numbers(optimizer: optim.Optimizer) -> dict[str, str]:

@@ -44,7 +44,7 @@ class Report:
             "settings": stepper.settings.values(),
             "frozen": stepper.frozen,
             "layers": [path for path in parts(stepper.modules) if path],
-            "parameters": list(stepper.program.names),
+            "parameters": list(stepper.program.trained),
             "measured": stepper.measured,
             "breakpoints": dict(stepper.breakpoints.known),
             "active": list(stepper.breakpoints.active),

@@ -22,7 +22,8 @@ from mlxbench_kernel.training.conditions import Condition
 from mlxbench_kernel.training.course import Course
 from mlxbench_kernel.training.exchange import gather_numbers
 from mlxbench_kernel.training.loop import SAMPLED, Loop
-from mlxbench_kernel.training.program import Kind, Program
+from mlxbench_kernel.training.outcome import Kind
+from mlxbench_kernel.training.program import Program
 from mlxbench_kernel.training.rehearsal import rehearse
 from mlxbench_kernel.training.sampling import Sampling
 from mlxbench_kernel.training.taken import Agreed, Stop, Taken
@@ -33,10 +34,11 @@ if TYPE_CHECKING:
     from mlxbench_kernel.training.origin import StepGraph
 
 # While steps are short, so many states of a lease are kept: those between are taken again in no
-# time, and what a step need not leave as it was it can write over.
+# time, and what a step need not leave as it was it can write over. A run until a condition holds,
+# and steps of the user's own, have leases of one step.
 KEPT_OF_LEASE = 2
-RECENT = 8  # of the last steps of a run all are kept, to go back from there at once
-MORE = 2  # steps are taken for that before a pause
+RECENT = 8  # last steps of a run of so many are all kept, to go back from there at once
+MORE = 2  # steps are taken before a pause for the same
 OPENS = "%mlx_step graph opens the graph there"
 
 
@@ -109,15 +111,13 @@ class Running(Course):
 
     def _run(self, steps: int | None, until: str | None) -> Stop:
         self._begin(steps, until is not None)
-        program = self.program if isinstance(self.program, Program) and GROUP.lasting else None
-        if program is not None:
-            program.site = GROUP.site(calling_line(sys._getframe()).text)
         try:
+            if GROUP.lasting:
+                self.program.site = GROUP.site(calling_line(sys._getframe()).text)
             stop, taken = self._steps(steps, until)
         finally:
             self.loop.builder.discard()
-            if program is not None:
-                program.site = self.group
+            self.program.site = self.group
         self._rewind(stop.step)
         self.loop.builder.raise_interrupt()
         return self._explained(stop, taken)
@@ -141,9 +141,10 @@ class Running(Course):
             # Without gradients to average nothing else keeps the ranks together.
             alone = condition is not None or not isinstance(self.program, Program)
             lease = 1 if alone else agreed.lease
-            self._every = max(lease // KEPT_OF_LEASE, 1)
+            self._every = -(-lease // KEPT_OF_LEASE)
             if agreed.stop and end == last:
-                end = min(end, self.step + min(self._every - 1, MORE))
+                more = min(self._every - 1, MORE) if len(agreed.taken) > 1 else 0
+                end = min(end, self.step + more)
             for taken in agreed.taken:
                 stop = self._decided(taken, agreed, (last, end), condition, breaks)
                 if not taken.again:

@@ -48,7 +48,7 @@ class Stepper(Running):
         A sequence of batches; a function of the number of a batch, from 0; or an iterator, of
         which one can go back as far as its batches are kept (the last 256). A batch that is a
         tuple or list gives several arguments. On a GPU the next one is asked for while a step
-        still runs, where that takes less than a tenth of a step.
+        still runs, where that gains time and takes less than a tenth of a step.
     step, state
         Instead of the first three: ``step(*batch)`` trains and returns the loss,
         ``(loss, metrics)`` or a dict with ``"loss"``; `state` names all that it changes:
@@ -149,7 +149,7 @@ class Stepper(Running):
             lambda: rates[0]["learning_rate"] if rates else None, self.group,
         )  # fmt: skip
         self.history = History()
-        self.samples = ParameterHistory(self.program.names)
+        self.samples = ParameterHistory(list(self.program.trained))
         self.sampling = Sampling()
         self.replicas = ReplicaWatch(self.modules, self.group, replicas)
         self.breakpoints = Breakpoints()

@@ -45,8 +45,6 @@ class Agreed:
         Ranks that have no further batch.
     lease
         How many steps the next one may have.
-    seconds
-        What the last step took on the slowest rank.
     plain, full
         Mean seconds of the plain and of the measured steps since the lease before, on the slowest
         rank; 0 where there was none.
@@ -56,7 +54,6 @@ class Agreed:
     stop: bool
     lacking: list[int]
     lease: int
-    seconds: float
     plain: float
     full: float
 

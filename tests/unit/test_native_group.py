@@ -389,6 +389,21 @@ def test_no_time_is_told_of_collectives_whose_ends_are_not_known() -> None:
     assert math.isnan(told(False))
 
 
+def test_of_a_collective_that_waits_no_time_is_told_yet(pair: Pair) -> None:
+    first, second = pair.ranks
+    pair.run("before = GROUP.spent(0)[0]")
+    waiting = """
+lazy = mx.distributed.all_sum(mx.ones(4), group=group)
+mx.async_eval(lazy)
+while not GROUP.log(before) or not GROUP.log(before)[0]["begun"]:
+    pass
+value = [GROUP.spent(before)[0] - before, GROUP.spent(before)[1], GROUP.log(before)[0]["done"]]
+"""
+    assert first.run(waiting) == [1, 0.0, 0.0]
+    second.run("mx.eval(mx.distributed.all_sum(mx.ones(4), group=group))")
+    assert first.run("mx.eval(lazy)\nvalue = GROUP.spent(before)[1]") > 0
+
+
 def test_the_time_in_collectives_is_that_of_the_log(pair: Pair) -> None:
     look = """
 rows = GROUP.log(before)

@@ -557,9 +557,22 @@ def test_what_is_trained_goes_back_too() -> None:
     first = losses(run)
     run.freeze("layers.0")
     run.run(2)
-    assert not any("layers.0" in name for name in run.program.names)
+    assert not any("layers.0" in name for name in run.program.trained)
     run.to(3)
-    assert any("layers.0" in name for name in run.program.names)
+    assert any("layers.0" in name for name in run.program.trained)
     assert run.advance().record["loss"] == first[3]
     run.to(6)
-    assert not any("layers.0" in name for name in run.program.names)
+    assert not any("layers.0" in name for name in run.program.trained)
+
+
+def test_a_parameter_that_came_later_is_not_there_before() -> None:
+    run = stepper()
+    run.run(3)
+    model = run.modules["model"]
+    model.extra = mx.zeros(3)
+    run.trees["optimizer"].init(model.trainable_parameters())
+    mx.eval(model.parameters(), run.trees["optimizer"].state)
+    run.run(2)
+    assert "extra" in run.program.trained
+    run.to(2)
+    assert "extra" not in run.program.trained and "extra" not in model
