@@ -211,15 +211,17 @@ def said(stepping: Stepping) -> str:
     if state.said and not state.playing and state.said != f"step {state.step}":
         parts.append(state.said)
     kept = len(state.kept)
-    parts.append(f"{kept} states kept, {format_bytes(state.used)} of {format_bytes(state.budget)}")
+    states = "state" if kept == 1 else "states"
+    parts.append(
+        f"{kept} {states} kept, {format_bytes(state.used)} of {format_bytes(state.budget)}"
+    )
     return " · ".join(parts)
 
 
-def _whole(name: str, text: str) -> int:
+def _whole(name: str, text: str, what: str = "a whole number") -> int:
     if not text.isdigit():
         raise UsageError(
-            f"%mlx_step {name} takes a whole number, not {text!r}: "
-            f"type %mlx_step {WORDS[name].example}"
+            f"%mlx_step {name} takes {what}, not {text!r}: type %mlx_step {WORDS[name].example}"
         )
     return int(text)
 
@@ -237,7 +239,7 @@ def _branch(stepping: Stepping, words: list[str]) -> None:
     at = None
     if "at" in words:
         place = words.index("at")
-        at = _whole("to", " ".join(words[place + 1 :]))
+        at = _whole("branch", " ".join(words[place + 1 :]), "after at a whole number")
         words = words[:place]
     if len(words) > 1:
         raise UsageError("a branch has one word for a name: type %mlx_step branch warm at 40")

@@ -145,3 +145,30 @@ class Batches:
             self._next += 1
             if len(self._came) > KEPT:
                 self._came.popitem(last=False)
+
+
+def out_of_batches(step: int, ranks: Sequence[int], size: int, again: bool) -> str:
+    """That there are no more after a step, and what can be done.
+
+    Parameters
+    ----------
+    step
+        After which one.
+    ranks, size
+        Those that have none, of so many.
+    again
+        Whether there are the same ones again.
+    """
+    all_of_them = len(ranks) == size
+    who = (
+        ""
+        if all_of_them
+        else f" on rank{'s' if len(ranks) > 1 else ''} " + ", ".join(map(str, ranks))
+    )
+    uneven = "" if all_of_them else " (the others have more)"
+    way = (
+        "stepper.restart_batches(), or %mlx_step restart-batches, begins with the first one again"
+        if again
+        else "give a sequence, or a function of the number, to begin with the first one again"
+    )
+    return f"step {step}: out of batches{who}{uneven}; {way}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection
 
 from mlxbench_kernel.errors import UsageError
@@ -33,6 +34,9 @@ class Breakpoints:
         UsageError
             It is no condition, or names what is not measured.
         """
+        near = difflib.get_close_matches(str(what), self.known, 1)
+        if what not in self.known and near and str(what).isidentifier():
+            raise UsageError(f"there is no breakpoint {what!r}: did you mean {near[0]}?")
         text = self.known.get(what, what)
         Condition(text, measured)
         self.known[what] = text

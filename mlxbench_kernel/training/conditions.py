@@ -66,6 +66,7 @@ _EXAMPLES = {
     "max": "max(loss, loss_rank)",
     "log": "log(loss)",
 }
+FAR = 100_000  # steps back and ahead, at which a condition of their number is looked at
 
 
 class Condition:
@@ -128,6 +129,34 @@ class Condition:
 
     def __str__(self) -> str:
         return self.text
+
+
+def still_to_come(text: str, measured: Collection[str], step: int) -> Condition:
+    """A condition that a run from a step on goes on to.
+
+    Parameters
+    ----------
+    text, measured
+        As `Condition` has them.
+    step
+        How many were taken.
+
+    Raises
+    ------
+    UsageError
+        It is wrong, or of the number of a step alone, and of one that is past.
+    """
+    found = Condition(text, measured)
+    if found.names == {"step"} and not found._windows:
+        coming = (found.holds({"step": each}) for each in range(step + 1, step + FAR))
+        past = (each for each in range(step, max(step - FAR, 0), -1) if found.holds({"step": each}))
+        last = None if any(coming) else next(past, None)
+        if last is not None:
+            raise UsageError(
+                f"{found.text} holds at step {last} for the last time, and this is step {step}: "
+                f"%mlx_step to {last}, or stepper.to({last}), goes there"
+            )
+    return found
 
 
 class _Window:

@@ -32,6 +32,7 @@ class Course(Place):
         str
             What it is called.
         """
+        self._catch_up()
         if at is not None:
             self.to(at)
         left = self.branches.current
@@ -52,6 +53,7 @@ class Course(Place):
         self.note(f"switched from {before}")
 
     def _go_to_tip(self, name: str) -> None:
+        self._catch_up()
         before = self.branches.current.name
         self._be_on(name)
         try:

@@ -52,7 +52,7 @@ Numbers = NDArray[np.float32]
 
 @dataclass(slots=True)
 class _Pending:
-    """A step that is complete, and of which nothing was read yet; seconds, and bytes."""
+    """A step that is complete, and not recorded yet; seconds, and bytes."""
 
     step: int
     outcome: Outcome
@@ -150,7 +150,7 @@ class Loop:
         self._logged = GROUP.spent(self._logged)[0]
 
     def unread(self) -> tuple[int, int]:
-        """The first and the last complete step of a lease that a fault has ended.
+        """The first and the last complete step of a lease that a fault or an interrupt has ended.
 
         Of those that had not been taken before; (0, 0) where there is none.
         """
@@ -179,6 +179,10 @@ class Loop:
                 values = _rows(own)
             taken.append(self._taken(each, values, {}, together))
         return taken
+
+    def settle(self) -> None:
+        """What the last lease gave is recorded: nothing is pending any more."""
+        self._pending.clear()
 
     def stop(self) -> None:
         """Have all ranks stop at the end of this lease; from any thread."""
@@ -300,7 +304,6 @@ class Loop:
             self._taken(each, of_it, common)
             for each, of_it in zip(self._pending, values, strict=True)
         ]
-        self._pending.clear()
         gain = min(row[GAIN] for row in numbers)
         self._ahead = most[DATA] < DATA_SHARE * most[SECONDS] and gain > WORTH
         left = [round(row[LEFT]) for row in numbers]  # what went along was divided and multiplied

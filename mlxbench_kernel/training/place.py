@@ -100,8 +100,12 @@ class Place:
         """Whether there is such a setting."""
         return name in self.settings.values()
 
-    def advance(self, measured: bool = False) -> Taken:
-        """Take one step; see `Stepper.advance`."""
+    def _catch_up(self) -> None:
+        """Record what a fault or an interrupt has kept from being recorded; on all ranks alike."""
+        raise NotImplementedError
+
+    def _advance(self, measured: bool = False) -> Taken:
+        """Take one step of the current branch, keep its state, and note what was measured."""
         raise NotImplementedError
 
     def note(self, text: str) -> None:
@@ -165,6 +169,8 @@ class Place:
         """Go back by so many steps; see `to`."""
         if not isinstance(steps, int) or steps < 1:
             raise UsageError(f"back takes a number of steps, as back(10), not {steps!r}")
+        if steps > self.step:
+            raise UsageError(f"there are {self.step} steps to go back from here, not {steps}")
         return self.to(self.step - steps)
 
     def to(self, step: int) -> int:
@@ -188,6 +194,7 @@ class Place:
         UsageError
             There is no such step, or it cannot be reached with the batches that are kept.
         """
+        self._catch_up()
         branch = self.branches.current
         if not isinstance(step, int) or not 0 <= step <= branch.tip:
             raise UsageError(
@@ -201,7 +208,7 @@ class Place:
             while self.step < step:
                 done, left = self.step - kept.step, step - kept.step
                 self.doing = f"going to step {step}: {done} of {left}"
-                self.advance()
+                self._advance()
         finally:
             self.doing = "paused"
         return step - kept.step

@@ -49,6 +49,7 @@ def rehearse(stepper: Running) -> list[str]:
         assert agreed is not None
         taken = agreed.taken[-1]
         stepper.learn(taken)
+        stepper.loop.settle()
         parts = stepper.frozen_state()
         arrays = _arrays(parts)
         used = generators != repr(other_generators())

@@ -228,7 +228,7 @@ def copy_from(rank: int, containers: Any, group: Any) -> int:
 
 
 def _refusal(rank: int, tree: Any, size: int) -> UsageError | None:
-    if not 0 <= rank < size:
+    if rank not in range(size):
         return UsageError(f"there is no rank {rank} to copy from; ranks are 0 to {size - 1}")
     if _is_loose(tree):
         return UsageError("an array cannot be replaced in itself; give the dict that holds it")

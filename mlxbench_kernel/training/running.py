@@ -17,8 +17,9 @@ from mlxbench_kernel.lines import calling_line
 from mlxbench_kernel.rank.collectives import GROUP
 from mlxbench_kernel.rank.protection import PROTECTION
 from mlxbench_kernel.training import building
+from mlxbench_kernel.training.batches import out_of_batches
 from mlxbench_kernel.training.breakpoints import Breakpoints
-from mlxbench_kernel.training.conditions import Condition
+from mlxbench_kernel.training.conditions import Condition, still_to_come
 from mlxbench_kernel.training.course import Course
 from mlxbench_kernel.training.exchange import gather_numbers
 from mlxbench_kernel.training.loop import SAMPLED, Loop
@@ -115,6 +116,10 @@ class Running(Course):
             if GROUP.lasting:
                 self.program.site = GROUP.site(calling_line(sys._getframe()).text)
             stop, taken = self._steps(steps, until)
+        except BaseException:
+            if self.group.size() == 1:  # else the others have to be asked
+                self._catch_up()
+            raise
         finally:
             self.loop.builder.discard()
             self.program.site = self.group
@@ -124,7 +129,7 @@ class Running(Course):
 
     def _steps(self, steps: int | None, until: str | None) -> tuple[Stop, Taken]:
         """Take steps until something stops them; why that is, and after which one."""
-        condition = None if until is None else Condition(until, self.measured)
+        condition = None if until is None else still_to_come(until, self.measured, self.step)
         breaks = self.breakpoints.conditions(self.measured)
         last = end = math.inf if steps is None else self.step + steps
         wanted = {name for each in breaks.values() for name in each.names} - {"nonfinite"}
@@ -150,7 +155,10 @@ class Running(Course):
                 if not taken.again:
                     self._record(taken)
                 if stop is not None:
-                    return stop, taken
+                    break
+            self.loop.settle()
+            if stop is not None:
+                return stop, taken
 
     def _run_lease(self, steps: int, measured: bool, after: int) -> Agreed:
         """Take so many steps; fewer where all ranks have to compare something after one.
@@ -233,7 +241,7 @@ class Running(Course):
             return None
         if step == ends[0]:
             return Stop("done", f"step {step}", step)
-        if agreed.lacking:
+        if agreed.lacking and not self._restarts_batches():
             return Stop("batches", self._out_of_batches(agreed.lacking), step)
         if step == ends[1]:
             return Stop("paused", f"paused after step {step}", step)
@@ -247,19 +255,24 @@ class Running(Course):
             if tip > step and not self.history.last(self.branches.current.name)["step"] > step:
                 self.settle_tip(step)
 
-    def to(self, step: int) -> int:
-        """Go to the state after a step; see `Place.to`."""
-        self._catch_up()
-        return super().to(step)
-
     def advance(self, measured: bool = False) -> Taken:
         """Take one step of the current branch, keep its state, and note what was measured."""
+        self._catch_up()
+        return self._advance(measured)
+
+    def _advance(self, measured: bool = False) -> Taken:
         agreed = self._take(measured, last=True)
         assert agreed is not None
         taken = agreed.taken[-1]
         if not taken.again:
             self._record(taken)
+        self.loop.settle()
         return taken
+
+    def _restarts_batches(self) -> bool:
+        """Whether the batches begin anew with the next step, by an edit made here before."""
+        edits = self.branches.current.edits[self.counters["edits"] :]
+        return any(each.kind == "restart" and each.step == self.step for each in edits)
 
     def _take(self, measured: bool, last: bool, following: Kind | None = None) -> Agreed | None:
         counters = self.counters
@@ -295,6 +308,7 @@ class Running(Course):
         self._see_replaced()
         self.rejoin()
         self.refresh()
+        self.apply_edits()  # the batches may begin anew
         position, length = self.counters["position"], self.batches.length
         has = self.batches.steps_left(position, self.accumulate) > 0
         own = [self.step, self.counters["tip"], steps or 0, has, length or -1, self._gains()]
@@ -344,18 +358,7 @@ class Running(Course):
                 self._record(taken)
 
     def _out_of_batches(self, ranks: Sequence[int]) -> str:
-        """That there are no more, and what can be done."""
-        all_of_them = len(ranks) == self.group.size()
-        who = (
-            ""
-            if all_of_them
-            else f" on rank{'s' if len(ranks) > 1 else ''} " + ", ".join(map(str, ranks))
-        )
-        uneven = "" if all_of_them else " (the others have more)"
-        return (
-            f"step {self.step}: out of batches{who}{uneven}; stepper.restart_batches(), or "
-            "%mlx_step restart-batches, begins with the first one again"
-        )
+        return out_of_batches(self.step, ranks, self.group.size(), self.batches.again)
 
     def _see_replaced(self) -> None:
         for name, old in self._names.items():

@@ -135,7 +135,7 @@ def part(modules: Mapping[str, Module], path: str) -> Module:
     """
     known = parts(modules)
     if path not in known:
-        near = difflib.get_close_matches(path, known, 3, 0.5)
+        near = difflib.get_close_matches(str(path), known, 3, 0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else "they are as layers.0"
         raise UsageError(f"there is no layer {path!r}: {hint}")
     return known[path]

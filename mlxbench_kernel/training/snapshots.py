@@ -9,6 +9,7 @@ too large a gap are written to files instead, as far as an eighth of the free di
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import shutil
 import weakref
@@ -21,6 +22,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.nn.layers.base import Module
 
+from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.memory import HOLDERS, host_pool
 from mlxbench_kernel.rank import frozen
 from mlxbench_kernel.rank.files import private_folder
@@ -109,6 +111,11 @@ class Snapshots:
     budget
         Bytes of memory.
 
+    Raises
+    ------
+    UsageError
+        The budget is no number of bytes.
+
     Attributes
     ----------
     used : int
@@ -118,7 +125,7 @@ class Snapshots:
     """
 
     def __init__(self, budget: int) -> None:
-        self.budget = budget
+        self.budget = _checked(budget)
         self.used = 0
         self.generators = True
         self._kept: dict[tuple[str, int], Snapshot] = {}  # in the order in which they were taken
@@ -195,7 +202,7 @@ class Snapshots:
 
     def set_budget(self, budget: int) -> None:
         """Take so many bytes at most from now on."""
-        self.budget = budget
+        self.budget = _checked(budget)
         self._thin()
 
     def close(self) -> None:
@@ -289,6 +296,12 @@ def default_budget() -> int:
         device: dict[str, Any] = mx.device_info()
         free += [device["free_memory"]] if "free_memory" in device else []  # CUDA, MLX 0.32.4
     return min(free) // 8
+
+
+def _checked(budget: Any) -> int:
+    if isinstance(budget, (int, float)) and 0 <= budget < math.inf:
+        return int(budget)
+    raise UsageError(f"the budget for kept states is a number of bytes, as 2e9, not {budget!r}")
 
 
 def other_generators() -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.nn.layers.base import Module
 
+from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.training.replicas import compare, fingerprints, replicated_parameters
 from mlxbench_kernel.training.settings import over
 
@@ -24,6 +25,11 @@ class ReplicaWatch:
     interval
         Steps from one comparison to the next; 0 for none.
 
+    Raises
+    ------
+    UsageError
+        The interval is no number of steps.
+
     Attributes
     ----------
     said : str
@@ -33,6 +39,8 @@ class ReplicaWatch:
     def __init__(
         self, modules: Mapping[str, Module], group: mx.distributed.Group, interval: int
     ) -> None:
+        if not isinstance(interval, int) or interval < 0:
+            raise UsageError(f"replicas takes a number of steps, or 0 for never, not {interval!r}")
         self._modules, self._group, self.interval = modules, group, interval
         self.said = ""
 

@@ -158,7 +158,7 @@ stepper = Stepper(model, optim.Adam(1e-2), planted, lambda n: (X[n], Y[n]), comp
         ("budget lots", "'lots' is not a size: type bytes, 4GB, 512MiB"),
         ("compare main", "takes two branches"),
         ("load /nowhere/at/all", "nowhere"),
-        ("back 5", "no step -5 of branch main: there are 0 to 0"),
+        ("back 5", "there are 0 steps to go back from here, not 5"),
     ],
 )
 def test_bad_lines_are_one_line(shell: InteractiveShell, line: str, message: str) -> None:

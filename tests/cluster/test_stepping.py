@@ -207,6 +207,9 @@ def test_a_rank_that_runs_out_of_batches_is_named(ranks: Cluster) -> None:
         assert made.state.said == ""
         made.run(4)
         assert made.wait().step == 10
+        made.to(2)  # and once more past the end of the batches
+        made.run(8)
+        assert made.wait().step == 10
     finally:
         made.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -433,7 +434,7 @@ def test_bad_arguments_are_said_in_one_line(arguments: dict[str, Any], said: str
 def test_steps_that_are_not_there_are_said() -> None:
     run = stepper()
     run.run(3)
-    with pytest.raises(UsageError, match="no step -2 of branch main: there are 0 to 3"):
+    with pytest.raises(UsageError, match="there are 3 steps to go back from here, not 5"):
         run.back(5)
     with pytest.raises(UsageError, match=r"no layer 'layers.9': did you mean layers\.\d"):
         run.freeze("layers.9")
@@ -576,3 +577,93 @@ def test_a_parameter_that_came_later_is_not_there_before() -> None:
     assert "extra" in run.program.trained
     run.to(2)
     assert "extra" not in run.program.trained and "extra" not in model
+
+
+def test_a_course_that_restarts_its_batches_is_taken_again() -> None:
+    run = stepper(batches=batches()[:20])
+    run.run(20)
+    run.restart_batches()
+    run.run(10)
+    first = weights(run.modules["model"])
+    for before in (0, 12, 20):
+        run.to(before)
+        assert str(run.run(30 - before)) == "step 30"
+        assert same(weights(run.modules["model"]), first)
+    run.to(12)
+    assert "step == 25 holds" in str(run.run(until="step == 25"))
+    assert [each.name for each in run.branches] == ["main"]
+
+
+@pytest.mark.parametrize("then", ["branch", "switch", "advance", "nothing"])
+@pytest.mark.parametrize("where", ["batch", "record"])
+def test_steps_before_an_interrupt_are_in_the_history(
+    monkeypatch: pytest.MonkeyPatch, then: str, where: str
+) -> None:
+    monkeypatch.setattr("mlxbench_kernel.training.loop.LEASE_SECONDS", 1000.0)
+    given = batches()
+    comes = [False]
+
+    def batch(number: int) -> Pair:
+        if where == "batch" and number == 50 and comes:
+            comes.clear()
+            raise KeyboardInterrupt
+        return given[number % len(given)]
+
+    run = stepper(batches=batch, check=False)
+    run.run(1)
+    run.branch("other")
+    run.switch("main")
+    if where == "record":
+        record = run._record
+
+        def interrupted(taken: Any) -> None:
+            if taken.record["step"] == 50:
+                monkeypatch.undo()
+                raise KeyboardInterrupt
+            record(taken)
+
+        monkeypatch.setattr(run, "_record", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(100)
+    here = run.step
+    assert here >= 50
+    if then == "branch":
+        run.branch("new")
+    elif then == "switch":
+        run.switch("other")
+    elif then == "advance":
+        run.advance()
+    steps, _ = run.history.series("main", "loss", 1000)
+    assert steps.tolist() == list(range(1, here + 1 + (then == "advance")))
+
+
+def test_a_number_of_a_step_that_is_past_is_no_end() -> None:
+    run = stepper()
+    run.run(20)
+    with pytest.raises(UsageError, match=r"step == 3 holds at step 3 for the last .*to\(3\)"):
+        run.run(until="step == 3")
+    assert run.step == 20
+    assert run.run(until="step % 8 == 0").step == 24
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda run: run.freeze(3), "no layer 3"),
+        (lambda run: run.set_budget("5MB"), "number of bytes, as 2e9, not '5MB'"),
+        (lambda run: run.set_budget(-1), "number of bytes"),
+        (lambda run: run.equalize("a"), "no rank a"),
+        (lambda run: run.break_at("spik"), "did you mean spike"),
+        (lambda run: stepper(budget=-5), "number of bytes"),
+        (lambda run: stepper(replicas="x"), "replicas takes a number of steps"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(wrong: Callable[[Stepper], Any], said: str) -> None:
+    run = stepper()
+    with pytest.raises(UsageError, match=said):
+        wrong(run)
+
+
+def test_an_iterator_that_ends_is_not_said_to_begin_again() -> None:
+    run = stepper(batches=iter(batches()[:5]))
+    assert "out of batches; give a sequence" in str(run.run(10))
