@@ -34,9 +34,10 @@ class Breakpoints:
         UsageError
             It is no condition, or names what is not measured.
         """
-        near = difflib.get_close_matches(str(what), self.known, 1)
-        if what not in self.known and near and str(what).isidentifier():
-            raise UsageError(f"there is no breakpoint {what!r}: did you mean {near[0]}?")
+        if what not in self.known and str(what).isidentifier():
+            near = difflib.get_close_matches(str(what), self.known, 1)
+            if near:
+                raise UsageError(f"there is no breakpoint {what!r}: did you mean {near[0]}?")
         text = self.known.get(what, what)
         Condition(text, measured)
         self.known[what] = text

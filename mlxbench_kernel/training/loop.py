@@ -141,7 +141,7 @@ class Loop:
 
     def begin(self) -> None:
         """A run begins: time counts from now."""
-        self._pending.clear()
+        self.settle()
         self._began = time.perf_counter()
         self._ahead = False
         self._works_on.clear()
@@ -169,7 +169,7 @@ class Loop:
             is left out. Durations and memory are of this rank in any case.
         """
         found = [each for each in self._pending if not each.again and each.step <= last]
-        self._pending.clear()
+        self.settle()
         taken = []
         for each in found:
             own = each.outcome.values[None]
