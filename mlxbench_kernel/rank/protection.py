@@ -75,7 +75,7 @@ class Protection:
         self._count = 0
         self._evaluate = mx.eval
         self._watching = False
-        self._held = 0
+        self.holds = 0  # blocks, as of `held`, that it is in
         # Takes note that what the user's variables hold is complete; of the shell, where one is.
         self.settle: Callable[[], None] = lambda: None
 
@@ -115,17 +115,17 @@ class Protection:
         module = native.load()
         if module is not None:
             module.settle_tree(trees)
-        if not self._held:
+        if not self.holds:
             self.commit()
 
     @contextmanager
     def held(self) -> Iterator[None]:
         """What completes in the block is not kept: it is in the middle of something."""
-        self._held += 1
+        self.holds += 1
         try:
             yield
         finally:
-            self._held -= 1
+            self.holds -= 1
 
     def commit(
         self, given: Mapping[str, Parts] | None = None, random: mx.array | None = None

@@ -20,11 +20,9 @@ from mlxbench_kernel.rank.collectives import GROUP
 from mlxbench_kernel.rank.frozen import Parts
 from mlxbench_kernel.training.batches import Batch, Batches
 from mlxbench_kernel.training.outcome import Kind, Outcome
+from mlxbench_kernel.training.telling import Telling
 
-Step = Callable[
-    [Sequence[Batch], float | None, Kind, mx.array, Sequence[mx.array]],
-    Outcome,
-]  # as `Program` is called
+Step = Callable[[Sequence[Batch], float | None, Kind, mx.array], Outcome]  # as `Program` is called
 
 
 def helps() -> bool:
@@ -44,6 +42,8 @@ class Built:
     ----------
     kind
         Which variant.
+    numbers
+        What was to be told with it.
     outcome
         Lazy.
     batches
@@ -59,6 +59,7 @@ class Built:
     """
 
     kind: Kind
+    numbers: mx.array
     outcome: Outcome
     batches: list[Batch]
     seconds: float
@@ -78,7 +79,7 @@ class Builder:
         What it is given: so many batches for each.
     counters, roots
         As `Place` has them.
-    numbers
+    telling
         What this rank tells the others with the last step of a lease.
 
     Attributes
@@ -94,48 +95,35 @@ class Builder:
         accumulate: int,
         counters: dict[str, Any],
         roots: list[Any],
-        numbers: mx.array,
+        telling: Telling,
     ) -> None:
         self._step, self._batches, self._accumulate = step, batches, accumulate
         self._counters = counters
         self._trees = [each for each in roots if each is not counters]  # what a step changes
-        self._numbers = numbers
         self._ahead: Built | None = None
         self._failed: Exception | None = None
         self._interrupt: BaseException | None = None
         self.key: mx.array | None = None
+        self._telling = telling
 
-    def build(self, kind: Kind, before: Sequence[mx.array]) -> Built:
-        """The next step, which changes the state lazily; where it was built ahead, that one.
-
-        Parameters
-        ----------
-        kind
-            Which variant.
-        before
-            The values of the steps of the lease until now.
-        """
+    def build(self, kind: Kind) -> Built:
+        """The next step, which changes the state lazily; where it was built ahead, that one."""
         self.raise_interrupt()
         ahead = self._ahead
-        if ahead is None or ahead.kind != kind:
+        if ahead is None or ahead.kind != kind or ahead.numbers is not self._telling.numbers:
             self.discard()
-            return self._built(kind, self._counters["position"], before)
+            return self._built(kind, self._counters["position"])
         with held():
             frozen.put_back(ahead.state)
             self._ahead = self.key = None
             ahead.state = []  # so that steps can write over what nobody keeps
         return ahead
 
-    def build_ahead(self, kind: Kind, before: Sequence[mx.array]) -> float:
+    def build_ahead(self, kind: Kind) -> float:
         """Build the step that follows the one which was begun, and leave the state to that one.
 
         An interrupt meanwhile is raised when it is the other one's turn: the one which was begun
         is to be complete. So is what goes wrong, as it will again.
-
-        Parameters
-        ----------
-        kind, before
-            As in `build`.
 
         Returns
         -------
@@ -145,7 +133,7 @@ class Builder:
         state = frozen.freeze(self._trees, complete=False) or []
         self.key = frozen.handle(frozen.random_key())
         try:
-            built = self._built(kind, self._counters["position"] + self._accumulate, before)
+            built = self._built(kind, self._counters["position"] + self._accumulate)
             built.state, built.was_ahead = frozen.freeze(self._trees, complete=False) or [], True
             self._ahead = built
         except Exception as error:
@@ -189,10 +177,11 @@ class Builder:
         shuffled = self._counters["shuffle"]
         return [self._batches.at(first + number, shuffled) for number in range(self._accumulate)]
 
-    def _built(self, kind: Kind, first: int, before: Sequence[mx.array]) -> Built:
+    def _built(self, kind: Kind, first: int) -> Built:
         started = time.perf_counter()
         batches = self._batches_from(first)
         begun = time.perf_counter()
-        outcome = self._step(batches, self._counters["clip"], kind, self._numbers, before)
+        numbers = self._telling.numbers
+        outcome = self._step(batches, self._counters["clip"], kind, numbers)
         building = time.perf_counter() - begun
-        return Built(kind, outcome, batches, begun - started, building)
+        return Built(kind, numbers, outcome, batches, begun - started, building)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,21 @@ class Rows:
                 columns[name][count] = value
         self.orders[count] = order
         self.count = count + 1
+
+    def extend(self, order: int, records: Sequence[Mapping[str, float]]) -> None:
+        """As `append` for each of them; their orders are in a row."""
+        first, columns = self.count, self.columns
+        end = first + len(records)
+        names = records[0].keys()
+        alike = end <= len(self.orders) and names <= columns.keys()
+        if len(records) == 1 or not alike or any(each.keys() != names for each in records):
+            for number, record in enumerate(records, order):
+                self.append(number, record)
+            return
+        for name in names:
+            columns[name][first:end] = [record[name] for record in records]
+        self.orders[first:end] = range(order, order + len(records))
+        self.count = end
 
     def place(self, step: float) -> int:
         """Where the first row of this step or a later one is."""

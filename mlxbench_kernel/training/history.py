@@ -49,15 +49,19 @@ class History:
         record
             What was measured, ``step`` among it.
         """
+        self.extend(branch, [record])
+
+    def extend(self, branch: str, records: Sequence[Mapping[str, float]]) -> None:
+        """Add steps that follow one another, each as `append` does."""
         with self._lock:
             rows = self._branches.get(branch)
             if rows is None:
                 rows = self._branches[branch] = Rows()
-            step = record["step"]
+            step = records[0]["step"]
             if rows.count and step <= rows.columns["step"][rows.count - 1]:
                 rows.cut(rows.place(step))
-            rows.append(self._next, record)
-            self._next += 1
+            rows.extend(self._next, records)
+            self._next += len(records)
             if sum(each.count for each in self._branches.values()) > self._most:
                 self._thin()
 

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from mlxbench_kernel import native
 from mlxbench_kernel.memory import host_pool
+from mlxbench_kernel.rank import frozen
 from mlxbench_kernel.rank.collectives import GROUP
 from mlxbench_kernel.rank.protection import PROTECTION
 from mlxbench_kernel.training.batches import Batch, Batches
@@ -33,9 +34,22 @@ from mlxbench_kernel.training.building import Builder, Step
 from mlxbench_kernel.training.outcome import MOST, Kind, Outcome
 from mlxbench_kernel.training.settings import value_of
 from mlxbench_kernel.training.taken import Agreed, Taken
+from mlxbench_kernel.training.telling import (
+    COLLECTIVE,
+    COMPARING,
+    DATA,
+    ELAPSED,
+    FULL,
+    GAIN,
+    LEFT,
+    MEMORY,
+    PLAIN,
+    POOL,
+    SECONDS,
+    STOP,
+    Telling,
+)  # fmt: skip
 
-# What ranks tell one another beside losses and metrics, in this order.
-STOP, LEFT, ELAPSED, SECONDS, DATA, COLLECTIVE, MEMORY, PLAIN, FULL, GAIN, POOL = range(11)
 # What says nothing of other ranks, of all that is recorded; the rest all ranks know alike.
 OWN = (
     "seconds", "data_seconds", "compute_seconds", "collective_seconds", "memory", "pool",
@@ -47,7 +61,6 @@ DATA_SHARE = 0.1  # share of a step's time in making its batches, up to which th
 # one: then building ahead gains more than it takes.
 WORTH = 0.5
 LOOKS = 5  # steps at which that is measured
-Numbers = NDArray[np.float32]
 
 
 @dataclass(slots=True)
@@ -105,6 +118,8 @@ class Loop:
     ----------
     builder : Builder
         What builds steps.
+    comparing : float
+        Seconds of a comparison of replicas, to be told at the end of the next lease.
     """
 
     def __init__(
@@ -120,14 +135,10 @@ class Loop:
         self._batches, self._accumulate = batches, accumulate
         self._counters, self._roots, self._rate = counters, roots, rate
         self._group = group
-        numbers = mx.zeros(POOL + 1)
-        mx.eval(numbers)
-        # Written while a step runs, and read in the last one of a lease: a request to stop goes out
-        # with it. On a GPU that moves memory, and so does reading what ranks have told.
-        self._numbers = numbers
-        self._written: Numbers = np.array(numbers, copy=False)
-        self._written[POOL] = self._pool = float(host_pool()[0])
-        self.builder = Builder(step, batches, accumulate, counters, roots, numbers)
+        self._pool = float(host_pool()[0])
+        self._telling = Telling(group, self._pool)
+        self.builder = Builder(step, batches, accumulate, counters, roots, self._telling)
+        self.comparing = 0.0
         self._seen: tuple[int | None, float, mx.array | None] = (None, 0.0, None)
         self._amounts: dict[Any, tuple[int, int]] = {}
         self._pending: list[_Pending] = []
@@ -146,7 +157,7 @@ class Loop:
         self._ahead = False
         self._works_on.clear()
         self.builder.begin()
-        self._written[STOP] = 0
+        self._telling.begin()
         self._logged = GROUP.spent(self._logged)[0]
 
     def unread(self) -> tuple[int, int]:
@@ -186,7 +197,7 @@ class Loop:
 
     def stop(self) -> None:
         """Have all ranks stop at the end of this lease; from any thread."""
-        self._written[STOP] = 1
+        self._telling.stop()
 
     def take(
         self,
@@ -221,31 +232,31 @@ class Loop:
         started = time.perf_counter()
         first = counters["position"]
         told: list[mx.array] = []
-        with PROTECTION.held():  # else what batches evaluate on one rank would count there alone
-            before = [each.outcome.values for each in pending] if last else []
-            built = self.builder.build(Kind(measured, last), before)
+        # Else what batches evaluate on one rank would count there alone. A context manager would
+        # take longer than all of this otherwise, and so it is written out.
+        PROTECTION.holds += 1
+        try:
+            if last:
+                self._write(first, started - self._began)
+            built = self.builder.build(Kind(measured, last))
             outcome = built.outcome
             data = 0.0 if built.was_ahead else built.seconds
             if last:
-                left = self._batches.steps_left(first + self._accumulate, self._accumulate)
-                means = [_mean(each) for each in self._took.values()]
-                elapsed, gain = started - self._began, self._gain()
-                self._written[LEFT:POOL] = left, elapsed, *self._last, *means, gain
-                told.append(self._told(outcome, before))
+                told = outcome.told or [self._telling.told(outcome)]
             rate = self._rate()
-            random: Any = mx.random.state
+            random: Any = frozen.RANDOM
             given = 0.0
             if following is not None and (self._ahead or len(self._works_on) < LOOKS):
                 mx.async_eval(self._roots, outcome.arrays, told, random)
                 given = time.perf_counter()
             if following is not None and self._ahead:
-                ends = following.last and not last
-                known = [*(each.outcome for each in pending), outcome] if ends else []
-                late = self.builder.build_ahead(following, [each.values for each in known])
+                late = self.builder.build_ahead(following)
                 data += late if late > DATA_SHARE * self._last[0] else 0.0
                 random = self.builder.key
             mx.eval(self._roots, outcome.arrays, told, random)
             self.builder.check()
+        finally:
+            PROTECTION.holds -= 1
         ended = time.perf_counter()
         if given and not self._ahead:
             self._works_on.append((ended - given, built.building))
@@ -264,6 +275,22 @@ class Loop:
         )
         return self._agreed(told[0]) if last else None
 
+    def _write(self, first: int, elapsed: float) -> None:
+        """Write what this rank tells the others at the end of a lease.
+
+        Parameters
+        ----------
+        first
+            Number of the batch that its last step begins with.
+        elapsed
+            Seconds of the run.
+        """
+        left = self._batches.steps_left(first + self._accumulate, self._accumulate)
+        means = [_mean(each) for each in self._took.values()]
+        numbers = left, elapsed, *self._last, *means, self._gain(), self.comparing
+        self._telling.write(numbers, [each.outcome for each in self._pending])
+        self.comparing = 0.0
+
     def _gain(self) -> float:
         """What is compared with `WORTH`; 0 where it is not known yet."""
         if len(self._works_on) < LOOKS:
@@ -272,27 +299,10 @@ class Loop:
         fastest = min(building for _, building in self._works_on)
         return median(seconds for seconds, _ in self._works_on) / fastest
 
-    def _told(self, outcome: Outcome, before: Sequence[mx.array]) -> mx.array:
-        """What all ranks have to tell of a lease: float32 [size, n], lazy.
-
-        ``POOL + 1`` numbers, loss and metrics of the last step, and those of each one before.
-        """
-        if outcome.told:
-            return outcome.told[0]
-        own = mx.concatenate([self._numbers, outcome.values, *before])[None]
-        if self._group.size() == 1:
-            return own
-        return mx.distributed.all_gather(own, group=self._group)
-
     def _agreed(self, told: mx.array) -> Agreed:
         """Read what all ranks told of a lease."""
-        rows = _rows(told)
-        numbers = [row[: POOL + 1] for row in rows]
-        values, place = [], POOL + 1
-        for each in (self._pending[-1], *self._pending[:-1]):
-            first, place = place, place + 1 + len(each.outcome.metrics)
-            values.append([row[first:place] for row in rows])
-        values.append(values.pop(0))
+        outcomes = [each.outcome for each in self._pending]
+        numbers, values = self._telling.read(told, outcomes)
         fullest = max(numbers, key=lambda row: row[MEMORY] / row[POOL])
         most = [max(column) for column in zip(*numbers, strict=True)]
         common = {
@@ -313,8 +323,10 @@ class Loop:
             most[STOP] > 0.5,
             [rank for rank, count in enumerate(left) if not count],
             max(1, min(1 + int(LEASE_SECONDS / seconds), MOST, *left)),
+            seconds,
             most[PLAIN],
             most[FULL],
+            most[COMPARING],
         )
 
     def _taken(

@@ -32,9 +32,9 @@ class Outcome:
         By measure: float32 [parameters] for each parameter, or of no dimension.
     metrics
         Names of the user's own, in the order of `values`.
-    told : list of float32 [ranks, numbers + MOST * (1 + metrics)]
-        One, where at the end of a lease the ranks' numbers, `values`, and those of the steps before
-        went along with their gradients.
+    told : list of float32 [ranks, numbers + 1 + metrics]
+        One, where at the end of a lease the ranks' numbers and `values` went along with their
+        gradients: divided by the number of ranks.
     """
 
     values: mx.array

@@ -291,7 +291,8 @@ class Place:
         """Forget steps that not all ranks have completed."""
         branch = self.branches.current
         tip = max(tip, self.step)
-        if branch.tip > tip:
+        # What was recorded may go further than what a fault goes back to.
+        if max(branch.tip, self.history.last(branch.name).get("step", 0)) > tip:
             self.history.truncate(branch.name, tip)
             self.samples.truncate(branch.name, tip)
             self.snapshots.forget_after(branch.name, tip)

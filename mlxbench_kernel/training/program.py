@@ -21,7 +21,7 @@ from mlxbench_kernel.rank import frozen
 from mlxbench_kernel.rank.frozen import containers
 from mlxbench_kernel.training.batches import Batch
 from mlxbench_kernel.training.measures import flat, of_gradients, of_update
-from mlxbench_kernel.training.outcome import MOST, Kind, Outcome, read_result, row
+from mlxbench_kernel.training.outcome import Kind, Outcome, read_result, row
 from mlxbench_kernel.training.settings import over
 
 Loss = Callable[..., Any]
@@ -65,7 +65,7 @@ class Program:
         self._steps: dict[Hashable, Callable[..., Result]] = {}
         self._metrics: tuple[str, ...] = ()
         self._key: Hashable = None
-        self._rows: dict[tuple[int, ...], tuple[mx.array, mx.array]] = {}
+        self._masks: dict[tuple[int, int], mx.array] = {}
         self.trained: dict[str, mx.Dtype] = {}
 
         def both(*batch: Any) -> tuple[mx.array, dict[str, mx.array]]:
@@ -99,7 +99,6 @@ class Program:
         clip: float | None,
         kind: Kind,
         numbers: mx.array,
-        before: Sequence[mx.array],
     ) -> Outcome:
         """One step, lazily; without `compiled`, batches but the last are evaluated.
 
@@ -112,22 +111,16 @@ class Program:
         kind
             Which variant.
         numbers
-            What this rank has to tell the others at the end of a lease: float32 [n].
-        before
-            The values of the steps of the lease until now.
+            What this rank has to tell the others at the end of a lease, in its row, 0 in those of
+            the others: float32 [ranks, n].
         """
         if not self._tells_along:
-            kind, before = Kind(kind.measured, False), ()
-        others: mx.array | None = None
-        if kind.last and before:
-            lacks = (MOST - 1) * before[0].size - sum(each.size for each in before)
-            # Of one shape, so that it is traced once.
-            others = mx.concatenate([*before, mx.zeros(max(lacks, 0))])
+            kind = Kind(kind.measured, False)
         if self._compiled:
             batches = [list(batch) for batch in batches]  # type: ignore[misc]
-            values, measures, told = self._compiled_step(clip, kind)(batches, numbers, others)
+            values, measures, told = self._compiled_step(clip, kind)(batches, numbers)
         else:
-            values, measures, told = self._step(batches, clip, kind, numbers, others)
+            values, measures, told = self._step(batches, clip, kind, numbers)
         return Outcome(values, measures, self._metrics, told)
 
     def is_lazy(self, accumulate: int) -> bool:
@@ -147,16 +140,16 @@ class Program:
             state = [self.model.state, self.optimizer.state, mx.random.state]
 
             @functools.partial(mx.compile, inputs=state, outputs=state)
-            def compiled(batches: Any, *told: Any) -> Any:
-                return self._step(batches, clip, kind, *told)
+            def compiled(batches: Any, numbers: mx.array) -> Any:
+                return self._step(batches, clip, kind, numbers)
 
-            def first(batches: Any, *told: Any) -> Any:
+            def first(batches: Any, numbers: mx.array) -> Any:
                 """A mistake in what is traced leaves MLX's placeholders in the state."""
                 trees = [containers(self.model), containers(self.optimizer)]
                 parts = frozen.freeze(trees, complete=False)
                 random = frozen.random_key()
                 try:
-                    result = compiled(batches, *told)
+                    result = compiled(batches, numbers)
                 except Exception:
                     frozen.put_back(parts or [])
                     frozen.seed(random)
@@ -173,13 +166,11 @@ class Program:
         clip: float | None,
         kind: Kind,
         numbers: mx.array,
-        before: mx.array | None,
     ) -> Result:
         loss, metrics, gradients = self._accumulated(batches)
         self._metrics = tuple(metrics)
         values, own = row(loss, metrics), gradients
-        told = [] if before is None else [before]
-        gradients, told = self._averaged(gradients, [numbers, values, *told], kind.last)
+        gradients, told = self._averaged(gradients, numbers, values, kind.last)
         norm = None
         averaged = gradients
         if clip is not None:
@@ -196,53 +187,41 @@ class Program:
         return values, measures, told
 
     def _averaged(
-        self, gradients: Any, own: list[mx.array], last: bool
+        self, gradients: Any, numbers: mx.array, values: mx.array, last: bool
     ) -> tuple[Any, list[mx.array]]:
         """Gradients averaged over the ranks; what these tell each other goes along.
 
         A collective of its own would cost a short step some percents. Of another type than all
         gradients it would keep MLX from averaging them at once, though. Of three or more ranks
-        zeros go along where there is nothing to tell: else sums would be in another order.
+        it goes along with each step: else sums would be in another order.
 
         Parameters
         ----------
-        own
-            Numbers, values, and those of the steps before where there were any: float32 each.
-        last
-            Whether it ends a lease.
+        numbers, values, last
+            What there is to tell, and whether this step ends a lease.
         """
         size = self._group.size()
         if not self._tells_along or (size == 2 and not last):  # of two, either order is the same
             return average_gradients(gradients, group=self.site), []
-        mine, zeros = self._rows_of(own[0].size + MOST * own[1].size)
-        if not last:
-            along = {"gradients": gradients, "told": zeros}
-            return average_gradients(along, group=self.site)["gradients"], []
-        row = mx.concatenate(own)
-        if row.size > zeros.shape[1]:  # steps before had more metrics
-            return average_gradients(gradients, group=self.site), []
-        row = mx.pad(row, (0, zeros.shape[1] - row.size))
-        along = {"gradients": gradients, "told": mx.where(mine, row, zeros)}
-        found = average_gradients(along, group=self.site)
-        return found["gradients"], [found["told"] * size]
+        told = mx.concatenate([numbers, mx.where(self._mine(), values, 0.0)], axis=1)
+        found = average_gradients({"gradients": gradients, "told": told}, group=self.site)
+        return found["gradients"], [found["told"]] if last else []
 
     @property
     def _tells_along(self) -> bool:
         """Whether what ranks tell each other goes along with gradients."""
         return self._alike and self._group.size() > 1
 
-    def _rows_of(self, width: int) -> tuple[mx.array, mx.array]:
-        """Which row is this rank's, bool [ranks, 1], and zeros [ranks, width].
+    def _mine(self) -> mx.array:
+        """Which row is this rank's: bool [ranks, 1].
 
-        Of the group of now: ranks may be dropped. Made of data, as it may be while a step is
+        In the group of now: ranks may be dropped. Made of data, as it may be while a step is
         traced.
         """
-        ranks, rank = self._group.size(), self._group.rank()
-        found = self._rows.get((ranks, rank, width))
+        place = self._group.size(), self._group.rank()
+        found = self._masks.get(place)
         if found is None:
-            mine = mx.array(np.arange(ranks)[:, None] == rank)
-            found = mine, mx.array(np.zeros((ranks, width), np.float32))
-            self._rows[ranks, rank, width] = found
+            found = self._masks[place] = mx.array(np.arange(place[0])[:, None] == place[1])
         return found
 
     def _accumulated(self, batches: Sequence[Batch]) -> tuple[mx.array, dict[str, mx.array], Any]:
@@ -304,7 +283,6 @@ class CustomProgram:
         clip: float | None,
         kind: Kind,
         numbers: mx.array,
-        before: Sequence[mx.array],
     ) -> Outcome:
         """As `Program`; the step clips for itself, and nothing goes along."""
         parameters = self._parameters() if kind.measured else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from mlxbench_kernel.training.breakpoints import Breakpoints
 from mlxbench_kernel.training.conditions import Condition, still_to_come
 from mlxbench_kernel.training.course import Course
 from mlxbench_kernel.training.exchange import gather_numbers
+from mlxbench_kernel.training.keeping import Keeping
 from mlxbench_kernel.training.loop import SAMPLED, Loop
 from mlxbench_kernel.training.outcome import Kind
 from mlxbench_kernel.training.program import Program
@@ -34,12 +36,6 @@ from mlxbench_kernel.training.watching import ReplicaWatch
 if TYPE_CHECKING:
     from mlxbench_kernel.training.origin import StepGraph
 
-# While steps are short, so many states of a lease are kept: those between are taken again in no
-# time, and what a step need not leave as it was it can write over. A run until a condition holds,
-# and steps of the user's own, have leases of one step.
-KEPT_OF_LEASE = 2
-RECENT = 8  # last steps of a run of so many are all kept, to go back from there at once
-MORE = 2  # steps are taken before a pause for the same
 OPENS = "%mlx_step graph opens the graph there"
 
 
@@ -59,9 +55,7 @@ class Running(Course):
     rehearsed: bool
     metrics: set[str]
     _names: dict[str, Module]
-    _every = 1  # steps of which one is kept, within a lease
-    _passed = 0  # since one was kept
-    _dense = math.inf  # after this step each one is kept
+    keeping: Keeping
     _builds_ahead = False
 
     @property
@@ -123,7 +117,7 @@ class Running(Course):
         finally:
             self.loop.builder.discard()
             self.program.site = self.group
-        self._rewind(stop.step)
+        self._rewind(stop)
         self.loop.builder.raise_interrupt()
         return self._explained(stop, taken)
 
@@ -131,34 +125,34 @@ class Running(Course):
         """Take steps until something stops them; why that is, and after which one."""
         condition = None if until is None else still_to_come(until, self.measured, self.step)
         breaks = self.breakpoints.conditions(self.measured)
-        last = end = math.inf if steps is None else self.step + steps
+        last = math.inf if steps is None else self.step + steps
+        keeping = self.keeping
+        keeping.begin(last)
+        # A condition may hold after any step, and steps of the user's own are not taken again
+        # unasked. Without gradients to average nothing else keeps the ranks together, either.
+        alone = condition is not None or not isinstance(self.program, Program)
         wanted = {name for each in breaks.values() for name in each.names} - {"nonfinite"}
         wanted |= condition.names if condition is not None else set()
         always = bool(wanted.intersection(SAMPLED))
         lease, first = 1, self.step + 1
         while True:
-            left = int(min(lease, end - self.step))
-            after = int(min(lease, end - self.step - left))
-            self._dense = end - RECENT
+            left = int(min(lease, keeping.end - self.step))
+            after = int(min(lease, keeping.end - self.step - left))
             agreed = self._run_lease(left, always, after if self.step >= first else 0)
             if self.step == first:
                 PROTECTION.settle()  # data that the first step has evaluated, for one
-            # Without gradients to average nothing else keeps the ranks together.
-            alone = condition is not None or not isinstance(self.program, Program)
-            lease = 1 if alone else agreed.lease
-            self._every = -(-lease // KEPT_OF_LEASE)
-            if agreed.stop and end == last:
-                more = min(self._every - 1, MORE) if len(agreed.taken) > 1 else 0
-                end = min(end, self.step + more)
-            for taken in agreed.taken:
-                stop = self._decided(taken, agreed, (last, end), condition, breaks)
-                if not taken.again:
-                    self._record(taken)
+            if not alone:
+                lease = agreed.lease
+                keeping.note(agreed.seconds, self.batches.steps_again(self.accumulate))
+            if agreed.stop and keeping.end == last:
+                keeping.end_soon(self.step)
+                self._keep()
+            for count, taken in enumerate(agreed.taken, 1):
+                stop = self._decided(taken, agreed, last, condition, breaks)
                 if stop is not None:
-                    break
-            self.loop.settle()
-            if stop is not None:
-                return stop, taken
+                    self._record(agreed.taken[:count])
+                    return stop, taken
+            self._record(agreed.taken)
 
     def _run_lease(self, steps: int, measured: bool, after: int) -> Agreed:
         """Take so many steps; fewer where all ranks have to compare something after one.
@@ -182,11 +176,16 @@ class Running(Course):
                 ends = number + 1 in (steps, steps + after) or any(looks[number + 1])
                 following = Kind(self.sampling.is_next or measured, ends)
             agreed = self._take(due, number == steps, following)
+            if self.keeping.due(self.step):
+                self._keep()
         assert agreed is not None
         compares, validates = looks[steps]
         self.sampling.note(agreed.plain, agreed.full)
+        self.replicas.note(agreed.comparing, agreed.seconds)
         if compares:
+            began = time.perf_counter()
             differ = float(self.replicas.differ())
+            self.loop.comparing = time.perf_counter() - began
             agreed.taken[-1].shared["replicas_differ"] = differ
             agreed.taken[-1].record["replicas_differ"] = differ
         if validates and not agreed.taken[-1].again:
@@ -212,9 +211,7 @@ class Running(Course):
         try:
             taken.shared[LOSS] = taken.record[LOSS] = self.validation.measure()
         except BaseException:  # that breaks this off, and not the steps, which are complete
-            for each in agreed.taken:
-                if not each.again:
-                    self._record(each)
+            self._record(agreed.taken)
             raise
         self.doing = "playing"
         self.note(f"validation loss {taken.record[LOSS]:.4g}")
@@ -223,13 +220,13 @@ class Running(Course):
         self,
         taken: Taken,
         agreed: Agreed,
-        ends: tuple[float, float],
+        last: float,
         condition: Condition | None,
         breaks: Mapping[str, Condition],
     ) -> Stop | None:
         """Whether to stop after a step: by what all ranks know alike.
 
-        Of `ends` the first is the step that was asked for, the other where a pause ends.
+        It was asked for those up to the step `last`.
         """
         step = int(taken.shared["step"])
         held = [name for name, each in breaks.items() if each.holds(taken.shared)]
@@ -239,17 +236,21 @@ class Running(Course):
             return Stop("condition", f"step {step}: {condition.text} holds", step)
         if taken is not agreed.taken[-1]:
             return None
-        if step == ends[0]:
+        if step == last:
             return Stop("done", f"step {step}", step)
         if agreed.lacking and not self._restarts_batches():
             return Stop("batches", self._out_of_batches(agreed.lacking), step)
-        if step == ends[1]:
+        if step == self.keeping.end:
             return Stop("paused", f"paused after step {step}", step)
         return None
 
-    def _rewind(self, step: int) -> None:
-        """Undo the steps of a lease after one that a run stops at."""
-        if step < self.step:
+    def _rewind(self, stop: Stop) -> None:
+        """Undo the steps of a lease after one that a run stops at, and see that this one, and the
+        one before it, are kept: to go back there at once."""
+        step = stop.step
+        if self.keeping.every > 1 and stop.kind not in ("done", "paused"):
+            self.to(max(step - 1, 0))
+        if step != self.step:
             tip = self.counters["tip"]
             self.to(step)
             if tip > step and not self.history.last(self.branches.current.name)["step"] > step:
@@ -262,12 +263,10 @@ class Running(Course):
 
     def _advance(self, measured: bool = False) -> Taken:
         agreed = self._take(measured, last=True)
+        self._keep()
         assert agreed is not None
-        taken = agreed.taken[-1]
-        if not taken.again:
-            self._record(taken)
-        self.loop.settle()
-        return taken
+        self._record(agreed.taken)
+        return agreed.taken[-1]
 
     def _restarts_batches(self) -> bool:
         """Whether the batches begin anew with the next step, by an edit made here before."""
@@ -281,18 +280,22 @@ class Running(Course):
         agreed = self.loop.take(measured, again, last, following)
         counters["tip"] = max(counters["tip"], counters["step"])
         self.branches.current.tip = counters["tip"]
-        self._passed += 1
-        if last or self._passed >= self._every or self.step > self._dense:
-            self._passed = 0
-            self.keep(random=self.loop.builder.key)
         return agreed
 
-    def _record(self, taken: Taken) -> None:
+    def _keep(self) -> None:
+        self.keep(random=self.loop.builder.key)
+
+    def _record(self, taken: Sequence[Taken]) -> None:
+        """Those of a lease that have not been taken before; it is over then."""
         branch = self.branches.current.name
-        self.history.append(branch, taken.record)
-        self.learn(taken)
-        if taken.samples:
-            self.samples.append(branch, int(taken.shared["step"]), taken.samples)
+        new = [each for each in taken if not each.again]
+        if new:
+            self.history.extend(branch, [each.record for each in new])
+        for each in new:
+            self.learn(each)
+            if each.samples:
+                self.samples.append(branch, int(each.shared["step"]), each.samples)
+        self.loop.settle()
 
     def warn(self, text: str) -> None:
         """Say something with the end of a run, and in the journal."""
@@ -312,8 +315,10 @@ class Running(Course):
         position, length = self.counters["position"], self.batches.length
         has = self.batches.steps_left(position, self.accumulate) > 0
         own = [self.step, self.counters["tip"], steps or 0, has, length or -1, self._gains()]
+        own.append(self.replicas.interval)
         rows = gather_numbers([*own, *self.sampling.standing()], self.group)
         self.sampling.agree(rows[:, len(own) :])
+        self.replicas.agree(int(rows[:, len(own) - 1].max()))
         for column, what in ((0, "are at steps"), (2, "were asked for steps")):
             if len(set(rows[:, column])) > 1:
                 said = ", ".join(f"{value:g} (rank {r})" for r, value in enumerate(rows[:, column]))
@@ -352,10 +357,9 @@ class Running(Course):
         # A rank that was started again has none of them.
         together = len(firsts) == len(lasts) == 1
         recorded = int(self.history.last(self.branches.current.name).get("step", 0))
-        for taken in self.loop.read(tip, together):
-            if taken.record["step"] == recorded + 1:
-                recorded += 1
-                self._record(taken)
+        found = [each for each in self.loop.read(tip, together) if each.record["step"] > recorded]
+        if found and found[0].record["step"] == recorded + 1:
+            self._record(found)
 
     def _out_of_batches(self, ranks: Sequence[int]) -> str:
         return out_of_batches(self.step, ranks, self.group.size(), self.batches.again)

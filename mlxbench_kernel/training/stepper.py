@@ -22,6 +22,7 @@ from mlxbench_kernel.training.breakpoints import Breakpoints
 from mlxbench_kernel.training.given import optimizers_of, trees_of
 from mlxbench_kernel.training.handover import Handover
 from mlxbench_kernel.training.history import History, ParameterHistory
+from mlxbench_kernel.training.keeping import Keeping
 from mlxbench_kernel.training.loop import Loop
 from mlxbench_kernel.training.place import PROTECTED
 from mlxbench_kernel.training.program import CustomProgram, Loss, Program
@@ -63,7 +64,8 @@ class Stepper(Running):
         Bytes of memory for the states that are kept to go back to; by default an eighth of what
         the host has free.
     replicas
-        Every so many steps the parameters of all ranks are compared; 0 for never.
+        Every so many steps the parameters of all ranks are compared; 0 for never. By default every
+        50, or more where that would take more than 0.2 % of the time.
     check
         Whether the first step is run twice more, see `rehearse`.
     validate, validate_every
@@ -106,7 +108,7 @@ class Stepper(Running):
         compile: bool = False,
         clip: float | None = None,
         budget: int | None = None,
-        replicas: int = 50,
+        replicas: int | None = None,
         check: bool = True,
         validate: Callable[[], float] | None = None,
         validate_every: int = 0,
@@ -150,7 +152,7 @@ class Stepper(Running):
         )  # fmt: skip
         self.history = History()
         self.samples = ParameterHistory(list(self.program.trained))
-        self.sampling = Sampling()
+        self.sampling, self.keeping = Sampling(), Keeping()
         self.replicas = ReplicaWatch(self.modules, self.group, replicas)
         self.breakpoints = Breakpoints()
         self.doing, self.stopped, self.broke = "paused", "", ""

@@ -45,17 +45,23 @@ class Agreed:
         Ranks that have no further batch.
     lease
         How many steps the next one may have.
+    seconds
+        Of a step, on the slowest rank.
     plain, full
         Mean seconds of the plain and of the measured steps since the lease before, on the slowest
         rank; 0 where there was none.
+    comparing
+        Seconds of the last comparison of replicas, on the slowest rank; 0 where there was none.
     """
 
     taken: list[Taken]
     stop: bool
     lacking: list[int]
     lease: int
+    seconds: float
     plain: float
     full: float
+    comparing: float
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 
 import mlx.core as mx
@@ -11,6 +12,10 @@ from mlx.nn.layers.base import Module
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.training.replicas import compare, fingerprints, replicated_parameters
 from mlxbench_kernel.training.settings import over
+
+USUAL = 50  # steps from one comparison to the next
+MOST = 1000
+SHARE = 0.002  # of the time of training that comparing may take, unless the user says how often
 
 
 class ReplicaWatch:
@@ -23,7 +28,8 @@ class ReplicaWatch:
     group
         The ranks.
     interval
-        Steps from one comparison to the next; 0 for none.
+        Steps from one comparison to the next; 0 for none, and None for `USUAL`, or as many more as
+        keep it from taking more than `SHARE` of the time of training.
 
     Raises
     ------
@@ -32,17 +38,42 @@ class ReplicaWatch:
 
     Attributes
     ----------
+    interval : int
+        Steps from one comparison to the next, as it is now.
     said : str
         The last difference, "" where there was none.
     """
 
     def __init__(
-        self, modules: Mapping[str, Module], group: mx.distributed.Group, interval: int
+        self,
+        modules: Mapping[str, Module],
+        group: mx.distributed.Group,
+        interval: int | None,
     ) -> None:
-        if not isinstance(interval, int) or interval < 0:
+        if interval is not None and (not isinstance(interval, int) or interval < 0):
             raise UsageError(f"replicas takes a number of steps, or 0 for never, not {interval!r}")
-        self._modules, self._group, self.interval = modules, group, interval
+        self._modules, self._group = modules, group
+        self.interval = USUAL if interval is None else interval
+        self._adapts = interval is None
+        self._took: deque[float] = deque(maxlen=5)
         self.said = ""
+
+    def note(self, comparing: float, step: float) -> None:
+        """Take note what comparing took, and what a step takes.
+
+        Parameters
+        ----------
+        comparing, step
+            Seconds on the slowest rank; of the first 0 where it is not known.
+        """
+        if self._adapts and comparing:
+            self._took.append(comparing)
+            wanted = round(min(self._took) / (SHARE * step))
+            self.interval = min(max(wanted, USUAL), MOST)
+
+    def agree(self, interval: int) -> None:
+        """Compare every so many steps from now on, as a rank does that has seen more of them."""
+        self.interval = interval
 
     def due(self, step: int) -> bool:
         """Whether they are compared after this step."""

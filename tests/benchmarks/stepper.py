@@ -2,7 +2,10 @@
 
 - Steps on two ranks, default measuring on. Ours: ``stepper.run``. Reference: the same loop by hand,
   in the same ranks, on a model of its own; blocks of steps of the two alternate. Twice: for a step
-  of about 20 ms, and for one of about 2 ms.
+  of about 20 ms, and for one of about 2 ms. The learning rate is so small that nothing is learned:
+  a CPU computes faster with zeros and slower with denormal numbers, of which a network that has
+  learned all is full. After some pairs both models are made anew: where arrays lie in memory makes
+  some percents.
 - Back by one step, in the process that trains: seconds for a model of 1 MB and of 1 GB (target
   5 ms), and keeping a state (target 1 ms), also of a model of 1000 arrays. Their reference is the
   target.
@@ -32,21 +35,23 @@ from mlxbench_kernel.training.replicas import fingerprints
 BACK_SECONDS = 0.005
 KEEP_SECONDS = 0.001
 PAUSE_SECONDS = 0.05
+# Seconds of a step, the target, and the network; the batch is such that a step takes so long.
 CPU: Any = (
-    ("20 ms", 1.01, {"width": 256, "depth": 3, "batch": 128, "steps": 100}),
-    ("2 ms", 1.05, {"width": 96, "depth": 3, "batch": 48, "steps": 400}),
+    (0.02, 1.01, {"width": 256, "depth": 3, "batch": 128, "steps": 100}),
+    (0.002, 1.05, {"width": 96, "depth": 3, "batch": 48, "steps": 400}),
 )
 GPU: Any = (
-    ("20 ms", 1.01, {"width": 4096, "depth": 6, "batch": 2048, "steps": 150}),
-    ("2 ms", 1.05, {"width": 1024, "depth": 2, "batch": 1024, "steps": 800}),
+    (0.02, 1.01, {"width": 4096, "depth": 6, "batch": 2048, "steps": 150}),
+    (0.002, 1.05, {"width": 1024, "depth": 2, "batch": 1024, "steps": 800}),
 )
+PAIRS = 2  # with the same models
 EVERY = 50  # steps from one comparison of replicas to the next, by default
 
-CELL = """
+BY_HAND = """
 import time
-import mlx.utils
 from mlxbench_kernel import Stepper
 from mlxbench_kernel.rank.protection import PROTECTION
+from mlxbench_kernel.training import keeping
 
 def network():
     mx.random.seed(1)
@@ -57,7 +62,7 @@ x = mx.random.normal(({batch}, {width})) + rank
 mx.eval(x)
 loss_fn = lambda model, x: mx.mean(mx.square(model(x)))
 
-hand, optimizer = network(), optim.Adam(1e-4)
+hand, optimizer = network(), optim.Adam(1e-9)
 optimizer.init(hand.trainable_parameters())
 state = [hand.state, optimizer.state]
 mx.eval(state)
@@ -67,8 +72,22 @@ def by_hand():
     loss, gradients = value_and_grad(x)
     optimizer.update(hand, nn.average_gradients(gradients))
     mx.eval(loss, state)
+"""
 
-stepper = Stepper(network(), optim.Adam(1e-4), loss_fn, lambda n: x)
+CALIBRATION = """
+trees, PROTECTION.trees = PROTECTION.trees, {}
+seconds = []
+for _ in range(60):
+    begin = time.perf_counter()
+    by_hand()
+    seconds.append(time.perf_counter() - begin)
+PROTECTION.trees = trees
+float(np.median(seconds))
+"""
+
+COMPARISON = """
+PROTECTION.trees = {{}}  # of a stepper before
+stepper = Stepper(network(), optim.Adam(1e-9), loss_fn, lambda n: x)
 trees = dict(PROTECTION.trees)
 
 def timed(ours):
@@ -82,7 +101,10 @@ def timed(ours):
             by_hand()
     return (time.perf_counter() - begin) / {steps}
 
-stepper.run(270)  # from then on as many states are kept as will ever be
+usual, keeping.SHORT = keeping.SHORT, 0.0
+stepper.run(270)  # with each of its states, as many are kept as will ever be
+keeping.SHORT = usual
+stepper.run({steps})
 timed(False)
 seconds = {{True: [], False: []}}
 for turn in range({pairs}):
@@ -93,16 +115,36 @@ PROTECTION.trees = trees
 """
 
 
+def run(cluster: Cluster, cell: str) -> dict[int, Any]:
+    """What a cell gives on each rank."""
+    result = cluster.execute(cell)
+    if result.errors:
+        sys.exit("\n".join(result.errors[min(result.errors)]["traceback"]))
+    return cluster.results()
+
+
+def calibrate(cluster: Cluster, shape: dict[str, int], about: float) -> None:
+    """Choose the batch with which a step by hand takes about so many seconds on this machine."""
+    for _ in range(6):
+        took = max(run(cluster, BY_HAND.format(**shape) + CALIBRATION).values())
+        if abs(took / about - 1) < 0.1:
+            break
+        shape["batch"] = max(1, round(shape["batch"] * min(max(about / took, 0.4), 2.5)))
+
+
 def steps(report: Report, cluster: Cluster, pairs: int) -> None:
     """A step of some milliseconds, ours and by hand."""
     for about, target, shape in GPU if cluster.info.backend == "nccl" else CPU:
-        result = cluster.execute(CELL.format(pairs=pairs, **shape))
-        if result.errors:
-            sys.exit("\n".join(result.errors[min(result.errors)]["traceback"]))
-        by_rank = cluster.results()
-        ours = np.max([by_rank[rank][0] for rank in by_rank], axis=0)
-        theirs = np.max([by_rank[rank][1] for rank in by_rank], axis=0)
-        case = f"a step of about {about}, parameters measured every {by_rank[0][2]} steps"
+        calibrate(cluster, shape, about)
+        cell = (BY_HAND + COMPARISON).format(pairs=PAIRS, **shape)
+        rounds = [run(cluster, cell) for _ in range(-(-pairs // PAIRS))]
+        ours, theirs = (
+            np.concatenate(
+                [np.max([found[way] for found in by_rank.values()], axis=0) for by_rank in rounds]
+            )
+            for way in (0, 1)
+        )
+        case = f"a step of {about * 1e3:g} ms, parameters measured every {rounds[-1][0][2]} steps"
         report.add(Comparison(case, "the loop by hand", list(ours), list(theirs), target))
 
 

@@ -217,8 +217,8 @@ def test_a_rank_that_runs_out_of_batches_is_named(ranks: Cluster) -> None:
 def test_states_on_disk_go_with_the_rank(ranks: Cluster) -> None:
     run(ranks, SETUP)
     run(ranks, STEPPER.format(", budget=20_000, check=False"))
-    run(ranks, "from mlxbench_kernel.training import running; running.KEPT_OF_LEASE = 32")
-    run(ranks, "stepper.run(40); running.KEPT_OF_LEASE = 2")
+    run(ranks, "from mlxbench_kernel.training import keeping; keeping.SHORT = 0")
+    run(ranks, "stepper.run(40); keeping.SHORT = 0.03")
     folders = value(ranks, "str(stepper.snapshots._folder)")
     for rank, folder in folders.items():
         assert f"rank-{rank}" in str(folder) and [*Path(str(folder)).iterdir()]
@@ -303,9 +303,9 @@ stepper = Stepper(model, optimizer, loss_fn, batch)
 
 HANGING = """
 import time
-from mlxbench_kernel.training import building, loop, running
-usual = loop.LEASE_SECONDS, running.KEPT_OF_LEASE, loop.DATA_SHARE, loop.WORTH, building.helps
-loop.LEASE_SECONDS, running.KEPT_OF_LEASE = 1000, 1000  # the second is long, and all is kept
+from mlxbench_kernel.training import building, keeping, loop
+usual = loop.LEASE_SECONDS, keeping.SHORT, loop.DATA_SHARE, loop.WORTH, building.helps
+loop.LEASE_SECONDS, keeping.SHORT = 1000, 0  # the second is long, and all is kept
 hangs = [True]
 def batch(n):
     if n == 20 and rank == 1 and hangs[0]:
@@ -315,7 +315,7 @@ mx.random.seed(5)
 stepper = Stepper(model, optimizer, loss_fn, batch)
 """
 USUAL = """
-loop.LEASE_SECONDS, running.KEPT_OF_LEASE, loop.DATA_SHARE, loop.WORTH, building.helps = usual
+loop.LEASE_SECONDS, keeping.SHORT, loop.DATA_SHARE, loop.WORTH, building.helps = usual
 """
 # As on a GPU, and however long batches take.
 AHEAD = "loop.DATA_SHARE, loop.WORTH, building.helps = 1000.0, -1.0, lambda: True"

@@ -174,14 +174,14 @@ def test_a_batch_that_is_slow_for_once_counts_where_it_was_waited_for(
 def test_nobody_sees_what_is_built_ahead(ahead: None, monkeypatch: pytest.MonkeyPatch) -> None:
     run = stepper()
     seen = []
-    append = run.history.append
+    extend = run.history.extend
 
-    def appended(*arguments: Any) -> None:
-        append(*arguments)
+    def extended(*arguments: Any) -> None:
+        extend(*arguments)
         live = PROTECTION.kept[-1].parts["stepper"][1][1]
         seen.append(frozen.freeze(run._roots) is not None and live == run.counters)
 
-    monkeypatch.setattr(run.history, "append", appended)
+    monkeypatch.setattr(run.history, "extend", extended)
     run.run(until="step == 20")
     assert seen == [True] * 20
 
