@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -72,6 +73,23 @@ def test_nothing_measured_is_no_error() -> None:
     history.truncate("main", 0)
     assert history.last("main") == {} and history.since(0) == (0, [])
     assert [part.size for part in history.series("main", "step")] == [0, 0]
+
+
+def test_rows_in_a_row_are_as_one_after_another() -> None:
+    rows: list[dict[str, float]] = [
+        {"step": float(step), "loss": math.nan if step == 7 else step / 3}
+        | ({"norm": float(step)} if step in (4, 5, 6) else {})
+        for step in range(1, 700)
+    ]
+    one, other = History(), History()
+    for row in rows:
+        one.append("main", row)
+    ends = [0, 1, 3, 6, 20, 255, 258, 690, 699]  # one alone, other names, and where columns grow
+    for first, end in pairwise(ends):
+        other.extend("main", rows[first:end])
+    assert repr(one.since(0)) == repr(other.since(0)) and one.end == other.end
+    other.extend("main", rows[99:120])  # after going back
+    assert steps(other)[-1] == 120 and len(steps(other)) == 120
 
 
 def test_going_back_forgets_later_steps_and_their_measures() -> None:

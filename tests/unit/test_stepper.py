@@ -133,6 +133,54 @@ def test_of_short_steps_a_few_are_kept_but_the_last_ones_all(
     assert [run.advance().record["loss"] for _ in range(30)] == first[here - 30 : here]
 
 
+def test_at_a_breakpoint_the_step_before_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    few_are_kept(monkeypatch)
+    run = stepper(batches=lambda number: given[number % len(given)])
+    given = batches()
+    run.break_at("step == 77")
+    stop = run.run(200)
+    assert (stop.kind, stop.step, run.step, run.branches.current.tip) == ("breakpoint", 77, 77, 77)
+    assert run.kept_at(40) is None and run.kept_at(76) and run.kept_at(77)
+    assert run.back() == 0
+    first = losses(run)
+    run.no_break("step == 77")
+    run.run(24)
+    usual = stepper(batches=lambda number: given[number % len(given)])
+    usual.run(100)
+    assert losses(run) == losses(usual) and first == losses(usual)[:77]
+
+
+def test_what_a_fault_undoes_is_not_in_the_history(monkeypatch: pytest.MonkeyPatch) -> None:
+    few_are_kept(monkeypatch)
+    given = batches()
+    run = stepper(batches=lambda number: given[number % len(given)])
+    run.run(1)
+    record = run._record
+    counts: list[int] = []
+
+    def broken(taken: Any) -> None:
+        record(taken)
+        if run.step < 20:
+            return
+        counts.append(PROTECTION.counts()[-1])
+        raise RuntimeError("a rank is gone")
+
+    monkeypatch.setattr(run, "_record", broken)
+    with pytest.raises(RuntimeError, match="gone"):
+        run.run(200)
+    monkeypatch.setattr(run, "_record", record)
+    PROTECTION.put_back(counts[0])
+    assert run.step < len(losses(run)), "the last states were not kept"
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(run, "_run_lease", lambda *_: 1 / 0)
+        run.run(1)
+    assert len(losses(run)) == run.step, "before a step is taken"
+    run.run(1)
+    usual = stepper(batches=lambda number: given[number % len(given)])
+    usual.run(run.step)
+    assert losses(usual) == losses(run)
+
+
 def test_a_step_that_is_not_kept_is_taken_again() -> None:
     run = stepper(budget=40_000)
     run.run(50)
