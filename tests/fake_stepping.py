@@ -43,6 +43,7 @@ class FakeStepping:
             active=("nonfinite",),
             parameters=PARAMETERS,
             sampling=sampling,
+            comparing=50,
             measured=("step", "loss", "learning_rate", "grad_norm", "seconds"),
         )
         self.histories = [History() for _ in range(size)]

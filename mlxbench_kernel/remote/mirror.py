@@ -64,7 +64,8 @@ class State:
     breakpoints, active
         Conditions by name, and the names of those that are on.
     parameters
-        Paths of the parameters that are measured, every `sampling` steps.
+        Paths of the parameters that are measured, every `sampling` steps, and compared over the
+        ranks, every `comparing` steps; 0 where they are not.
     measured
         What conditions may name.
     """
@@ -89,6 +90,7 @@ class State:
     active: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
     sampling: int = 0
+    comparing: int = 0
     measured: tuple[str, ...] = ()
 
 
@@ -183,7 +185,7 @@ class Mirror:
                 self._moved = time.monotonic()
             light = (
                 "step", "branch", "playing", "doing", "said", "stopped", "broke", "budget",
-                "used", "sampling",
+                "used", "sampling", "comparing",
             )  # fmt: skip
             branches = tuple(
                 replace(each, tip=answer["tip"]) if each.name == answer["branch"] else each

@@ -72,10 +72,10 @@ class Report:
             ``stepper``, which is no other's; ``run``, which a stepper shares that goes on where
             another one was; ``step``, ``branch``, ``tip`` (of that), ``doing``, ``said``,
             ``stopped`` and ``broke`` (kind and name of `Stop`), ``playing``, ``wanted`` (see
-            `State`), ``budget``, ``used``, ``sampling``; ``next_rows`` and ``rows``,
-            ``next_samples`` and ``samples`` (see `encode`); ``received``, whether these rows, and
-            these samples, are another rank's; ``version``, and unless that is known ``details``:
-            ``branches``, ``kept``, ``journal``, ``settings``, ``frozen``, ``layers``,
+            `State`), ``budget``, ``used``, ``sampling``, ``comparing``; ``next_rows`` and
+            ``rows``, ``next_samples`` and ``samples`` (see `encode`); ``received``, whether these
+            rows, and these samples, are another rank's; ``version``, and unless that is known
+            ``details``: ``branches``, ``kept``, ``journal``, ``settings``, ``frozen``, ``layers``,
             ``parameters``, ``measured``, ``breakpoints``, ``active``.
         """
         if stepper != self._identity:
@@ -102,6 +102,7 @@ class Report:
             "budget": stepper.snapshots.budget,
             "used": stepper.snapshots.used,
             "sampling": stepper.sampling.interval,
+            "comparing": stepper.replicas.interval if stepper.group.size() > 1 else 0,
             "next_rows": next_rows,
             "rows": encode(found),
             "next_samples": next_samples,

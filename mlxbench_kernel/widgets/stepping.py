@@ -190,6 +190,7 @@ class StepperView(LiveView):
             rate(1 / seconds if seconds > 0 else np.nan, "steps"),
             tokens or samples,
             f"layers sampled every {state.sampling} steps" if state.sampling > 1 else "",
+            f"replicas compared every {state.comparing}" if state.comparing else "",
         ]
         say(self.status, status_line(facts, state.said))
 

@@ -214,6 +214,11 @@ def test_a_rank_that_runs_out_of_batches_is_named(ranks: Cluster) -> None:
         made.close()
 
 
+def test_how_often_replicas_are_compared_is_told(stepping: Stepping) -> None:
+    stepping.step(2)
+    assert stepping.state.comparing == 10
+
+
 def test_states_on_disk_go_with_the_rank(ranks: Cluster) -> None:
     run(ranks, SETUP)
     run(ranks, STEPPER.format(", budget=20_000, check=False"))

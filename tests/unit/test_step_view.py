@@ -159,7 +159,7 @@ def test_status_says_where_and_how_fast(view: StepperView, stepping: FakeSteppin
     stepping.take(60)
     stepping.change(said="loss < 0.1 holds & more")
     wait(lambda: "step 60 · branch main · paused · 20 steps/s · 41 k tokens/s" in view.status.value)
-    assert "layers sampled every 10 steps" in view.status.value
+    assert "layers sampled every 10 steps · replicas compared every 50" in view.status.value
     assert "loss &lt; 0.1 holds &amp; more" in view.status.value
     loss = stepping.histories[0].last("main")["loss"]
     assert repr(view) == f"Stepper of 2 ranks: step 60 of main, paused, loss {loss:.4g}"
