@@ -84,11 +84,6 @@ class Batches:
             return number < self._next
         return True
 
-    def steps_again(self, accumulate: int) -> int:
-        """How many steps lie so close that one can go from each to the next, in a run that may go
-        back by as many; at most `MANY`."""
-        return MANY if self.again else KEPT // (2 * accumulate)
-
     def steps_left(self, number: int, accumulate: int) -> int:
         """How many steps can be taken from a batch on, as far as that is known; at most `MANY`."""
         if self.length is not None:

@@ -37,18 +37,9 @@ class Keeping:
         self._passed = 0
         self._more = 0
 
-    def note(self, seconds: float, most: int) -> None:
-        """Take note how long steps are.
-
-        Parameters
-        ----------
-        seconds
-            Of one, on the slowest rank.
-        most
-            How many can be taken again.
-        """
-        short = seconds <= SHORT
-        self.every = max(1, min(int(SECONDS / seconds), MOST, most)) if short else 1
+    def note(self, seconds: float) -> None:
+        """Take note how long a step took on the slowest rank."""
+        self.every = max(1, min(int(SECONDS / seconds), MOST)) if seconds <= SHORT else 1
         self._more = min(self.every - 1, MORE, int(SHORT / seconds))
 
     def end_soon(self, step: int) -> None:

@@ -48,6 +48,7 @@ from mlxbench_kernel.training.telling import (
     SECONDS,
     STOP,
     Telling,
+    listed,
 )  # fmt: skip
 
 # What says nothing of other ranks, of all that is recorded; the rest all ranks know alike.
@@ -185,9 +186,9 @@ class Loop:
         for each in found:
             own = each.outcome.values[None]
             if together and self._group.size() > 1:
-                values = _rows(mx.distributed.all_gather(own, group=self._group))
+                values = listed(mx.distributed.all_gather(own, group=self._group))
             else:
-                values = _rows(own)
+                values = listed(own)
             taken.append(self._taken(each, values, {}, together))
         return taken
 
@@ -375,11 +376,6 @@ class Loop:
             )
             found = self._amounts[shapes] = samples, tokens
         return found
-
-
-def _rows(array: mx.array) -> list[list[float]]:
-    rows: Any = array.tolist()
-    return rows  # type: ignore[no-any-return]
 
 
 def _mean(values: list[float]) -> float:

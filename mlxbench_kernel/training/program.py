@@ -23,6 +23,7 @@ from mlxbench_kernel.training.batches import Batch
 from mlxbench_kernel.training.measures import flat, of_gradients, of_update
 from mlxbench_kernel.training.outcome import Kind, Outcome, read_result, row
 from mlxbench_kernel.training.settings import over
+from mlxbench_kernel.training.telling import padded
 
 Loss = Callable[..., Any]
 Result = tuple[mx.array, dict[str, mx.array], list[mx.array]]  # as in `Outcome`
@@ -203,6 +204,7 @@ class Program:
         size = self._group.size()
         if not self._tells_along or (size == 2 and not last):  # of two, either order is the same
             return average_gradients(gradients, group=self.site), []
+        numbers = padded(numbers, values.size)
         told = mx.concatenate([numbers, mx.where(self._mine(), values, 0.0)], axis=1)
         found = average_gradients({"gradients": gradients, "told": told}, group=self.site)
         return found["gradients"], [found["told"]] if last else []

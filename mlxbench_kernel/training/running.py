@@ -1,11 +1,11 @@
-"""Taking steps until something stops them: the third part of `Stepper`."""
+"""Taking steps until something stops them: the fourth part of `Stepper`."""
 
 from __future__ import annotations
 
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,44 +18,36 @@ from mlxbench_kernel.lines import calling_line
 from mlxbench_kernel.rank.collectives import GROUP
 from mlxbench_kernel.rank.protection import PROTECTION
 from mlxbench_kernel.training import building
-from mlxbench_kernel.training.batches import out_of_batches
-from mlxbench_kernel.training.breakpoints import Breakpoints
-from mlxbench_kernel.training.conditions import Condition, still_to_come
-from mlxbench_kernel.training.course import Course
+from mlxbench_kernel.training.conditions import still_to_come
 from mlxbench_kernel.training.exchange import gather_numbers
-from mlxbench_kernel.training.keeping import Keeping
 from mlxbench_kernel.training.loop import SAMPLED, Loop
 from mlxbench_kernel.training.outcome import Kind
 from mlxbench_kernel.training.program import Program
 from mlxbench_kernel.training.rehearsal import rehearse
 from mlxbench_kernel.training.sampling import Sampling
+from mlxbench_kernel.training.stopping import Stopping
 from mlxbench_kernel.training.taken import Agreed, Stop, Taken
 from mlxbench_kernel.training.validating import LOSS, Validation
-from mlxbench_kernel.training.watching import ReplicaWatch
 
 if TYPE_CHECKING:
     from mlxbench_kernel.training.origin import StepGraph
 
-OPENS = "%mlx_step graph opens the graph there"
 
-
-class Running(Course):
+class Running(Stopping):
     """A run that takes steps, on all ranks alike."""
 
     loop: Loop
     sampling: Sampling
-    replicas: ReplicaWatch
     validation: Validation
-    breakpoints: Breakpoints
     report: Any
     warnings: list[str]
     stopped: str
     broke: str  # the name of the breakpoint that it stopped at
     _check: bool
     rehearsed: bool
+    exact = True  # steps that are taken again give the same, as far as is known
     metrics: set[str]
     _names: dict[str, Module]
-    keeping: Keeping
     _builds_ahead = False
 
     @property
@@ -143,7 +135,8 @@ class Running(Course):
                 PROTECTION.settle()  # data that the first step has evaluated, for one
             if not alone:
                 lease = agreed.lease
-                keeping.note(agreed.seconds, self.batches.steps_again(self.accumulate))
+                if self.batches.again and self.exact:  # else what is not kept is lost
+                    keeping.note(agreed.seconds)
             if agreed.stop and keeping.end == last:
                 keeping.end_soon(self.step)
                 self._keep()
@@ -216,46 +209,6 @@ class Running(Course):
         self.doing = "playing"
         self.note(f"validation loss {taken.record[LOSS]:.4g}")
 
-    def _decided(
-        self,
-        taken: Taken,
-        agreed: Agreed,
-        last: float,
-        condition: Condition | None,
-        breaks: Mapping[str, Condition],
-    ) -> Stop | None:
-        """Whether to stop after a step: by what all ranks know alike.
-
-        It was asked for those up to the step `last`.
-        """
-        step = int(taken.shared["step"])
-        held = [name for name, each in breaks.items() if each.holds(taken.shared)]
-        if held:
-            return Stop("breakpoint", "", step, held[0])
-        if condition is not None and condition.holds(taken.shared):
-            return Stop("condition", f"step {step}: {condition.text} holds", step)
-        if taken is not agreed.taken[-1]:
-            return None
-        if step == last:
-            return Stop("done", f"step {step}", step)
-        if agreed.lacking and not self._restarts_batches():
-            return Stop("batches", self._out_of_batches(agreed.lacking), step)
-        if step == self.keeping.end:
-            return Stop("paused", f"paused after step {step}", step)
-        return None
-
-    def _rewind(self, stop: Stop) -> None:
-        """Undo the steps of a lease after one that a run stops at, and see that this one, and the
-        one before it, are kept: to go back there at once."""
-        step = stop.step
-        if self.keeping.every > 1 and stop.kind not in ("done", "paused"):
-            self.to(max(step - 1, 0))
-        if step != self.step:
-            tip = self.counters["tip"]
-            self.to(step)
-            if tip > step and not self.history.last(self.branches.current.name)["step"] > step:
-                self.settle_tip(step)
-
     def advance(self, measured: bool = False) -> Taken:
         """Take one step of the current branch, keep its state, and note what was measured."""
         self._catch_up()
@@ -267,11 +220,6 @@ class Running(Course):
         assert agreed is not None
         self._record(agreed.taken)
         return agreed.taken[-1]
-
-    def _restarts_batches(self) -> bool:
-        """Whether the batches begin anew with the next step, by an edit made here before."""
-        edits = self.branches.current.edits[self.counters["edits"] :]
-        return any(each.kind == "restart" and each.step == self.step for each in edits)
 
     def _take(self, measured: bool, last: bool, following: Kind | None = None) -> Agreed | None:
         counters = self.counters
@@ -314,7 +262,7 @@ class Running(Course):
         self.apply_edits()  # the batches may begin anew
         position, length = self.counters["position"], self.batches.length
         has = self.batches.steps_left(position, self.accumulate) > 0
-        own = [self.step, self.counters["tip"], steps or 0, has, length or -1, self._gains()]
+        own = [self.step, self._reached(), steps or 0, has, length or -1, self._gains()]
         own.append(self.replicas.interval)
         rows = gather_numbers([*own, *self.sampling.standing()], self.group)
         self.sampling.agree(rows[:, len(own) :])
@@ -333,11 +281,21 @@ class Running(Course):
             raise UsageError(self._out_of_batches(lacking))
         self.loop.begin()
         if not self.rehearsed and self.step == 0 and (self._check or named):
-            for line in rehearse(self):
+            noted = rehearse(self)
+            self.exact = not noted
+            for line in noted:
                 self.warn(line)
         self.rehearsed = True
         # A batch may have drawn from generators of others.
         self._builds_ahead = bool(rows[:, 5].all()) and not self.snapshots.generators
+
+    def _reached(self) -> int:
+        """The last step that was taken, and is recorded or still can be.
+
+        Beyond may be some of a lease that an interrupt has kept from being undone.
+        """
+        recorded = int(self.history.last(self.branches.current.name).get("step", 0))
+        return min(int(self.counters["tip"]), max(recorded, self.step, self.loop.unread()[1]))
 
     def _gains(self) -> bool:
         """Whether steps are faster here where they are built ahead."""
@@ -361,9 +319,6 @@ class Running(Course):
         if found and found[0].record["step"] == recorded + 1:
             self._record(found)
 
-    def _out_of_batches(self, ranks: Sequence[int]) -> str:
-        return out_of_batches(self.step, ranks, self.group.size(), self.batches.again)
-
     def _see_replaced(self) -> None:
         for name, old in self._names.items():
             now = PROTECTION.namespace.get(name)
@@ -383,17 +338,3 @@ class Running(Course):
         from mlxbench_kernel.training.origin import step_graph
 
         return step_graph(self)
-
-    def _explained(self, stop: Stop, taken: Taken) -> Stop:
-        """The stop with more to say of it, where it is a breakpoint."""
-        step, name = stop.step, stop.name
-        if stop.kind != "breakpoint":
-            return stop
-        condition = self.breakpoints.known[name]
-        called = "" if name == condition else f" {name}"  # one of the user's own is its name
-        text = f"step {step}: breakpoint{called}: {condition} holds"
-        if name == "replicas":
-            text = f"step {step}: {self.replicas.said}"
-        elif name == "nonfinite":
-            text = f"step {step}: loss is {taken.shared['loss']:g}; {self.graph().said}; {OPENS}"
-        return replace(stop, text=text)

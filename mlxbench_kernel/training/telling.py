@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from mlxbench_kernel.training.outcome import MOST, Outcome
 
-# Of each rank, in this order; then losses and metrics of all steps but the last one, room for
-# more of them, and the last one's.
+# Of each rank, in this order; then losses and metrics of the steps of a lease but the last, room
+# for `MOST` such steps, and those of the last.
 STOP, LEFT, ELAPSED, SECONDS, DATA, COLLECTIVE, MEMORY, PLAIN, FULL, GAIN, COMPARING, POOL = range(
     12
 )
-Rows = list[list[float]]  # by rank
+Numbers = list[list[float]]  # by rank
 
 
 class Telling:
@@ -33,9 +33,9 @@ class Telling:
     ----------
     numbers : mlx.core.array
         The row of this rank, but for the last step, and 0 in those of the others: float32
-        [ranks, n]. It is written while a step runs, and read in the last one of a lease, so that a
-        request to stop goes out with that one. On a GPU that moves memory, and so does reading what
-        ranks have told.
+        [ranks, n], where n depends on nothing but the steps of this lease before the last. It is
+        read in the last one, so that a request to stop meanwhile still goes out with it. On a GPU
+        writing it moves memory, and so does reading what ranks have told.
     """
 
     numbers: mx.array
@@ -44,13 +44,12 @@ class Telling:
     def __init__(self, group: mx.distributed.Group, pool: float) -> None:
         self._group, self._pool = group, pool
         self._stops = False
-        self._make_room(MOST)
+        self._make_room((group.size(), group.rank(), 0))
 
-    def _make_room(self, values: int) -> None:
-        """For so many losses and metrics of the steps before the last one."""
-        self._place = size, rank = self._group.size(), self._group.rank()
-        self._width = POOL + 1 + values
-        numbers = mx.zeros((size, self._width))
+    def _make_room(self, place: tuple[int, int, int]) -> None:
+        """For so many ranks, this one among them, and values of each step before the last."""
+        self._place = size, rank, values = place
+        numbers = mx.zeros((size, _width(values)))
         mx.eval(numbers)
         written: NDArray[np.float32] = np.array(numbers, copy=False)
         self.numbers, self._own = numbers, written[rank]
@@ -78,11 +77,12 @@ class Telling:
         """
         values: list[float] = []
         for each in before:
-            values += _listed(each.values)
-        lacks = POOL + 1 + len(values) > self._width
-        # Of the group of now: ranks may be dropped.
-        if lacks or self._place != (self._group.size(), self._group.rank()):
-            self._make_room(MOST * max(len(values), 1))
+            values += listed(each.values)
+        # In the group of now: ranks may be dropped.
+        most = max((each.values.size for each in before), default=0)
+        place = self._group.size(), self._group.rank(), most
+        if self._place != place:
+            self._make_room(place)
         own = self._own
         own[STOP:POOL] = self._stops, *numbers
         own[POOL + 1 : POOL + 1 + len(values)] = values
@@ -90,23 +90,35 @@ class Telling:
     def told(self, outcome: Outcome) -> mx.array:
         """What all ranks have to tell, where it did not go along with gradients: lazy, float32
         [ranks, n + 1 + metrics]."""
-        size, rank = self._place
+        size, rank, _ = self._place
         own = mx.concatenate([self.numbers[rank : rank + 1], outcome.values[None]], axis=1)
         return own if size == 1 else mx.distributed.all_gather(own, group=self._group)
 
-    def read(self, told: mx.array, steps: Sequence[Outcome]) -> tuple[Rows, list[Rows]]:
+    def read(self, told: mx.array, steps: Sequence[Outcome]) -> tuple[Numbers, list[Numbers]]:
         """The numbers that ranks told, and the values of each step of the lease."""
-        rows = _listed(told)
+        rows = listed(told)
         if steps[-1].told:  # with gradients, and as these divided by the number of ranks
             rows = [[number * len(rows) for number in row] for row in rows]
         values, place = [], POOL + 1
         for each in steps:
-            first = place if each is not steps[-1] else self._width
-            place = first + 1 + len(each.metrics)
+            count = 1 + len(each.metrics)
+            first = place if each is not steps[-1] else len(rows[0]) - count
+            place = first + count
             values.append([row[first:place] for row in rows])
         return [row[: POOL + 1] for row in rows], values
 
 
-def _listed(array: mx.array) -> list[Any]:
+def padded(numbers: mx.array, values: int) -> mx.array:
+    """With room for steps of so many values: a step is to be the same wherever in a lease it is."""
+    lacks = _width(values) - numbers.shape[1]
+    return mx.pad(numbers, [(0, 0), (0, lacks)]) if lacks > 0 else numbers
+
+
+def _width(values: int) -> int:
+    return POOL + 1 + MOST * values
+
+
+def listed(array: mx.array) -> list[Any]:
+    """The numbers of an array."""
     numbers: Any = array.tolist()
     return numbers  # type: ignore[no-any-return]

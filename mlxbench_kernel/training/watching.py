@@ -68,12 +68,13 @@ class ReplicaWatch:
         """
         if self._adapts and comparing:
             self._took.append(comparing)
-            wanted = round(min(self._took) / (SHARE * step))
-            self.interval = min(max(wanted, USUAL), MOST)
+            wanted = max(round(min(self._took) / (SHARE * step)), USUAL)
+            self.interval = min(wanted, 2 * self.interval, MOST)  # one slow one is no reason
 
     def agree(self, interval: int) -> None:
-        """Compare every so many steps from now on, as a rank does that has seen more of them."""
+        """Compare every so many steps for now, as all ranks do: one may have been started anew."""
         self.interval = interval
+        self._took.clear()
 
     def due(self, step: int) -> bool:
         """Whether they are compared after this step."""

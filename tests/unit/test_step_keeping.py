@@ -18,7 +18,7 @@ def kept(keeping: Keeping, steps: int) -> list[int]:
 @pytest.mark.parametrize("seconds", [SHORT * 1.01, 1.0])
 def test_of_long_steps_each_is_kept(seconds: float) -> None:
     keeping = Keeping()
-    keeping.note(seconds, 1000)
+    keeping.note(seconds)
     assert kept(keeping, 20) == list(range(1, 21))
     keeping.end_soon(20)
     assert keeping.end == 20, "no more steps before a pause"
@@ -28,7 +28,7 @@ def test_of_long_steps_each_is_kept(seconds: float) -> None:
 def test_of_short_steps_one_in_some_time_and_the_last_ones(seconds: float) -> None:
     keeping = Keeping()
     keeping.begin(500)
-    keeping.note(seconds, 1000)
+    keeping.note(seconds)
     found = kept(keeping, 500)
     assert found[-RECENT:] == list(range(501 - RECENT, 501))
     gap = max(b - a for a, b in pairwise(found))
@@ -38,16 +38,10 @@ def test_of_short_steps_one_in_some_time_and_the_last_ones(seconds: float) -> No
 @pytest.mark.parametrize(("seconds", "more"), [(0.002, 2), (0.02, 1), (SHORT, 1), (0.05, 0)])
 def test_before_a_pause_some_steps_are_taken_and_kept(seconds: float, more: int) -> None:
     keeping = Keeping()
-    keeping.note(seconds, 1000)
+    keeping.note(seconds)
     keeping.end_soon(100)
     assert keeping.end == 100 + more and more * seconds <= SHORT
-    assert all(keeping.due(step) for step in range(101, 101 + more))
-
-
-def test_no_more_lie_between_than_can_be_taken_again() -> None:
-    keeping = Keeping()
-    keeping.note(0.001, 3)
-    assert kept(keeping, 9) == [3, 6, 9]
+    assert kept(keeping, 100 + more)[-more - 1 :] == list(range(100, 101 + more))
 
 
 def test_replicas_are_compared_less_often_where_that_takes_long() -> None:
@@ -58,9 +52,17 @@ def test_replicas_are_compared_less_often_where_that_takes_long() -> None:
     watch.note(SHARE * USUAL, 1.0)
     assert watch.interval == USUAL
     watch.note(0.001, 0.002)
+    assert watch.interval == 2 * USUAL, "it rises by and by"
+    watch.note(0.001, 0.002)
+    watch.note(0.001, 0.002)
     assert watch.interval * 0.002 * SHARE == pytest.approx(0.001, rel=0.01)
     watch.note(0.1, 0.002)
     assert watch.interval == 250, "the fastest of the last ones counts"
+    other = ReplicaWatch({}, group, None)  # of a rank that was started anew
+    for each in (watch, other):
+        each.agree(250)
+        each.note(0.0012, 0.002)
+    assert watch.interval == other.interval == 300
     asked = ReplicaWatch({}, group, 10)
     asked.note(1.0, 0.001)
     assert asked.interval == 10

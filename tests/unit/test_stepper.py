@@ -133,21 +133,71 @@ def test_of_short_steps_a_few_are_kept_but_the_last_ones_all(
     assert [run.advance().record["loss"] for _ in range(30)] == first[here - 30 : here]
 
 
-def test_at_a_breakpoint_the_step_before_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("where", [65, 77, 97])  # two are ends of leases
+def test_at_a_breakpoint_the_step_before_is_kept(
+    monkeypatch: pytest.MonkeyPatch, where: int
+) -> None:
     few_are_kept(monkeypatch)
     run = stepper(batches=lambda number: given[number % len(given)])
     given = batches()
-    run.break_at("step == 77")
+    run.break_at(f"step == {where}")
     stop = run.run(200)
-    assert (stop.kind, stop.step, run.step, run.branches.current.tip) == ("breakpoint", 77, 77, 77)
-    assert run.kept_at(40) is None and run.kept_at(76) and run.kept_at(77)
+    assert (stop.kind, stop.step, run.step) == ("breakpoint", where, where)
+    assert run.branches.current.tip == where and not run.kept_at(where).pinned
+    assert run.kept_at(where - 1)
     assert run.back() == 0
     first = losses(run)
-    run.no_break("step == 77")
-    run.run(24)
+    run.no_break(f"step == {where}")
+    run.run(101 - where)
     usual = stepper(batches=lambda number: given[number % len(given)])
     usual.run(100)
-    assert losses(run) == losses(usual) and first == losses(usual)[:77]
+    assert losses(run) == losses(usual) and first == losses(usual)[:where]
+
+
+def test_no_step_is_missing_after_an_interrupt_at_a_breakpoint(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    few_are_kept(monkeypatch)
+    given = batches()
+    run = stepper(batches=lambda number: given[number % len(given)])
+    run.break_at("step == 77")
+    go = run.to
+
+    def interrupted(step: int) -> int:
+        if step == 77:
+            raise KeyboardInterrupt
+        return go(step)
+
+    monkeypatch.setattr(run, "to", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(200)
+    monkeypatch.setattr(run, "to", go)
+    run.no_break("step == 77")
+    run.run(40)
+    usual = stepper(batches=lambda number: given[number % len(given)])
+    usual.run(run.step)
+    assert losses(run) == losses(usual)
+
+
+@pytest.mark.parametrize("iterator", [False, True])
+def test_at_a_breakpoint_no_long_way_is_gone(
+    monkeypatch: pytest.MonkeyPatch, iterator: bool
+) -> None:
+    few_are_kept(monkeypatch)
+    taken: list[int] = []
+    given = batches()
+
+    def batch(number: int) -> Pair:
+        taken.append(number)
+        return given[number % len(given)]
+
+    source = (given[number % len(given)] for number in range(1000)) if iterator else batch
+    run = stepper(batches=source, budget=0)
+    monkeypatch.setattr(run.snapshots, "_spill", lambda _: False)
+    run.break_at("step == 577")
+    stop = run.run(1000)
+    assert (stop.kind, stop.step, run.step) == ("breakpoint", 577, 577)
+    assert len(taken) < 577 + 150, "what was taken twice"
 
 
 def test_what_a_fault_undoes_is_not_in_the_history(monkeypatch: pytest.MonkeyPatch) -> None:
