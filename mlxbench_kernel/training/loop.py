@@ -49,7 +49,7 @@ from mlxbench_kernel.training.telling import (
     STOP,
     Telling,
     listed,
-)  # fmt: skip
+)
 
 # What says nothing of other ranks, of all that is recorded; the rest all ranks know alike.
 OWN = (

@@ -263,10 +263,11 @@ class Running(Stopping):
         position, length = self.counters["position"], self.batches.length
         has = self.batches.steps_left(position, self.accumulate) > 0
         own = [self.step, self._reached(), steps or 0, has, length or -1, self._gains()]
-        own.append(self.replicas.interval)
+        own += [self.exact, self.replicas.interval]
         rows = gather_numbers([*own, *self.sampling.standing()], self.group)
         self.sampling.agree(rows[:, len(own) :])
-        self.replicas.agree(int(rows[:, len(own) - 1].max()))
+        self.replicas.agree(int(rows[:, 7].max()))
+        self.exact = bool(rows[:, 6].all())  # one that was started anew has not rehearsed
         for column, what in ((0, "are at steps"), (2, "were asked for steps")):
             if len(set(rows[:, column])) > 1:
                 said = ", ".join(f"{value:g} (rank {r})" for r, value in enumerate(rows[:, column]))

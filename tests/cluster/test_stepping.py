@@ -219,6 +219,15 @@ def test_how_often_replicas_are_compared_is_told(stepping: Stepping) -> None:
     assert stepping.state.comparing == 10
 
 
+def test_ranks_agree_on_what_one_that_was_started_anew_does_not_know(ranks: Cluster) -> None:
+    run(ranks, SETUP)
+    run(ranks, STEPPER.format(", check=False").replace("replicas=10", "replicas=None"))
+    run(ranks, "stepper.exact = rank > 0; stepper.replicas.interval = 50 + 150 * rank")
+    run(ranks, "stepper.run(1)")
+    found = value(ranks, "(stepper.exact, stepper.replicas.interval)")
+    assert found == {0: (False, 200), 1: (False, 200)}
+
+
 def test_states_on_disk_go_with_the_rank(ranks: Cluster) -> None:
     run(ranks, SETUP)
     run(ranks, STEPPER.format(", budget=20_000, check=False"))
