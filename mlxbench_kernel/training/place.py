@@ -287,12 +287,16 @@ class Place:
         if self.kept_at(self.step) is None:
             self.keep()
 
+    def recorded(self) -> int:
+        """The last step of the current branch in the history; 0 where there is none."""
+        return int(self.history.last(self.branches.current.name).get("step", 0))
+
     def settle_tip(self, tip: int) -> None:
         """Forget steps that not all ranks have completed."""
         branch = self.branches.current
         tip = max(tip, self.step)
         # What was recorded may go further than what a fault goes back to.
-        if max(branch.tip, self.history.last(branch.name).get("step", 0)) > tip:
+        if max(branch.tip, self.recorded()) > tip:
             self.history.truncate(branch.name, tip)
             self.samples.truncate(branch.name, tip)
             self.snapshots.forget_after(branch.name, tip)

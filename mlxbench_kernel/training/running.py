@@ -295,8 +295,8 @@ class Running(Stopping):
 
         Beyond may be some of a lease that an interrupt has kept from being undone.
         """
-        recorded = int(self.history.last(self.branches.current.name).get("step", 0))
-        return min(int(self.counters["tip"]), max(recorded, self.step, self.loop.unread()[1]))
+        reached = max(self.recorded(), self.step, self.loop.unread()[1])
+        return min(int(self.counters["tip"]), reached)
 
     def _gains(self) -> bool:
         """Whether steps are faster here where they are built ahead."""
@@ -315,7 +315,7 @@ class Running(Stopping):
         firsts, lasts = set(rows[:, 1]), set(np.minimum(rows[:, 2], tip))
         # A rank that was started again has none of them.
         together = len(firsts) == len(lasts) == 1
-        recorded = int(self.history.last(self.branches.current.name).get("step", 0))
+        recorded = self.recorded()
         found = [each for each in self.loop.read(tip, together) if each.record["step"] > recorded]
         if found and found[0].record["step"] == recorded + 1:
             self._record(found)

@@ -71,7 +71,7 @@ class Stopping(Course):
         if step != self.step:
             tip = self.counters["tip"]
             self.to(step)
-            if tip > step and not self.history.last(self.branches.current.name)["step"] > step:
+            if tip > step and self.recorded() <= step:
                 self.settle_tip(step)
         if (kept := self.kept_at(step)) is not None:
             kept.pinned = pinned  # nobody has gone away from it

@@ -31,6 +31,7 @@ from mlxbench_kernel.cluster import Cluster
 from mlxbench_kernel.remote.stepping import Stepping
 from mlxbench_kernel.training import Stepper
 from mlxbench_kernel.training.replicas import fingerprints
+from mlxbench_kernel.training.watching import USUAL
 
 BACK_SECONDS = 0.005
 KEEP_SECONDS = 0.001
@@ -45,7 +46,6 @@ GPU: Any = (
     (0.002, 1.05, {"width": 1024, "depth": 2, "batch": 1024, "steps": 800}),
 )
 PAIRS = 2  # with the same models
-EVERY = 50  # steps from one comparison of replicas to the next, by default
 
 BY_HAND = """
 import time
@@ -204,9 +204,9 @@ def back(report: Report, pairs: int) -> None:
                 begin = time.perf_counter()
                 mx.eval(fingerprints(parameters))
                 hashes.append(time.perf_counter() - begin)
-            many = [EVERY * each for each in steps]
-            case = f"comparing replicas of 1 GB every {EVERY} steps of batch 1"
-            report.add(Comparison(case, f"{EVERY} steps", hashes, many, 0.03))
+            many = [USUAL * each for each in steps]
+            case = f"comparing replicas of 1 GB every {USUAL} steps of batch 1"
+            report.add(Comparison(case, f"{USUAL} steps", hashes, many, 0.03))
         del stepper, model, layers
         gc.collect()
         mx.clear_cache()
