@@ -10,8 +10,6 @@ import importlib
 import traceback
 from typing import Any
 
-from mlxbench_kernel.interrupts import held
-
 _KEPT: dict[tuple[str, str], Any] = {}
 
 
@@ -22,13 +20,18 @@ def keep(module: str, function: str, *arguments: Any) -> None:
     try:
         _KEPT[module, function] = called(*arguments)
     except BaseException as error:
-        with held():  # an interrupt often comes twice
+        try:
+            _forget_frames(error)
+        finally:  # an interrupt often comes twice
             _forget_frames(error)
         raise
 
 
 def _forget_frames(error: BaseException) -> None:
-    """Let go of what frames hold: IPython keeps the last error, and here a model with it."""
+    """Let go of what frames hold: IPython keeps the last error, and here a model with it.
+
+    A frame that was cleared still holds its function, and what that closes over.
+    """
     seen: set[int] = set()
     left: list[BaseException | None] = [error]
     while left:
@@ -36,6 +39,7 @@ def _forget_frames(error: BaseException) -> None:
         if each is not None and id(each) not in seen:
             seen.add(id(each))
             traceback.clear_frames(each.__traceback__)
+            each.__traceback__ = None
             left += [each.__cause__, each.__context__]
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 
 from mlxbench_kernel.errors import UsageError
@@ -23,3 +26,49 @@ def test_what_fails_leaves_no_older_result() -> None:
     with pytest.raises(UsageError, match="is not a size"):
         results.keep(*TEXT, "much")
     assert results.take(*TEXT) is None
+
+
+class Model:
+    """What is to be let go of."""
+
+
+HELD: list[weakref.ref[Model]] = []
+
+
+def fails() -> None:
+    model = Model()
+    HELD.append(weakref.ref(model))
+
+    def step() -> None:
+        assert model
+        raise KeyboardInterrupt
+
+    try:
+        step()
+    except KeyboardInterrupt as error:
+        raise ValueError("while it was stopped") from error
+
+
+def test_an_error_holds_nothing_of_what_was_at_work() -> None:
+    with pytest.raises(ValueError, match="while it was stopped") as found:
+        results.keep(__name__, "fails")
+    gc.collect()
+    assert isinstance(found.value.__cause__, KeyboardInterrupt), "which was not let go of"
+    assert HELD.pop()() is None
+
+
+def test_an_interrupt_that_comes_twice_holds_nothing_either(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    forget = results._forget_frames
+
+    def interrupted(error: BaseException) -> None:
+        monkeypatch.setattr(results, "_forget_frames", forget)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(results, "_forget_frames", interrupted)
+    with pytest.raises(KeyboardInterrupt) as found:
+        results.keep(__name__, "fails")
+    gc.collect()
+    assert isinstance(found.value.__context__, ValueError), "which was not let go of"
+    assert HELD.pop()() is None
