@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,18 +49,19 @@ class Rows:
 
     def extend(self, order: int, records: Sequence[Mapping[str, float]]) -> None:
         """As `append` for each of them; their orders are in a row."""
-        first, columns = self.count, self.columns
-        end = first + len(records)
-        names = records[0].keys()
-        alike = end <= len(self.orders) and names <= columns.keys()
-        if len(records) == 1 or not alike or any(each.keys() != names for each in records):
-            for number, record in enumerate(records, order):
-                self.append(number, record)
-            return
-        for name in names:
-            columns[name][first:end] = [record[name] for record in records]
-        self.orders[first:end] = range(order, order + len(records))
-        self.count = end
+        for names, group in groupby(records, key=lambda record: record.keys()):
+            alike = list(group)
+            first, columns = self.count, self.columns
+            end = first + len(alike)
+            if len(alike) == 1 or end > len(self.orders) or not names <= columns.keys():
+                for number, record in enumerate(alike, order):
+                    self.append(number, record)
+            else:
+                for name in names:
+                    columns[name][first:end] = [record[name] for record in alike]
+                self.orders[first:end] = range(order, order + len(alike))
+                self.count = end
+            order += len(alike)
 
     def place(self, step: float) -> int:
         """Where the first row of this step or a later one is."""

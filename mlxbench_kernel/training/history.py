@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -16,6 +17,7 @@ Row = tuple[str, dict[str, float]]  # a branch, and the record of one of its ste
 Sample = tuple[str, int, dict[str, NDArray[np.float32]]]  # a branch, a step, measures [parameters]
 
 _NEIGHBOURS = 4  # rows of which the extreme ones stay
+_WAITING = 32  # additions that wait until somebody reads: to enter many at once is faster
 
 
 class History:
@@ -34,6 +36,7 @@ class History:
         self._next = 0
         self._received = 0  # rows before this one are another rank's
         self._branches: dict[str, Rows] = {}
+        self._waiting: list[tuple[int, str, Sequence[Mapping[str, float]]]] = []
         self._lock = Lock()
 
     def append(self, branch: str, record: Mapping[str, float]) -> None:
@@ -52,33 +55,57 @@ class History:
         self.extend(branch, [record])
 
     def extend(self, branch: str, records: Sequence[Mapping[str, float]]) -> None:
-        """Add steps that follow one another, each as `append` does."""
+        """Add steps that follow one another, each as `append` does; the records are kept."""
         with self._lock:
+            order, self._next = self._next, self._next + len(records)
+            self._waiting.append((order, branch, records))
+            if len(self._waiting) >= _WAITING:
+                self._enter()
+
+    def _enter(self) -> None:
+        """Enter what waits; that stays until it is entered, so an interrupt loses nothing."""
+        waiting = self._waiting
+        while waiting:
+            order, branch, given = waiting[0]
+            records, entered = list(given), 1
+            for _, other, more in waiting[1:]:
+                if other != branch or more[0]["step"] <= records[-1]["step"]:
+                    break
+                records += more
+                entered += 1
             rows = self._branches.get(branch)
             if rows is None:
                 rows = self._branches[branch] = Rows()
             step = records[0]["step"]
             if rows.count and step <= rows.columns["step"][rows.count - 1]:
                 rows.cut(rows.place(step))
-            rows.extend(self._next, records)
-            self._next += len(records)
+            rows.extend(order, records)
+            del waiting[:entered]
             if sum(each.count for each in self._branches.values()) > self._most:
                 self._thin()
 
+    @contextmanager
+    def _entered(self) -> Iterator[None]:
+        """Hold the lock, with nothing that waits."""
+        with self._lock:
+            self._enter()
+            yield
+
     def truncate(self, branch: str, step: int) -> None:
         """Forget what a branch has after a step."""
-        with self._lock:
+        with self._entered():
             if rows := self._branches.get(branch):
                 rows.cut(rows.place(step + 1))
 
     def drop(self, branch: str) -> None:
         """Forget a branch."""
-        with self._lock:
+        with self._entered():
             self._branches.pop(branch, None)
 
     def clear(self) -> None:
         """Forget all."""
         with self._lock:
+            self._waiting.clear()
             self._branches.clear()
 
     def give(self, without: Collection[str] = ()) -> dict[str, Any]:
@@ -89,7 +116,7 @@ class History:
         without
             Measures that are left out.
         """
-        with self._lock:
+        with self._entered():
             branches = {
                 branch: (
                     rows.orders[: rows.count].copy(),
@@ -106,6 +133,7 @@ class History:
     def receive(self, given: Mapping[str, Any]) -> None:
         """Have what another one gave instead of what is kept."""
         with self._lock:
+            self._waiting.clear()
             self._next = given["next"]
             self._received = 0 if given["whole"] else self._next
             self._branches = {
@@ -123,7 +151,7 @@ class History:
 
     def last(self, branch: str) -> dict[str, float]:
         """The last record of a branch; {} where there is none."""
-        with self._lock:
+        with self._entered():
             rows = self._branches.get(branch)
             if rows is None or not rows.count:
                 return {}
@@ -132,7 +160,7 @@ class History:
 
     def names(self, branch: str | None = None) -> list[str]:
         """What was measured in a branch, or in any, in the order in which it first was."""
-        with self._lock:
+        with self._entered():
             branches = self._branches.values() if branch is None else [self._branches.get(branch)]
             return list(dict.fromkeys(name for rows in branches if rows for name in rows.columns))
 
@@ -153,7 +181,7 @@ class History:
             was received comes without what was appended after it.
         """
         found: list[tuple[str, NDArray[np.int64], dict[str, NDArray[np.float64]]]] = []
-        with self._lock:
+        with self._entered():
             new = {
                 branch: rows.orders[: rows.count][rows.after(cursor) :][:most_rows]
                 for branch, rows in self._branches.items()
@@ -201,7 +229,7 @@ class History:
         tuple of float64 [n]
             Steps, and values at them.
         """
-        with self._lock:
+        with self._entered():
             rows = self._branches.get(branch)
             if rows is None or name not in rows.columns:
                 return np.empty(0), np.empty(0)

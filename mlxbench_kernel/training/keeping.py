@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-SECONDS = 0.1  # of steps from one kept state to the next
+SECONDS = 0.2  # of steps from one kept state to the next
 SHORT = 0.03  # seconds of a step, above which each is kept; so long may steps before a pause take
 MOST = 64  # steps from one kept state to the next
 RECENT = 8  # last steps of a run of so many are all kept

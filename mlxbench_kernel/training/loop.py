@@ -57,6 +57,7 @@ OWN = (
     "samples_per_second", "tokens_per_second", "elapsed", "loss_rank", "grad_norm_rank",
 )  # fmt: skip
 LEASE_SECONDS = 0.03  # of a lease, beyond its first step
+TWO_SECONDS = 0.05  # two steps beyond it may take so long: what a lease costs is shared by all
 DATA_SHARE = 0.1  # share of a step's time in making its batches, up to which that is done meanwhile
 # A device that works on for so long after it was given a step, as a share of the time of building
 # one: then building ahead gains more than it takes.
@@ -323,7 +324,7 @@ class Loop:
             taken,
             most[STOP] > 0.5,
             [rank for rank, count in enumerate(left) if not count],
-            max(1, min(1 + int(LEASE_SECONDS / seconds), MOST, *left)),
+            max(1, min(lease_of(seconds), MOST, *left)),
             seconds,
             most[PLAIN],
             most[FULL],
@@ -376,6 +377,11 @@ class Loop:
             )
             found = self._amounts[shapes] = samples, tokens
         return found
+
+
+def lease_of(seconds: float) -> int:
+    """How many steps of so many seconds a lease has."""
+    return 1 + max(int(LEASE_SECONDS / seconds), min(int(TWO_SECONDS / seconds), 2))
 
 
 def _mean(values: list[float]) -> float:

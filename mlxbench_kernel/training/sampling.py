@@ -8,7 +8,7 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-SHARE = 0.0025  # of the time of training that measuring may take
+SHARE = 0.0015  # of the time of training that measuring may take
 FIRST = 4  # steps from one measured step to the next, before it is known what that costs
 MOST = 400
 
@@ -70,7 +70,7 @@ class Sampling:
             elif seconds:
                 self._seconds[measured].append(seconds)
         others, own = self._seconds[False], self._seconds[True]
-        if len(others) >= 5 and len(own) >= 3:
+        if full and len(others) >= 5 and len(own) >= 3:
             share = max(median(own) / median(others) - 1, 0.0)
             wanted = min(max(FIRST, round(share / SHARE)), MOST)
             self.interval = min(wanted, 2 * self.interval)  # one slow step is no reason

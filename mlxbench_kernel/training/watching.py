@@ -15,7 +15,7 @@ from mlxbench_kernel.training.settings import over
 
 USUAL = 50  # steps from one comparison to the next
 MOST = 1000
-SHARE = 0.002  # of the time of training that comparing may take, unless the user says how often
+SHARE = 0.001  # of the time of training that comparing may take, unless the user says how often
 
 
 class ReplicaWatch:

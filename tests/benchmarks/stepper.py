@@ -38,14 +38,14 @@ KEEP_SECONDS = 0.001
 PAUSE_SECONDS = 0.05
 # Seconds of a step, the target, and the network; the batch is such that a step takes so long.
 CPU: Any = (
-    (0.02, 1.01, {"width": 256, "depth": 3, "batch": 128, "steps": 100}),
+    (0.02, 1.01, {"width": 256, "depth": 3, "batch": 128, "steps": 200}),
     (0.002, 1.05, {"width": 96, "depth": 3, "batch": 48, "steps": 400}),
 )
 GPU: Any = (
     (0.02, 1.01, {"width": 4096, "depth": 6, "batch": 2048, "steps": 150}),
     (0.002, 1.05, {"width": 1024, "depth": 2, "batch": 1024, "steps": 800}),
 )
-PAIRS = 2  # with the same models
+PAIRS = 2  # with the same models; the last steps of a block are all kept, so it is no short one
 
 BY_HAND = """
 import time

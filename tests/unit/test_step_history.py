@@ -7,10 +7,12 @@ import math
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 
+from mlxbench_kernel.training.columns import Rows
 from mlxbench_kernel.training.encoding import decode, decode_samples, encode, encode_samples
 from mlxbench_kernel.training.history import History, ParameterHistory
 from mlxbench_kernel.training.sampling import Sampling
@@ -90,6 +92,30 @@ def test_rows_in_a_row_are_as_one_after_another() -> None:
     assert repr(one.since(0)) == repr(other.since(0)) and one.end == other.end
     other.extend("main", rows[99:120])  # after going back
     assert steps(other)[-1] == 120 and len(steps(other)) == 120
+
+
+def test_an_interrupt_while_rows_are_entered_loses_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    history = filled(range(1, 6))
+    history.extend("other", [{"step": 2.0, "loss": 1.0}])
+    extend = Rows.extend
+
+    def interrupted(rows: Rows, order: int, records: Any) -> None:
+        monkeypatch.setattr(Rows, "extend", extend)
+        extend(rows, order, records)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Rows, "extend", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        history.last("main")
+    assert everything(history) == [*(("main", step) for step in range(1, 6)), ("other", 2)]
+
+
+def test_nothing_comes_after_all_was_forgotten() -> None:
+    given = filled(range(1, 4)).give()
+    for forget in (History.clear, lambda history: history.receive(given)):
+        history = filled(range(5, 9))
+        forget(history)
+        assert steps(history) == ([] if forget is History.clear else [1, 2, 3])
 
 
 def test_going_back_forgets_later_steps_and_their_measures() -> None:

@@ -8,6 +8,7 @@ import mlx.core as mx
 import pytest
 
 from mlxbench_kernel.training.keeping import MOST, RECENT, SECONDS, SHORT, Keeping
+from mlxbench_kernel.training.loop import lease_of
 from mlxbench_kernel.training.watching import SHARE, USUAL, ReplicaWatch
 
 
@@ -44,6 +45,14 @@ def test_before_a_pause_some_steps_are_taken_and_kept(seconds: float, more: int)
     assert kept(keeping, 100 + more)[-more - 1 :] == list(range(100, 101 + more))
 
 
+@pytest.mark.parametrize(
+    ("seconds", "steps"), [(0.002, 16), (0.01, 4), (0.02, 3), (0.025, 3), (0.03, 2), (0.06, 1)]
+)
+def test_a_lease_is_short_enough_for_a_pause(seconds: float, steps: int) -> None:
+    assert lease_of(seconds) == steps
+    assert (steps - 1) * seconds <= 0.05
+
+
 def test_replicas_are_compared_less_often_where_that_takes_long() -> None:
     group = mx.distributed.init()
     watch = ReplicaWatch({}, group, None)
@@ -51,17 +60,17 @@ def test_replicas_are_compared_less_often_where_that_takes_long() -> None:
     watch.note(0.0, 1.0)  # nothing was compared
     watch.note(SHARE * USUAL, 1.0)
     assert watch.interval == USUAL
-    watch.note(0.001, 0.002)
+    watch.note(0.0005, 0.002)
     assert watch.interval == 2 * USUAL, "it rises by and by"
-    watch.note(0.001, 0.002)
-    watch.note(0.001, 0.002)
-    assert watch.interval * 0.002 * SHARE == pytest.approx(0.001, rel=0.01)
-    watch.note(0.1, 0.002)
+    watch.note(0.0005, 0.002)
+    watch.note(0.0005, 0.002)
+    assert watch.interval * 0.002 * SHARE == pytest.approx(0.0005, rel=0.01)
+    watch.note(0.05, 0.002)
     assert watch.interval == 250, "the fastest of the last ones counts"
     other = ReplicaWatch({}, group, None)  # of a rank that was started anew
     for each in (watch, other):
         each.agree(250)
-        each.note(0.0012, 0.002)
+        each.note(0.0006, 0.002)
     assert watch.interval == other.interval == 300
     asked = ReplicaWatch({}, group, 10)
     asked.note(1.0, 0.001)
