@@ -24,6 +24,15 @@ inline mx::array* as_array(nb::handle object) {
   return PyObject_TypeCheck(object.ptr(), type) ? nb::inst_ptr<mx::array>(object) : nullptr;
 }
 
+// The same array as another object.
+inline nb::object handle_of(const mx::array& array) {
+  static const auto type = nb::type<mx::array>();
+  auto made = nb::inst_alloc(type);
+  new (nb::inst_ptr<mx::array>(made)) mx::array(array);
+  nb::inst_mark_ready(made);
+  return made;
+}
+
 // Walks dicts, lists and tuples; `see` is called with each array and says whether to go on.
 template <typename See>
 inline bool walk(nb::handle tree, See&& see) {
@@ -111,7 +120,7 @@ inline std::vector<bool> unsettled(const std::vector<mx::array>& arrays) {
 
 inline nb::object copied(nb::handle value, nb::list& copies) {
   if (auto array = as_array(value)) {
-    return nb::cast(mx::array(*array));
+    return handle_of(*array);
   }
   if (PyTuple_CheckExact(value.ptr())) {
     nb::list parts;
@@ -121,17 +130,24 @@ inline nb::object copied(nb::handle value, nb::list& copies) {
     return nb::tuple(parts);
   }
   if (PyDict_Check(value.ptr())) {
-    nb::dict copy;
+    auto copy = nb::steal<nb::dict>(PyDict_Copy(value.ptr()));
     copies.append(nb::make_tuple(nb::borrow(value), copy));
     PyObject *key, *each;
     for (Py_ssize_t at = 0; PyDict_Next(value.ptr(), &at, &key, &each);) {
-      copy[nb::handle(key)] = copied(each, copies);
+      auto made = copied(each, copies);
+      if (made.ptr() != each && PyDict_SetItem(copy.ptr(), key, made.ptr())) {
+        throw nb::python_error();
+      }
     }
   } else if (PyList_Check(value.ptr())) {
-    nb::list copy;
+    auto copy = nb::steal<nb::list>(PyList_GetSlice(value.ptr(), 0, PyList_GET_SIZE(value.ptr())));
     copies.append(nb::make_tuple(nb::borrow(value), copy));
-    for (auto each : nb::cast<nb::list>(value)) {
-      copy.append(copied(each, copies));
+    for (Py_ssize_t at = 0; at < PyList_GET_SIZE(copy.ptr()); at++) {
+      auto each = PyList_GET_ITEM(copy.ptr(), at);
+      auto made = copied(each, copies);
+      if (made.ptr() != each) {
+        PyList_SetItem(copy.ptr(), at, made.release().ptr());
+      }
     }
   }
   return nb::borrow(value);
@@ -161,12 +177,12 @@ inline bool is_same(nb::handle one, nb::handle other) {
   }
   bool lists = PyList_CheckExact(one.ptr()) && PyList_CheckExact(other.ptr());
   if (lists || (PyTuple_CheckExact(one.ptr()) && PyTuple_CheckExact(other.ptr()))) {
-    auto size = nb::len(one);
-    if (size != nb::len(other)) {
+    auto size = PySequence_Fast_GET_SIZE(one.ptr());
+    if (size != PySequence_Fast_GET_SIZE(other.ptr())) {
       return false;
     }
-    for (size_t i = 0; i < size; i++) {
-      if (!is_same(one[i], other[i])) {
+    for (Py_ssize_t at = 0; at < size; at++) {
+      if (!is_same(PySequence_Fast_GET_ITEM(one.ptr(), at), PySequence_Fast_GET_ITEM(other.ptr(), at))) {
         return false;
       }
     }
@@ -186,7 +202,7 @@ inline nb::object freeze(nb::handle tree, bool complete) {
 
 inline nb::object renewed(nb::handle value) {
   if (auto array = as_array(value)) {
-    return nb::cast(mx::array(*array));
+    return handle_of(*array);
   }
   if (PyTuple_CheckExact(value.ptr())) {
     nb::list parts;

@@ -5,7 +5,8 @@
   of about 20 ms, and for one of about 2 ms. The learning rate is so small that nothing is learned:
   a CPU computes faster with zeros and slower with denormal numbers, of which a network that has
   learned all is full. After some pairs both models are made anew: where arrays lie in memory makes
-  some percents.
+  some percents. A block takes some seconds: a run that plays begins once, which takes 4 ms, and the
+  last eight steps of one of so many are all kept.
 - Back by one step, in the process that trains: seconds for a model of 1 MB and of 1 GB (target
   5 ms), and keeping a state (target 1 ms), also of a model of 1000 arrays. Their reference is the
   target.
@@ -38,14 +39,14 @@ KEEP_SECONDS = 0.001
 PAUSE_SECONDS = 0.05
 # Seconds of a step, the target, and the network; the batch is such that a step takes so long.
 CPU: Any = (
-    (0.02, 1.01, {"width": 256, "depth": 3, "batch": 128, "steps": 200}),
-    (0.002, 1.05, {"width": 96, "depth": 3, "batch": 48, "steps": 400}),
+    (0.02, 1.01, {"width": 256, "depth": 3, "batch": 128, "steps": 300}),
+    (0.002, 1.05, {"width": 96, "depth": 3, "batch": 48, "steps": 1000}),
 )
 GPU: Any = (
     (0.02, 1.01, {"width": 4096, "depth": 6, "batch": 2048, "steps": 150}),
     (0.002, 1.05, {"width": 1024, "depth": 2, "batch": 1024, "steps": 800}),
 )
-PAIRS = 2  # with the same models; the last steps of a block are all kept, so it is no short one
+PAIRS = 2  # with the same models
 
 BY_HAND = """
 import time
