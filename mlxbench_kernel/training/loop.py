@@ -56,8 +56,7 @@ OWN = (
     "seconds", "data_seconds", "compute_seconds", "collective_seconds", "memory", "pool",
     "samples_per_second", "tokens_per_second", "elapsed", "loss_rank", "grad_norm_rank",
 )  # fmt: skip
-LEASE_SECONDS = 0.03  # of a lease, beyond its first step
-TWO_SECONDS = 0.05  # two steps beyond it may take so long: what a lease costs is shared by all
+LEASE_SECONDS = 0.0225  # of a lease, beyond its first step
 DATA_SHARE = 0.1  # share of a step's time in making its batches, up to which that is done meanwhile
 # A device that works on for so long after it was given a step, as a share of the time of building
 # one: then building ahead gains more than it takes.
@@ -381,7 +380,7 @@ class Loop:
 
 def lease_of(seconds: float) -> int:
     """How many steps of so many seconds a lease has."""
-    return 1 + max(int(LEASE_SECONDS / seconds), min(int(TWO_SECONDS / seconds), 2))
+    return 1 + int(LEASE_SECONDS / seconds)
 
 
 def _mean(values: list[float]) -> float:

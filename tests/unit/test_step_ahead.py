@@ -86,8 +86,7 @@ def same(one: Run, other: Run) -> bool:
 def test_the_same_bits(
     ahead: None, monkeypatch: pytest.MonkeyPatch, compiled: bool, lease: float
 ) -> None:
-    for each in ("LEASE_SECONDS", "TWO_SECONDS"):
-        monkeypatch.setattr(f"mlxbench_kernel.training.loop.{each}", lease)
+    monkeypatch.setattr("mlxbench_kernel.training.loop.LEASE_SECONDS", lease)
     run = stepper(compile=compiled)
     run.run(30)
     assert same(told(run), usual(monkeypatch, 30, compile=compiled))
@@ -122,8 +121,7 @@ def test_it_is_done_where_the_device_works_on_for_long_enough(
 ) -> None:
     monkeypatch.setattr("mlxbench_kernel.training.building.helps", lambda: True)
     monkeypatch.setattr("mlxbench_kernel.training.loop.DATA_SHARE", 1000.0)
-    for each in ("LEASE_SECONDS", "TWO_SECONDS"):
-        monkeypatch.setattr(f"mlxbench_kernel.training.loop.{each}", 0.0)
+    monkeypatch.setattr("mlxbench_kernel.training.loop.LEASE_SECONDS", 0.0)
     monkeypatch.setattr("mlxbench_kernel.training.loop.WORTH", worth)
     numbers: list[int] = []
     runs: list[Stepper] = []

@@ -46,11 +46,10 @@ def test_before_a_pause_some_steps_are_taken_and_kept(seconds: float, more: int)
 
 
 @pytest.mark.parametrize(
-    ("seconds", "steps"), [(0.002, 16), (0.01, 4), (0.02, 3), (0.025, 3), (0.03, 2), (0.06, 1)]
+    ("seconds", "steps"), [(0.002, 12), (0.01, 3), (0.02, 2), (0.03, 1), (1.0, 1)]
 )
 def test_a_lease_is_short_enough_for_a_pause(seconds: float, steps: int) -> None:
     assert lease_of(seconds) == steps
-    assert (steps - 1) * seconds <= 0.05
 
 
 def test_replicas_are_compared_less_often_where_that_takes_long() -> None:
