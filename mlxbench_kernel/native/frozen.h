@@ -118,6 +118,14 @@ inline std::vector<bool> unsettled(const std::vector<mx::array>& arrays) {
   return found;
 }
 
+// What Python's C API made, which is null where it has raised.
+inline PyObject* checked(PyObject* made) {
+  if (!made) {
+    throw nb::python_error();
+  }
+  return made;
+}
+
 inline nb::object copied(nb::handle value, nb::list& copies) {
   if (auto array = as_array(value)) {
     return handle_of(*array);
@@ -130,19 +138,22 @@ inline nb::object copied(nb::handle value, nb::list& copies) {
     return nb::tuple(parts);
   }
   if (PyDict_Check(value.ptr())) {
-    auto copy = nb::steal<nb::dict>(PyDict_Copy(value.ptr()));
+    // Of a subclass that iterates in its own way, its methods would be called.
+    bool plain = Py_TYPE(value.ptr())->tp_iter == PyDict_Type.tp_iter;
+    auto copy = nb::steal<nb::dict>(checked(plain ? PyDict_Copy(value.ptr()) : PyDict_New()));
     copies.append(nb::make_tuple(nb::borrow(value), copy));
     PyObject *key, *each;
     for (Py_ssize_t at = 0; PyDict_Next(value.ptr(), &at, &key, &each);) {
       auto made = copied(each, copies);
-      if (made.ptr() != each && PyDict_SetItem(copy.ptr(), key, made.ptr())) {
+      if ((!plain || made.ptr() != each) && PyDict_SetItem(copy.ptr(), key, made.ptr())) {
         throw nb::python_error();
       }
     }
   } else if (PyList_Check(value.ptr())) {
-    auto copy = nb::steal<nb::list>(PyList_GetSlice(value.ptr(), 0, PyList_GET_SIZE(value.ptr())));
+    auto end = PyList_GET_SIZE(value.ptr());
+    auto copy = nb::steal<nb::list>(checked(PyList_GetSlice(value.ptr(), 0, end)));
     copies.append(nb::make_tuple(nb::borrow(value), copy));
-    for (Py_ssize_t at = 0; at < PyList_GET_SIZE(copy.ptr()); at++) {
+    for (Py_ssize_t at = 0; at < end; at++) {
       auto each = PyList_GET_ITEM(copy.ptr(), at);
       auto made = copied(each, copies);
       if (made.ptr() != each) {

@@ -34,10 +34,11 @@ class Rows:
         count, columns = self.count, self.columns
         if count == len(self.orders):
             more = max(count, _FIRST_CAPACITY)
-            self.orders = np.concatenate([self.orders, np.zeros(more, np.int64)])
             absent = np.full(more, _ABSENT)
             for name, column in columns.items():
                 columns[name] = np.concatenate([column, absent])
+            # Last, as an interrupt may come before: longer columns are no harm.
+            self.orders = np.concatenate([self.orders, np.zeros(more, np.int64)])
         for name, value in record.items():
             try:
                 columns[name][count] = value
@@ -74,11 +75,10 @@ class Rows:
     def part(self, first: int, end: int) -> dict[str, NDArray[np.float64]]:
         return {name: column[first:end].copy() for name, column in self.columns.items()}
 
-    def keep(self, rows: NDArray[np.int64]) -> None:
-        self.orders[: len(rows)] = self.orders[rows]
-        for column in self.columns.values():
-            column[: len(rows)] = column[rows]
-        self.cut(len(rows))
+    def at(self, places: NDArray[np.int64]) -> Rows:
+        """The rows at some places, with what they take now."""
+        columns = {name: column[places] for name, column in self.columns.items()}
+        return Rows.of(self.orders[places], columns)
 
     def cut(self, count: int) -> None:
         for column in self.columns.values():

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -36,7 +35,7 @@ class History:
         self._next = 0
         self._received = 0  # rows before this one are another rank's
         self._branches: dict[str, Rows] = {}
-        self._waiting: list[tuple[int, str, Sequence[Mapping[str, float]]]] = []
+        self._waiting: list[tuple[str, list[dict[str, float]]]] = []
         self._lock = Lock()
 
     def append(self, branch: str, record: Mapping[str, float]) -> None:
@@ -55,10 +54,10 @@ class History:
         self.extend(branch, [record])
 
     def extend(self, branch: str, records: Sequence[Mapping[str, float]]) -> None:
-        """Add steps that follow one another, each as `append` does; the records are kept."""
+        """Add steps that follow one another, each as `append` does."""
         with self._lock:
-            order, self._next = self._next, self._next + len(records)
-            self._waiting.append((order, branch, records))
+            if records:
+                self._waiting.append((branch, [dict(each) for each in records]))
             if len(self._waiting) >= _WAITING:
                 self._enter()
 
@@ -66,40 +65,35 @@ class History:
         """Enter what waits; that stays until it is entered, so an interrupt loses nothing."""
         waiting = self._waiting
         while waiting:
-            order, branch, given = waiting[0]
+            branch, given = waiting[0]
             records, entered = list(given), 1
-            for _, other, more in waiting[1:]:
+            for other, more in waiting[1:]:
                 if other != branch or more[0]["step"] <= records[-1]["step"]:
                     break
                 records += more
                 entered += 1
-            rows = self._branches.get(branch)
-            if rows is None:
+            if (rows := self._branches.get(branch)) is None:
                 rows = self._branches[branch] = Rows()
             step = records[0]["step"]
             if rows.count and step <= rows.columns["step"][rows.count - 1]:
                 rows.cut(rows.place(step))
-            rows.extend(order, records)
+            rows.extend(self._next, records)
+            self._next += len(records)
             del waiting[:entered]
             if sum(each.count for each in self._branches.values()) > self._most:
                 self._thin()
 
-    @contextmanager
-    def _entered(self) -> Iterator[None]:
-        """Hold the lock, with nothing that waits."""
-        with self._lock:
-            self._enter()
-            yield
-
     def truncate(self, branch: str, step: int) -> None:
         """Forget what a branch has after a step."""
-        with self._entered():
+        with self._lock:
+            self._enter()
             if rows := self._branches.get(branch):
                 rows.cut(rows.place(step + 1))
 
     def drop(self, branch: str) -> None:
         """Forget a branch."""
-        with self._entered():
+        with self._lock:
+            self._enter()
             self._branches.pop(branch, None)
 
     def clear(self) -> None:
@@ -116,7 +110,8 @@ class History:
         without
             Measures that are left out.
         """
-        with self._entered():
+        with self._lock:
+            self._enter()
             branches = {
                 branch: (
                     rows.orders[: rows.count].copy(),
@@ -151,7 +146,8 @@ class History:
 
     def last(self, branch: str) -> dict[str, float]:
         """The last record of a branch; {} where there is none."""
-        with self._entered():
+        with self._lock:
+            self._enter()
             rows = self._branches.get(branch)
             if rows is None or not rows.count:
                 return {}
@@ -160,7 +156,8 @@ class History:
 
     def names(self, branch: str | None = None) -> list[str]:
         """What was measured in a branch, or in any, in the order in which it first was."""
-        with self._entered():
+        with self._lock:
+            self._enter()
             branches = self._branches.values() if branch is None else [self._branches.get(branch)]
             return list(dict.fromkeys(name for rows in branches if rows for name in rows.columns))
 
@@ -181,7 +178,8 @@ class History:
             was received comes without what was appended after it.
         """
         found: list[tuple[str, NDArray[np.int64], dict[str, NDArray[np.float64]]]] = []
-        with self._entered():
+        with self._lock:
+            self._enter()
             new = {
                 branch: rows.orders[: rows.count][rows.after(cursor) :][:most_rows]
                 for branch, rows in self._branches.items()
@@ -209,6 +207,7 @@ class History:
     def end(self) -> int:
         """The cursor after all that was appended."""
         with self._lock:
+            self._enter()
             return self._next
 
     def series(
@@ -229,7 +228,8 @@ class History:
         tuple of float64 [n]
             Steps, and values at them.
         """
-        with self._entered():
+        with self._lock:
+            self._enter()
             rows = self._branches.get(branch)
             if rows is None or name not in rows.columns:
                 return np.empty(0), np.empty(0)
@@ -249,7 +249,7 @@ class History:
     def _thin(self) -> None:
         orders = np.sort(np.concatenate([r.orders[: r.count] for r in self._branches.values()]))
         recent = int(orders[len(orders) * 3 // 4])
-        for rows in self._branches.values():
+        for branch, rows in self._branches.items():
             # From the second row to what is recent, or to the last row, in whole groups.
             older = min(rows.after(recent), rows.count - 1) - 1
             end = 1 + older // _NEIGHBOURS * _NEIGHBOURS
@@ -261,7 +261,8 @@ class History:
             kept[extremes(rows.columns.get("loss", rows.columns["step"])[1:end], _NEIGHBOURS)] = (
                 True
             )
-            rows.keep(np.concatenate([[0], 1 + np.flatnonzero(kept), np.arange(end, rows.count)]))
+            there = np.concatenate([[0], 1 + np.flatnonzero(kept), np.arange(end, rows.count)])
+            self._branches[branch] = rows.at(there)  # at once, where an interrupt comes
 
 
 @dataclass(frozen=True)

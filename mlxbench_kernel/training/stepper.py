@@ -65,7 +65,7 @@ class Stepper(Running):
         the host has free.
     replicas
         Every so many steps the parameters of all ranks are compared; 0 for never. By default every
-        50, or more where that would take more than 0.2 % of the time.
+        50, or up to 1000 where that would take more than 0.1 % of the time.
     check
         Whether the first step is run twice more, see `rehearse`.
     validate, validate_every

@@ -83,25 +83,33 @@ def test_rows_in_a_row_are_as_one_after_another() -> None:
         | ({"norm": float(step)} if step in (4, 5, 6) else {})
         for step in range(1, 700)
     ]
-    one, other = History(), History()
+    one, other, late = History(), History(), History()
     for row in rows:
         one.append("main", row)
+        one.last("main")  # what waits is entered when somebody reads
     ends = [0, 1, 3, 6, 20, 255, 258, 690, 699]  # one alone, other names, and where columns grow
     for first, end in pairwise(ends):
         other.extend("main", rows[first:end])
-    assert repr(one.since(0)) == repr(other.since(0)) and one.end == other.end
+        other.last("main")
+        late.extend("main", rows[first:end])
+    assert repr(one.since(0)) == repr(other.since(0)) == repr(late.since(0))
+    assert one.end == other.end == late.end
     other.extend("main", rows[99:120])  # after going back
+    other.extend("main", [])
     assert steps(other)[-1] == 120 and len(steps(other)) == 120
 
 
-def test_an_interrupt_while_rows_are_entered_loses_none(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("entered", [0, 2, 5])
+def test_an_interrupt_while_rows_are_entered_loses_none(
+    monkeypatch: pytest.MonkeyPatch, entered: int
+) -> None:
     history = filled(range(1, 6))
     history.extend("other", [{"step": 2.0, "loss": 1.0}])
     extend = Rows.extend
 
     def interrupted(rows: Rows, order: int, records: Any) -> None:
         monkeypatch.setattr(Rows, "extend", extend)
-        extend(rows, order, records)
+        extend(rows, order, records[:entered])
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Rows, "extend", interrupted)
@@ -110,12 +118,44 @@ def test_an_interrupt_while_rows_are_entered_loses_none(monkeypatch: pytest.Monk
     assert everything(history) == [*(("main", step) for step in range(1, 6)), ("other", 2)]
 
 
+@pytest.mark.parametrize("grown", [0, 1, 2])
+def test_an_interrupt_while_columns_grow_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch, grown: int
+) -> None:
+    history = filled(range(1, 257))
+    history.last("main")
+    history.append("main", {"step": 257, "loss": 1.0})
+    concatenate, calls = np.concatenate, iter(range(9))
+
+    def interrupted(parts: Any) -> Any:
+        if next(calls) == grown:
+            raise KeyboardInterrupt
+        return concatenate(parts)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "concatenate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            history.last("main")
+    assert steps(history) == list(range(1, 258))
+
+
+def test_who_changes_a_record_afterwards_changes_nothing_here() -> None:
+    history, record = History(), {"step": 1.0, "loss": 2.0}
+    history.append("main", record)
+    record["loss"] = 3.0
+    del record["step"]
+    assert history.last("main") == {"step": 1.0, "loss": 2.0}
+
+
 def test_nothing_comes_after_all_was_forgotten() -> None:
     given = filled(range(1, 4)).give()
     for forget in (History.clear, lambda history: history.receive(given)):
         history = filled(range(5, 9))
         forget(history)
         assert steps(history) == ([] if forget is History.clear else [1, 2, 3])
+    history = filled(range(1, 6))
+    history.drop("main")
+    assert everything(history) == []
 
 
 def test_going_back_forgets_later_steps_and_their_measures() -> None:
@@ -366,3 +406,15 @@ def test_ranks_measure_at_the_same_steps_after_one_was_started_anew() -> None:
         old.note(0.01, 0.011)
         new.note(0.01, 0.011)
     assert old.interval == new.interval > 4
+
+
+def test_how_often_it_is_measured_is_decided_where_it_was() -> None:
+    sampling = Sampling()
+    for _ in range(8):
+        sampling.note(0.01, 0.02)
+    measured = sampling.interval
+    for _ in range(20):
+        sampling.note(0.01, 0.0)
+    assert sampling.interval == measured
+    sampling.note(0.01, 0.02)
+    assert sampling.interval == 2 * measured, "it rises by and by"
