@@ -247,8 +247,10 @@ class Stepping(Commands):
                     self._wanted = None
         except BenchError as error:
             self._broken = len(self._cluster.living()) < self._cluster.size
+            self._wanted = self._wanted if self._broken else None
             self._error = str(error)
         except Exception as error:  # of the client that was closed under it, for one
+            self._wanted = None
             self._error = f"{type(error).__name__}: {error}"
         finally:
             self._late = ""
@@ -328,13 +330,12 @@ class Stepping(Commands):
             self._mirror.poll()
             if self._mirror.state.playing:  # for a notebook that is gone: it goes on for this
                 self._wanted = self._mirror.state.wanted
-        wanted = self._wanted
         self._resumes = self._is_playing()
         try:
             playing = self._hold()
         except KeyboardInterrupt:
             raise GivenUp(gave_up(self._late)) from None
-        broken = self._broken
+        wanted, broken = self._wanted, self._broken  # it may have come to its end meanwhile
         try:
             yield
         except KeyboardInterrupt:

@@ -94,6 +94,7 @@ class ChatView(ui.VBox):  # type: ignore[misc]
             return
         self.entry.value = text  # the browser may not have sent all of it
         self.entry.value = ""
+        self.page.send({"event": "taken", "text": text})
 
         asked = self._asked()
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -262,6 +263,28 @@ def test_an_interrupt_pauses_and_loses_nothing(stepping: Stepping) -> None:
     assert not stepping.state.playing and value(stepping.cluster, "stepper.step") == {
         0: step, 1: step,
     }  # fmt: skip
+    stepping.step()
+    assert stepping.state.step == step + 1
+
+
+def test_a_run_that_was_broken_off_does_not_go_on_after_a_cell(
+    stepping: Stepping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poll = stepping._mirror.poll
+
+    def late() -> list[int]:
+        if threading.current_thread() is stepping._thread:
+            time.sleep(0.5)  # it has not ended yet when the cell comes
+        return poll()
+
+    stepping.play()
+    first = stepping.state.step
+    until(lambda: stepping.state.step > first)
+    monkeypatch.setattr(stepping._mirror, "poll", late)
+    stepping.cluster.interrupt()
+    assert not stepping.cluster.execute("seen = 1").errors
+    assert not stepping.state.playing
+    step = value(stepping.cluster, "stepper.step")[0]
     stepping.step()
     assert stepping.state.step == step + 1
 
