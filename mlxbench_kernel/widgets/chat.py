@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import ipywidgets as ui
 
@@ -47,6 +48,8 @@ class ChatView(ui.VBox):  # type: ignore[misc]
             placeholder="Say something. Enter sends it, Shift+Enter begins a new line", rows=2
         )
         self.entry.add_class("mlxbench-chat-entry")
+        self.entry.observe(self._typed, "value")
+        self._taken = ""  # what was in the entry, until the browser says that it has another text
         self.send = button("Send", lambda: self._say(self.entry.value), "paper-plane")
         self.send.button_style = "primary"
         self.stop = button("Stop", self._stop, "stop", "Stop the answer; the text so far stays")
@@ -94,7 +97,7 @@ class ChatView(ui.VBox):  # type: ignore[misc]
             return
         self.entry.value = text  # the browser may not have sent all of it
         self.entry.value = ""
-        self.page.send({"event": "taken", "text": text})
+        self._taken = text
 
         asked = self._asked()
 
@@ -104,9 +107,19 @@ class ChatView(ui.VBox):  # type: ignore[misc]
                 self.chat.say(text, _shown_here)
             finally:
                 if self._asked() == asked and not self.entry.value:
-                    self.entry.value = text  # nothing came of it: it can be sent again
+                    self._fill(text)  # nothing came of it: it can be sent again
 
         self._ask("answering", command)
+
+    def _typed(self, change: dict[str, Any]) -> None:
+        """Empty the entry where its text comes late: the browser waits for an idle kernel."""
+        taken, self._taken = self._taken, ""
+        if change["new"] and change["new"] == taken:
+            self.entry.value = ""
+
+    def _fill(self, text: str) -> None:
+        self._taken = ""
+        self.entry.value = text
 
     def _again(self) -> None:
         def command() -> None:
@@ -118,7 +131,8 @@ class ChatView(ui.VBox):  # type: ignore[misc]
     def _undo(self) -> None:
         def command() -> None:
             question = self.chat.undo()
-            self.entry.value = self.entry.value or question
+            if not self.entry.value:
+                self._fill(question)
 
         self._ask("going back", command)
 

@@ -18,8 +18,6 @@ class ChatPage(anywidget.AnyWidget):
 
     Enter in the entry sends its text here as a message ``{"event": "send", "text": …}``,
     Shift+Enter begins a new line. What is said is kept in sight, unless somebody has scrolled up.
-    ``{"event": "taken", "text": …}`` empties the entry, where that is what it still has: a value
-    that comes while one of the browser's own is under way is dropped there.
     """
 
     _esm = """
@@ -29,12 +27,6 @@ export default {
     const watch = new MutationObserver(() => follow());
     let root = null, log = null, low = true;
     const follow = () => { if (log && low) log.scrollTop = log.scrollHeight; };
-    const taken = ({ event, text }) => {
-      const box = root.querySelector(".mlxbench-chat-entry textarea");
-      if (event !== "taken" || box?.value !== text) return;
-      box.value = "";
-      box.dispatchEvent(new Event("input", { bubbles: true }));
-    };
     const begin = () => {
       root = el.closest(".mlxbench-chat");
       log = root?.querySelector(".mlxbench-chat-log");
@@ -50,7 +42,6 @@ export default {
       watch.observe(log, { childList: true, subtree: true, characterData: true });
       follow();
       entry.dataset.lmSuppressShortcuts = "true";
-      model.on("msg:custom", taken);
       entry.addEventListener("keydown", (event) => {
         if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
         event.preventDefault();
@@ -62,7 +53,6 @@ export default {
     begin();
     return () => {
       ending.abort();
-      model.off("msg:custom", taken);
       watch.disconnect();
     };
   },

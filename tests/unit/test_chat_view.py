@@ -60,6 +60,16 @@ def test_a_chat(view: ChatView, lm: FakeModel, capsys: pytest.CaptureFixture[str
     wait(lambda: "nothing was said yet" in view.said.value)
 
 
+def test_what_the_browser_sends_late_does_not_fill_the_entry(view: ChatView) -> None:
+    enter(view, "Hi")
+    view.entry.set_state({"value": "Hi"})  # it held that back while the kernel was busy
+    assert view.entry.value == ""
+    wait(lambda: "Hello you" in view.said.value and idle(view))
+    for typed in ("H", "Hi"):
+        view.entry.set_state({"value": typed})
+    assert view.entry.value == "Hi", "typed again"
+
+
 def test_stop_works_while_it_answers(view: ChatView, lm: FakeModel) -> None:
     lm.going.clear()
     enter(view, "Hi")
