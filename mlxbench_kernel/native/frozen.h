@@ -188,12 +188,12 @@ inline bool is_same(nb::handle one, nb::handle other) {
   }
   bool lists = PyList_CheckExact(one.ptr()) && PyList_CheckExact(other.ptr());
   if (lists || (PyTuple_CheckExact(one.ptr()) && PyTuple_CheckExact(other.ptr()))) {
-    auto size = PySequence_Fast_GET_SIZE(one.ptr());
-    if (size != PySequence_Fast_GET_SIZE(other.ptr())) {
+    auto size = nb::len(one);
+    if (size != nb::len(other)) {
       return false;
     }
-    for (Py_ssize_t at = 0; at < size; at++) {
-      if (!is_same(PySequence_Fast_GET_ITEM(one.ptr(), at), PySequence_Fast_GET_ITEM(other.ptr(), at))) {
+    for (size_t i = 0; i < size; i++) {
+      if (!is_same(one[i], other[i])) {
         return false;
       }
     }

@@ -247,7 +247,8 @@ class Stepping(Commands):
                     self._wanted = None
         except BenchError as error:
             self._broken = len(self._cluster.living()) < self._cluster.size
-            self._wanted = self._wanted if self._broken else None
+            if not self._broken:
+                self._wanted = None
             self._error = str(error)
         except Exception as error:  # of the client that was closed under it, for one
             self._wanted = None

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -270,17 +269,23 @@ def test_an_interrupt_pauses_and_loses_nothing(stepping: Stepping) -> None:
 def test_a_run_that_was_broken_off_does_not_go_on_after_a_cell(
     stepping: Stepping, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    poll = stepping._mirror.poll
+    poll, request = stepping._mirror.poll, stepping._request_stop
+    comes = threading.Event()
 
     def late() -> list[int]:
         if threading.current_thread() is stepping._thread:
-            time.sleep(0.5)  # it has not ended yet when the cell comes
+            comes.wait(10)  # it has not ended yet when the cell comes
         return poll()
+
+    def requested() -> None:
+        comes.set()
+        request()
 
     stepping.play()
     first = stepping.state.step
     until(lambda: stepping.state.step > first)
     monkeypatch.setattr(stepping._mirror, "poll", late)
+    monkeypatch.setattr(stepping, "_request_stop", requested)
     stepping.cluster.interrupt()
     assert not stepping.cluster.execute("seen = 1").errors
     assert not stepping.state.playing
