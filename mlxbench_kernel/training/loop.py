@@ -274,7 +274,7 @@ class Loop:
         pending.append(
             _Pending(step, outcome, rate, again, amount, seconds, data, spent, memory, elapsed)
         )
-        return self._agreed(told[0]) if last else None
+        return self._agreed(told) if last else None
 
     def _write(self, first: int, elapsed: float) -> None:
         """Write what this rank tells the others at the end of a lease.
@@ -300,7 +300,7 @@ class Loop:
         fastest = min(building for _, building in self._works_on)
         return median(seconds for seconds, _ in self._works_on) / fastest
 
-    def _agreed(self, told: mx.array) -> Agreed:
+    def _agreed(self, told: Sequence[mx.array]) -> Agreed:
         """Read what all ranks told of a lease."""
         outcomes = [each.outcome for each in self._pending]
         numbers, values = self._telling.read(told, outcomes)

@@ -32,8 +32,8 @@ class Outcome:
         By measure: float32 [parameters] for each parameter, or of no dimension.
     metrics
         Names of the user's own, in the order of `values`.
-    told : list of float32 [ranks, numbers + 1 + metrics]
-        One, where at the end of a lease the ranks' numbers and `values` went along with their
+    told : list of float32 [ranks, numbers] and [ranks, 1 + metrics]
+        Both, where at the end of a lease the ranks' numbers and `values` went along with their
         gradients: divided by the number of ranks.
     """
 

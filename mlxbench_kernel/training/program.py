@@ -12,13 +12,13 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers as optim
-import numpy as np
 from mlx.nn.layers.base import Module
-from mlx.nn.utils import average_gradients, value_and_grad
+from mlx.nn.utils import value_and_grad
 from mlx.utils import tree_map
 
 from mlxbench_kernel.rank import frozen
 from mlxbench_kernel.rank.frozen import containers
+from mlxbench_kernel.training.averaging import Averaging
 from mlxbench_kernel.training.batches import Batch
 from mlxbench_kernel.training.measures import flat, of_gradients, of_update
 from mlxbench_kernel.training.outcome import Kind, Outcome, read_result, row
@@ -66,7 +66,7 @@ class Program:
         self._steps: dict[Hashable, Callable[..., Result]] = {}
         self._metrics: tuple[str, ...] = ()
         self._key: Hashable = None
-        self._masks: dict[tuple[int, int], mx.array] = {}
+        self._average = Averaging()
         self.trained: dict[str, mx.Dtype] = {}
 
         def both(*batch: Any) -> tuple[mx.array, dict[str, mx.array]]:
@@ -203,28 +203,18 @@ class Program:
         """
         size = self._group.size()
         if not self._tells_along or (size == 2 and not last):  # of two, either order is the same
-            return average_gradients(gradients, group=self.site), []
-        numbers = padded(numbers, values.size)
-        told = mx.concatenate([numbers, mx.where(self._mine(), values, 0.0)], axis=1)
-        found = average_gradients({"gradients": gradients, "told": told}, group=self.site)
-        return found["gradients"], [found["told"]] if last else []
+            return self._average(gradients, self.site)
+        # In the group of now: ranks may be dropped.
+        before = self._group.rank()
+        mine = mx.pad(values[None], [(before, size - 1 - before), (0, 0)])
+        along = [padded(numbers, values.size), mine]
+        averaged, told = self._average(gradients, self.site, along)
+        return averaged, told if last else []
 
     @property
     def _tells_along(self) -> bool:
         """Whether what ranks tell each other goes along with gradients."""
         return self._alike and self._group.size() > 1
-
-    def _mine(self) -> mx.array:
-        """Which row is this rank's: bool [ranks, 1].
-
-        In the group of now: ranks may be dropped. Made of data, as it may be while a step is
-        traced.
-        """
-        place = self._group.size(), self._group.rank()
-        found = self._masks.get(place)
-        if found is None:
-            found = self._masks[place] = mx.array(np.arange(place[0])[:, None] == place[1])
-        return found
 
     def _accumulated(self, batches: Sequence[Batch]) -> tuple[mx.array, dict[str, mx.array], Any]:
         (loss, metrics), gradients = self._value_and_grad(*batches[0])

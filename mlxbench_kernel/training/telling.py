@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ class Telling:
     """
 
     numbers: mx.array
-    _own: NDArray[np.float32]  # of the same memory
+    _own: memoryview  # of the same memory
 
     def __init__(self, group: mx.distributed.Group, pool: float) -> None:
         self._group, self._pool = group, pool
@@ -52,8 +53,7 @@ class Telling:
         numbers = mx.zeros((size, _width(values)))
         mx.eval(numbers)
         written: NDArray[np.float32] = np.array(numbers, copy=False)
-        self.numbers, self._own = numbers, written[rank]
-        self._own[POOL] = self._pool
+        self.numbers, self._own = numbers, memoryview(written[rank])
 
     def begin(self) -> None:
         """Nobody was asked to stop yet."""
@@ -83,9 +83,8 @@ class Telling:
         place = self._group.size(), self._group.rank(), most
         if self._place != place:
             self._make_room(place)
-        own = self._own
-        own[STOP:POOL] = self._stops, *numbers
-        own[POOL + 1 : POOL + 1 + len(values)] = values
+        row = self._stops, *numbers, self._pool, *values
+        struct.pack_into(f"{len(row)}f", self._own, 0, *row)
 
     def told(self, outcome: Outcome) -> mx.array:
         """What all ranks have to tell, where it did not go along with gradients: lazy, float32
@@ -94,17 +93,24 @@ class Telling:
         own = mx.concatenate([self.numbers[rank : rank + 1], outcome.values[None]], axis=1)
         return own if size == 1 else mx.distributed.all_gather(own, group=self._group)
 
-    def read(self, told: mx.array, steps: Sequence[Outcome]) -> tuple[Numbers, list[Numbers]]:
+    def read(
+        self, told: Sequence[mx.array], steps: Sequence[Outcome]
+    ) -> tuple[Numbers, list[Numbers]]:
         """The numbers that ranks told, and the values of each step of the lease."""
-        rows = listed(told)
-        if steps[-1].told:  # with gradients, and as these divided by the number of ranks
-            rows = [[number * len(rows) for number in row] for row in rows]
+        counts = [1 + len(each.metrics) for each in steps]
+        rows = listed(told[0])
+        lasts = listed(told[1]) if len(told) > 1 else [row[-counts[-1] :] for row in rows]
+        # With gradients, and as these divided by the number of ranks.
+        times = len(rows) if steps[-1].told else 1
+        used = POOL + 1 + sum(counts[:-1])  # there is room for more steps
+        rows = [
+            [number * times for number in (*row[:used], *last)]
+            for row, last in zip(rows, lasts, strict=True)
+        ]
         values, place = [], POOL + 1
-        for each in steps:
-            count = 1 + len(each.metrics)
-            first = place if each is not steps[-1] else len(rows[0]) - count
-            place = first + count
-            values.append([row[first:place] for row in rows])
+        for count in counts:
+            values.append([row[place : place + count] for row in rows])
+            place += count
         return [row[: POOL + 1] for row in rows], values
 
 

@@ -18,7 +18,7 @@ def outcome(*values: float) -> Outcome:
 
 def told(telling: Telling, *steps: Outcome) -> tuple[list[float], list[list[float]]]:
     telling.write(NUMBERS, steps[:-1])
-    numbers, values = telling.read(telling.told(steps[-1]), steps)
+    numbers, values = telling.read([telling.told(steps[-1])], steps)
     return numbers[0], [each[0] for each in values]
 
 
@@ -63,4 +63,4 @@ def test_one_that_comes_after_the_row_was_written_goes_out_with_it(telling: Tell
     telling.write(NUMBERS, [])
     lazy = telling.told(outcome(1.0))
     telling.stop()
-    assert telling.read(lazy, [outcome(1.0)])[0][0][STOP] == 1
+    assert telling.read([lazy], [outcome(1.0)])[0][0][STOP] == 1
