@@ -90,6 +90,11 @@ class StepMagics(Magics):
             if rest:
                 raise UsageError(f"%mlx_step {name} takes nothing after it: type %mlx_step {name}")
             name, rest = "N", name
+        elif name in ("run", "step"):
+            count = rest if rest.isdigit() else "1"
+            raise UsageError(
+                f"there is no {name!r}: the number alone takes steps, %mlx_step {count}"
+            )
         else:
             name, rest = read("%mlx_step", WORDS, line)
         stepping = self._of_ranks()

@@ -17,6 +17,7 @@ from mlxbench_kernel.models.called import outputs_of
 from mlxbench_kernel.models.layers import Layers, in_pipeline, noted, texts_of
 from mlxbench_kernel.models.part import Part
 from mlxbench_kernel.models.prompts import Prompt, encode
+from mlxbench_kernel.training.exchange import to_numpy
 
 HIDDEN = "hidden"
 # Results of the same numbers on several ranks differ by rounding; terms of a sum by much more.
@@ -87,7 +88,7 @@ def activations(part: Part, prompt: Prompt, layer: int, what: str = HIDDEN) -> A
     if part.is_split and not in_pipeline(part):
         own = _whole(part, own, _shape(part, tokens, number, path))
     texts = texts_of(part.tokenizer, tokens)
-    return Activations(number, what, texts, np.array(own[0] if own.shape[0] == 1 else own))
+    return Activations(number, what, texts, to_numpy(own[0] if own.shape[0] == 1 else own))
 
 
 def _shape(part: Part, tokens: list[int], number: int, path: str) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from mlxbench_kernel.models.called import Attended, attention_in
 from mlxbench_kernel.models.layers import Layers, in_pipeline, noted, texts_of
 from mlxbench_kernel.models.part import Part
 from mlxbench_kernel.models.prompts import Prompt, encode
+from mlxbench_kernel.training.exchange import to_numpy
 from mlxbench_kernel.units import format_bytes
 
 MOST_BYTES = 2**30  # of the weights that are asked for at once
@@ -167,4 +168,4 @@ def _of_all_ranks(part: Part, asked: Attended, chosen: tuple[int, ...]) -> NDArr
     nothing = mx.zeros(own.shape[1:])
     here = range(first, first + own.shape[0])
     rows = [own[head - first] if head in here else nothing for head in chosen]
-    return np.array(mx.distributed.all_sum(mx.stack(rows), group=part.group))
+    return to_numpy(mx.distributed.all_sum(mx.stack(rows), group=part.group))

@@ -12,13 +12,23 @@ from numpy.typing import NDArray
 from mlxbench_kernel import errors
 
 
+def to_numpy(array: mx.array) -> NDArray[Any]:
+    """Evaluate an array, and copy it.
+
+    NumPy alone would say nothing of a collective that was broken off: where an array raises instead
+    of giving its buffer, NumPy asks it another way, and then reads whatever is there.
+    """
+    mx.eval(array)
+    return np.array(array)
+
+
 def gather_numbers(values: Sequence[float], group: mx.distributed.Group) -> NDArray[np.float64]:
     """Each rank's numbers, as float32 has them; called on all ranks alike. float64 [size, n]"""
     own = np.array(values, np.float32).reshape(1, -1)
     if group.size() == 1:
         return own.astype(np.float64)
     gathered = mx.distributed.all_gather(mx.array(own), group=group)
-    return np.array(gathered).astype(np.float64)
+    return to_numpy(gathered).astype(np.float64)
 
 
 def gather_texts(text: str, group: Any) -> list[str]:
@@ -34,12 +44,12 @@ def gather_texts(text: str, group: Any) -> list[str]:
     if group is None or group.size() == 1:
         return [text]
     mine = np.frombuffer(text.encode(), np.uint8)
-    lengths = np.array(mx.distributed.all_gather(mx.array([mine.size]), group=group)).tolist()
+    lengths = to_numpy(mx.distributed.all_gather(mx.array([mine.size]), group=group)).tolist()
     if not max(lengths):
         return [""] * len(lengths)
     padded = np.zeros((1, max(lengths)), np.uint8)
     padded[0, : mine.size] = mine
-    rows = np.array(mx.distributed.all_gather(mx.array(padded), group=group))
+    rows = to_numpy(mx.distributed.all_gather(mx.array(padded), group=group))
     return [row[:length].tobytes().decode() for row, length in zip(rows, lengths, strict=True)]
 
 

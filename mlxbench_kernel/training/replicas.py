@@ -26,7 +26,7 @@ from mlxbench_kernel.containers import put
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.rank.frozen import containers as containers_of
 from mlxbench_kernel.rank.rescue import SHARDED as SHARDED_LAYERS
-from mlxbench_kernel.training.exchange import agree, gather_texts
+from mlxbench_kernel.training.exchange import agree, gather_texts, to_numpy
 from mlxbench_kernel.training.structure import dtype_name
 
 SHARDED = (*SHARDED_LAYERS, FullyShardedModule)
@@ -292,7 +292,7 @@ def _require_same(rank: int, places: list[tuple[str, mx.array]], group: Any) -> 
     """See that all ranks have arrays of the same names, dtypes and shapes."""
     mine = "\n".join(f"{path}\t{dtype_name(array)} {list(array.shape)}" for path, array in places)
     digest = np.frombuffer(hashlib.sha256(mine.encode()).digest(), np.uint8)
-    digests = np.array(mx.distributed.all_gather(mx.array(digest[None]), group=group))
+    digests = to_numpy(mx.distributed.all_gather(mx.array(digest[None]), group=group))
     if (digests == digests[0]).all():
         return
     by_rank = [

@@ -6,10 +6,10 @@ from collections import deque
 from collections.abc import Mapping
 
 import mlx.core as mx
-import numpy as np
 from mlx.nn.layers.base import Module
 
 from mlxbench_kernel.errors import UsageError
+from mlxbench_kernel.training.exchange import to_numpy
 from mlxbench_kernel.training.replicas import compare, fingerprints, replicated_parameters
 from mlxbench_kernel.training.settings import over
 
@@ -85,6 +85,6 @@ class ReplicaWatch:
         named = list(over(self._modules, replicated_parameters))
         own = fingerprints([array for _, array in named])
         gathered = mx.distributed.all_gather(own[None], group=self._group)
-        found = compare([name for name, _ in named], np.array(gathered))
+        found = compare([name for name, _ in named], to_numpy(gathered))
         self.said = "" if found is None else str(found)
         return found is not None

@@ -113,6 +113,15 @@ theirs = [each for _, each in __import__("mlx.utils").utils.tree_flatten(hand.pa
     assert close == {0: True, 1: True}
 
 
+def test_what_ranks_tell_each_other_is_not_read_where_it_was_broken_off(ranks: Cluster) -> None:
+    """NumPy alone would read whatever is in the memory, and say where the other rank is."""
+    run(ranks, SETUP)
+    run(ranks, STEPPER.format(""))
+    errors = ranks.execute("if rank == 1: nonsense\nstepper.run(5)").errors
+    assert {rank: error["ename"] for rank, error in errors.items()} == {1: "NameError"}
+    assert value(ranks, "stepper.run(3).step") == {0: 3, 1: 3}
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_ranks_tell_each_other_goes_with_their_gradients(ranks: Cluster, dtype: str) -> None:
     """Of gradients of another type than float32 it has to go alone, once in a lease."""
