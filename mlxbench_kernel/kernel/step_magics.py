@@ -91,10 +91,8 @@ class StepMagics(Magics):
                 raise UsageError(f"%mlx_step {name} takes nothing after it: type %mlx_step {name}")
             name, rest = "N", name
         elif name in ("run", "step"):
-            count = rest if rest.isdigit() else "1"
-            raise UsageError(
-                f"there is no {name!r}: the number alone takes steps, %mlx_step {count}"
-            )
+            known = rest.isdigit() or (rest and rest.partition(" ")[0] in WORDS)
+            raise UsageError(f"there is no {name!r}: type %mlx_step {rest if known else 1}")
         else:
             name, rest = read("%mlx_step", WORDS, line)
         stepping = self._of_ranks()

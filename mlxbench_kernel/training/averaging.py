@@ -15,7 +15,7 @@ from mlx.nn.utils import average_gradients
 from mlx.utils import tree_map
 
 BYTES = 32 * 1024**2  # from which on arrays are not reduced with the next ones, as MLX has it
-Shapes = list[tuple[int, ...]]
+Form = tuple[mx.Dtype, list[tuple[int, ...]]]
 # Of arrays that are reduced at once: the first, the end, and where one ends and the next begins.
 Piece = tuple[int, int, list[int]]
 
@@ -24,7 +24,7 @@ class Averaging:
     """Averages the gradients of one program, whose shapes seldom change."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[Shapes, list[Piece]]] = {}  # by how many go along
+        self._known: dict[int, tuple[Form, list[Piece]]] = {}  # by how many go along
 
     def __call__(
         self, gradients: Any, group: mx.distributed.Group, along: Sequence[mx.array] = ()
@@ -54,8 +54,9 @@ class Averaging:
             return average_gradients(gradients, group=group), []
         leaves += along
         averages: list[mx.array] = []
-        shapes: Shapes = [leaf.shape for leaf in leaves]
-        for first, end, bounds in self._pieces(leaves, shapes, len(along)):
+        shapes = [leaf.shape for leaf in leaves]
+        form = leaves[0].dtype, shapes
+        for first, end, bounds in self._pieces(leaves, form, len(along)):
             whole = mx.concatenate([leaf.reshape(-1) for leaf in leaves[first:end]])
             whole = mx.distributed.all_sum(whole, group=group) / size
             parts = mx.split(whole, bounds)
@@ -65,10 +66,10 @@ class Averaging:
         found = iter(averages)
         return tree_map(lambda _: next(found), gradients), list(found)
 
-    def _pieces(self, leaves: list[mx.array], shapes: Shapes, along: int) -> list[Piece]:
+    def _pieces(self, leaves: list[mx.array], form: Form, along: int) -> list[Piece]:
         known = self._known.get(along)
-        if known is None or known[0] != shapes:
-            known = self._known[along] = shapes, _cut(leaves)
+        if known is None or known[0] != form:
+            known = self._known[along] = form, _cut(leaves)
         return known[1]
 
 

@@ -21,9 +21,9 @@ class Edit:
     step
         After how many steps it was made.
     kind
-        "set", "freeze", "unfreeze", "restart" (the batches) or "load".
+        "set", "freeze", "unfreeze", "restart" (the batches), "equalize" or "load".
     name
-        Of a setting, the path of a module, or of a checkpoint.
+        Of a setting, the path of a module, or of a checkpoint; the rank whose state all take.
     value
         Of a setting.
     """
@@ -34,6 +34,8 @@ class Edit:
     value: Any = None
 
     def __str__(self) -> str:
+        if self.kind == "equalize":
+            return f"the state of rank {self.name} on all ranks"
         if self.kind != "set":
             return f"{self.kind} {self.name}"
         number = isinstance(self.value, (int, float))

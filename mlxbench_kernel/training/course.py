@@ -14,13 +14,16 @@ from mlxbench_kernel.rank import frozen
 from mlxbench_kernel.rank.protection import PROTECTION
 from mlxbench_kernel.training.branches import Branches, Edit
 from mlxbench_kernel.training.place import Place
-from mlxbench_kernel.training.replicas import copy_from
+from mlxbench_kernel.training.replicas import copy_from, refuse_copy
 from mlxbench_kernel.training.script import script
 from mlxbench_kernel.training.settings import frozen_parts, over, part, value_of
+from mlxbench_kernel.training.unfreezing import Unfreezing
 
 
 class Course(Place):
     """A run that can leave its course; the second part of `Stepper`."""
+
+    unfreezing: Unfreezing
 
     # -- branches ----------------------------------------------------------------
 
@@ -164,8 +167,20 @@ class Course(Place):
         self._edit(Edit(self.step, "freeze", path))
 
     def unfreeze(self, path: str) -> None:
-        """Train a layer again."""
-        part(self.modules, path)
+        """Train a layer again: what was trained of it when the stepper was made, or all of it where
+        nothing was.
+
+        Raises
+        ------
+        UsageError
+            There is no such layer, or it has weights that cannot be trained.
+        """
+        hindrance = self.unfreezing.hindrance(part(self.modules, path))
+        if hindrance:
+            raise UsageError(
+                f"{path} cannot be trained: its {hindrance} holds whole numbers, as quantized "
+                "weights do; train adapters beside it"
+            )
         self._edit(Edit(self.step, "unfreeze", path))
 
     def restart_batches(self) -> None:
@@ -204,13 +219,21 @@ class Course(Place):
 
     def _freeze(self, edit: Edit) -> None:
         module = part(self.modules, edit.name)
-        module.freeze() if edit.kind == "freeze" else module.unfreeze()
+        if edit.kind == "freeze":
+            module.freeze()
+            return
+        self.unfreezing.unfreeze(module)
+        self.program.train_more()
+        mx.eval(self._roots)
 
     def _apply(self, edit: Edit) -> None:
         if edit.kind == "set":
             self.settings.set(edit.name, edit.value)
         elif edit.kind == "restart":
             self.counters["position"] = 0
+        elif edit.kind == "equalize":
+            copy_from(int(edit.name), self._roots, self.group)
+            mx.eval(self._roots, mx.random.state)
         else:
             self._freeze(edit)
         self.counters["edits"] += 1
@@ -220,21 +243,18 @@ class Course(Place):
         branch = self.branches.current
         return script(branch.name, self.step, branch.edits[: self.counters["edits"]])
 
-    def equalize(self, rank: int) -> int:
-        """Give all ranks the state of one, bit by bit; the number of arrays.
+    def equalize(self, rank: int) -> None:
+        """Give all ranks the state of one, bit by bit.
 
         Raises
         ------
         UsageError
             There is no such rank, or there are sharded layers; nothing was changed.
         """
-        count = copy_from(rank, self._roots, self.group)
-        mx.eval(self._roots, mx.random.state)
-        self.refresh()
+        refuse_copy(rank, self._roots, self.group)
+        self._edit(Edit(self.step, "equalize", str(rank)))
         self.keep()
         self.said = ""  # that they differ
-        self.note(f"the state of rank {rank} on all ranks")
-        return count
 
     @property
     def frozen(self) -> list[str]:

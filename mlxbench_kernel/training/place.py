@@ -124,6 +124,7 @@ class Place:
         ]
         if not (same and _are_same(flags, self._flags)):
             self._flags = flags
+            self.snapshots.look_again()
 
     def frozen_state(self) -> Parts:
         """The state of now, see `frozen.freeze`.

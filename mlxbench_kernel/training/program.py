@@ -7,14 +7,14 @@ reduces every gradient, update and weight to a few numbers, which costs a pass o
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers as optim
 from mlx.nn.layers.base import Module
 from mlx.nn.utils import value_and_grad
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 
 from mlxbench_kernel.rank import frozen
 from mlxbench_kernel.rank.frozen import containers
@@ -63,7 +63,7 @@ class Program:
         self.model, self.optimizer = model, optimizer
         self._group = self.site = group
         self._compiled = compiled
-        self._steps: dict[Hashable, Callable[..., Result]] = {}
+        self._steps: dict[Hashable, tuple[Callable[..., Result], tuple[str, ...]]] = {}
         self._metrics: tuple[str, ...] = ()
         self._key: Hashable = None
         self._average = Averaging()
@@ -119,10 +119,14 @@ class Program:
             kind = Kind(kind.measured, False)
         if self._compiled:
             batches = [list(batch) for batch in batches]  # type: ignore[misc]
-            values, measures, told = self._compiled_step(clip, kind)(batches, numbers)
+            values, measures, told = self._compiled_step(batches, clip, kind, numbers)
         else:
             values, measures, told = self._step(batches, clip, kind, numbers)
         return Outcome(values, measures, self._metrics, told)
+
+    def train_more(self) -> None:
+        """Make room in the optimizer for what it has not trained before; lazily."""
+        self.optimizer.init(self.model.trainable_parameters())
 
     def is_lazy(self, accumulate: int) -> bool:
         """Whether a step of so many batches evaluates nothing of itself."""
@@ -134,32 +138,32 @@ class Program:
         self.optimizer.update(self.model, gradients)
         return loss, gradients
 
-    def _compiled_step(self, clip: float | None, kind: Kind) -> Callable[..., Any]:
-        key = self._key, clip, kind
-        found = self._steps.get(key)
-        if found is None:
-            state = [self.model.state, self.optimizer.state, mx.random.state]
+    def _compiled_step(
+        self, batches: Sequence[Batch], clip: float | None, kind: Kind, numbers: mx.array
+    ) -> Result:
+        """A step by what was traced of one of the same form, with the names of its metrics."""
+        key = self._key, clip, kind, numbers.shape, *_forms(batches)
+        known = self._steps.get(key)
+        if known is not None:
+            step, self._metrics = known
+            return step(batches, numbers)
+        state = [self.model.state, self.optimizer.state, mx.random.state]
 
-            @functools.partial(mx.compile, inputs=state, outputs=state)
-            def compiled(batches: Any, numbers: mx.array) -> Any:
-                return self._step(batches, clip, kind, numbers)
+        @functools.partial(mx.compile, inputs=state, outputs=state)
+        def compiled(batches: Any, numbers: mx.array) -> Any:
+            return self._step(batches, clip, kind, numbers)
 
-            def first(batches: Any, numbers: mx.array) -> Any:
-                """A mistake in what is traced leaves MLX's placeholders in the state."""
-                trees = [containers(self.model), containers(self.optimizer)]
-                parts = frozen.freeze(trees, complete=False)
-                random = frozen.random_key()
-                try:
-                    result = compiled(batches, numbers)
-                except Exception:
-                    frozen.put_back(parts or [])
-                    frozen.seed(random)
-                    raise
-                self._steps[key] = compiled
-                return result
-
-            found = first
-        return found
+        # A mistake in what is traced leaves MLX's placeholders in the state.
+        parts = frozen.freeze([containers(self.model), containers(self.optimizer)], complete=False)
+        random = frozen.random_key()
+        try:
+            result: Result = compiled(batches, numbers)
+        except Exception:
+            frozen.put_back(parts or [])
+            frozen.seed(random)
+            raise
+        self._steps[key] = compiled, self._metrics
+        return result
 
     def _step(
         self,
@@ -266,6 +270,9 @@ class CustomProgram:
     def refresh_settings(self) -> None:
         """As `Program.refresh_settings`; a step has its own."""
 
+    def train_more(self) -> None:
+        """As `Program.train_more`; whose optimizer trains what is a matter of the step."""
+
     def _parameters(self) -> dict[str, mx.array]:
         return dict(over(self._modules, lambda module: flat(module.trainable_parameters())))
 
@@ -285,6 +292,13 @@ class CustomProgram:
     def alone(self, batches: Sequence[Batch]) -> Any:
         """The step."""
         return read_result(self._take(*batches[0]))[0]
+
+
+def _forms(batches: Sequence[Batch]) -> Iterator[Hashable]:
+    """What a trace depends on of the batches: shapes and dtypes, and whatever is no array."""
+    leaves: Any = tree_flatten(batches)
+    for path, leaf in leaves:
+        yield (path, leaf.shape, leaf.dtype) if isinstance(leaf, mx.array) else (path, repr(leaf))
 
 
 def _dtypes(arrays: Iterable[tuple[str, mx.array]]) -> dict[str, mx.Dtype]:

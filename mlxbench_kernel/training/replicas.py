@@ -215,8 +215,8 @@ def copy_from(rank: int, containers: Any, group: Any) -> int:
         There is no such rank, there are sharded layers, or a rank has other arrays; nothing was
         changed, and all ranks raise.
     """
+    refuse_copy(rank, containers, group)
     size = 1 if group is None else group.size()
-    agree(_refusal(rank, containers, size), group)
     places = list(_places(containers, "", set()))
     if size == 1:
         return len(places)
@@ -225,6 +225,11 @@ def copy_from(rank: int, containers: Any, group: Any) -> int:
     if group.rank() != rank:
         _exchange(containers, iter(received), set())
     return len(places)
+
+
+def refuse_copy(rank: int, containers: Any, group: Any) -> None:
+    """Raise where `copy_from` would, before anything is compared; called on all ranks alike."""
+    agree(_refusal(rank, containers, 1 if group is None else group.size()), group)
 
 
 def _refusal(rank: int, tree: Any, size: int) -> UsageError | None:

@@ -51,7 +51,7 @@ def go_on(stepper: Stepper, told: Mapping[str, Any], path: str) -> None:
     counters: dict[str, Any] = stepper.counters
     counters |= told["counters"]
     for each in stepper.frozen:
-        part(stepper.modules, each).unfreeze()
+        stepper.unfreezing.unfreeze(part(stepper.modules, each))
     for each in told["frozen"]:
         part(stepper.modules, each).freeze()
     stepper.forget_all()

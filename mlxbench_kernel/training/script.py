@@ -49,6 +49,8 @@ def script(branch: str, step: int, edits: Iterable[Edit]) -> str:
             lines.append(f"    stepper.set(**{{{edit.name!r}: {edit.value!r}}})")
         elif edit.kind == "restart":
             lines.append("    stepper.restart_batches()")
+        elif edit.kind == "equalize":
+            lines.append(f"    stepper.equalize({edit.name})")
         else:
             lines.append(f"    stepper.{edit.kind}({edit.name!r})")
     if step > at:

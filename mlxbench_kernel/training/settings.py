@@ -19,10 +19,13 @@ _LIMITS = {
     "weight_decay": (0.0, math.inf),
     "momentum": (0.0, 1.0),
     "dampening": (0.0, 1.0),
+    "beta1": (0.0, 1.0),
+    "beta2": (0.0, 1.0),
     "eps": (0.0, math.inf),
     "alpha": (0.0, 1.0),
     "clip": (0.0, math.inf),
 }
+BETAS = "betas"
 NONE = ("none", "off", "")
 Part = TypeVar("Part")
 
@@ -58,6 +61,8 @@ class Settings:
             for name, value in vars(optimizer).items():
                 if isinstance(value, (int, float)) and not name.startswith("_"):
                     found[prefix + name] = float(value)
+                elif name == BETAS:  # what Adam and those like it have for momentum
+                    found |= {f"{prefix}beta{n}": float(beta) for n, beta in enumerate(value, 1)}
         return found | {name: self._counters[name] for name in self._own}
 
     def check(self, name: str, value: Any) -> float | None:
@@ -107,6 +112,10 @@ class Settings:
             dtype = optimizer.state[own].dtype
             optimizer._schedulers.pop(own, None)
             optimizer.state[own] = mx.array(value or 0.0, dtype)
+        elif own not in vars(optimizer):
+            betas = list(getattr(optimizer, BETAS))
+            betas[int(own.removeprefix("beta")) - 1] = value or 0.0
+            setattr(optimizer, BETAS, betas)  # another list: kept states have the one before
         else:
             kind = type(vars(optimizer)[own])
             setattr(optimizer, own, kind(value))

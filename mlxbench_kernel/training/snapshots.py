@@ -161,6 +161,10 @@ class Snapshots:
             self._thin()
         return taken
 
+    def look_again(self) -> None:
+        """Steps may change more from now on, or less."""
+        self._looked = 0
+
     def find(self, branch: str, step: int) -> Snapshot | None:
         """The one after this step in this branch."""
         return self._kept.get((branch, step))

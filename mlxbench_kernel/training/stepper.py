@@ -30,6 +30,7 @@ from mlxbench_kernel.training.report import Report
 from mlxbench_kernel.training.running import Running
 from mlxbench_kernel.training.sampling import Sampling
 from mlxbench_kernel.training.settings import Settings
+from mlxbench_kernel.training.unfreezing import Unfreezing
 from mlxbench_kernel.training.validating import Validation
 from mlxbench_kernel.training.watching import ReplicaWatch
 
@@ -124,6 +125,7 @@ class Stepper(Running):
         self.trees = trees
         self.modules = {name: tree for name, tree in trees.items() if isinstance(tree, Module)}
         self.group = mx.distributed.init()
+        self.unfreezing = Unfreezing(self.modules.values())
         counters: dict[str, Any] = {
             "step": 0, "position": 0, "edits": 0, "tip": 0, "clip": None, "shuffle": None,
             "book": "",

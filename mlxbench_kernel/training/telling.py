@@ -85,6 +85,8 @@ class Telling:
             self._make_room(place)
         row = self._stops, *numbers, self._pool, *values
         struct.pack_into(f"{len(row)}f", self._own, 0, *row)
+        if self._stops:  # since the row was made
+            self._own[STOP] = 1
 
     def told(self, outcome: Outcome) -> mx.array:
         """What all ranks have to tell, where it did not go along with gradients: lazy, float32

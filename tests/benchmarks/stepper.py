@@ -1,13 +1,14 @@
 """What the stepper costs, and how fast it goes back and stops.
 
 - Steps on two ranks, playing, default measuring on. Ours: ``stepper.run``. Reference: the same loop
-  by hand, in the same ranks, on a model of its own; blocks of a second or two alternate. The time
+  by hand, in the same ranks, on a model of its own; blocks of a few seconds alternate. The time
   from one step to the next counts, without the first and the last of a block: what plays begins
   once, which takes 4 ms, and the last eight steps before it stops are all kept. Twice: for a step
   of about 20 ms, and for one of about 2 ms. The learning rate is so small that nothing is learned:
   a CPU computes faster with zeros and slower with denormal numbers, of which a network that has
   learned all is full. After some pairs both models are made anew: where arrays lie in memory makes
-  some percents. Three times the pairs of the other cases, as each says little.
+  some percents. Twice the pairs of the other cases, as each says little. Both once more while a
+  notebook listens: it and the controller share the cores with the ranks where there are no others.
 - Back by one step, in the process that trains: seconds for a model of 1 MB and of 1 GB (target
   5 ms), and keeping a state (target 1 ms), also of a model of 1000 arrays. Their reference is the
   target.
@@ -21,6 +22,8 @@ from __future__ import annotations
 import gc
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import mlx.core as mx
@@ -40,11 +43,11 @@ KEEP_SECONDS = 0.001
 PAUSE_SECONDS = 0.05
 # Seconds of a step, the target, and the network; the batch is such that a step takes so long.
 CPU: Any = (
-    (0.02, 1.01, {"width": 256, "depth": 3, "batch": 128, "steps": 80}),
+    (0.02, 1.01, {"width": 256, "depth": 3, "batch": 128, "steps": 160}),
     (0.002, 1.05, {"width": 96, "depth": 3, "batch": 48, "steps": 600}),
 )
 GPU: Any = (
-    (0.02, 1.01, {"width": 4096, "depth": 6, "batch": 2048, "steps": 80}),
+    (0.02, 1.01, {"width": 4096, "depth": 6, "batch": 2048, "steps": 160}),
     (0.002, 1.05, {"width": 1024, "depth": 2, "batch": 1024, "steps": 600}),
 )
 PAIRS = 6  # with the same models
@@ -88,11 +91,11 @@ PROTECTION.trees = trees
 float(np.median(seconds))
 """
 
-COMPARISON = """
+STEPPER = """
 PROTECTION.trees = {{}}  # of a stepper before
-begun = []
+begun = {{}}  # when the batch of a step was asked for: first, as it may be built a second time
 def batch(n):
-    begun.append(time.perf_counter())
+    begun.setdefault(n, time.perf_counter())
     return x
 
 stepper = Stepper(network(), optim.Adam(1e-9), loss_fn, batch)
@@ -108,14 +111,17 @@ def timed(ours):
         for n in range({steps}):
             batch(n)
             by_hand()
-    counted = begun[{first}:-{last}]
-    return (counted[-1] - counted[0]) / (len(counted) - 1)
+    counted = sorted(begun)[{first}:-{last}]
+    return (begun[counted[-1]] - begun[counted[0]]) / (counted[-1] - counted[0])
 
 usual, keeping.SHORT = keeping.SHORT, 0.0
 stepper.run(270)  # with each of its states, as many are kept as will ever be
 keeping.SHORT = usual
 stepper.run({steps})
 timed(False)
+"""
+
+COMPARISON = """
 seconds = {{True: [], False: []}}
 for turn in range({pairs}):
     for way in (True, False) if turn % 2 else (False, True):
@@ -146,16 +152,33 @@ def steps(report: Report, cluster: Cluster, pairs: int) -> None:
     """A step of some milliseconds, ours and by hand."""
     for about, target, shape in GPU if cluster.info.backend == "nccl" else CPU:
         calibrate(cluster, shape, about)
-        cell = (BY_HAND + COMPARISON).format(pairs=PAIRS, first=FIRST, last=LAST, **shape)
-        rounds = [run(cluster, cell) for _ in range(-(-3 * pairs // PAIRS))]
-        ours, theirs = (
-            np.concatenate(
-                [np.max([found[way] for found in by_rank.values()], axis=0) for by_rank in rounds]
+        cell = (BY_HAND + STEPPER).format(first=FIRST, last=LAST, **shape)
+        found: dict[bool, list[Any]] = {False: [], True: []}
+        for _ in range(-(-2 * pairs // PAIRS)):
+            for listens in found:
+                run(cluster, cell)
+                notebook = listening(cluster) if listens else nullcontext()
+                with notebook:
+                    found[listens].append(run(cluster, COMPARISON.format(pairs=PAIRS)))
+        for listens, rounds in found.items():
+            ours, theirs = (
+                np.concatenate([np.max([each[way] for each in r.values()], axis=0) for r in rounds])
+                for way in (0, 1)
             )
-            for way in (0, 1)
-        )
-        case = f"a step of {about * 1e3:g} ms, parameters measured every {rounds[-1][0][2]} steps"
-        report.add(Comparison(case, "the loop by hand", list(ours), list(theirs), target))
+            case = f"a step of {about * 1e3:g} ms, measured every {rounds[-1][0][2]} steps"
+            case += ", while a dashboard listens" if listens else ""
+            report.add(Comparison(case, "the loop by hand", list(ours), list(theirs), target))
+
+
+@contextmanager
+def listening(cluster: Cluster) -> Iterator[None]:
+    """A notebook follows what is measured, as the dashboard does."""
+    stepping = Stepping(cluster)
+    stepping.watch(lambda: None)
+    try:
+        yield
+    finally:
+        stepping.close()
 
 
 def pause(report: Report, cluster: Cluster, pairs: int) -> None:

@@ -142,8 +142,9 @@ stepper = Stepper(model, optim.Adam(1e-2), planted, lambda n: (X[n], Y[n]), comp
     ("line", "message"),
     [
         ("bakc 3", "there is no 'bakc'; did you mean back"),
-        ("run 6", "there is no 'run': the number alone takes steps, %mlx_step 6"),
-        ("step", "there is no 'step': the number alone takes steps, %mlx_step 1"),
+        ("run 6", "there is no 'run': type %mlx_step 6"),
+        ("step", "there is no 'step': type %mlx_step 1"),
+        ("run until loss < 0.1", "there is no 'run': type %mlx_step until loss < 0.1"),
         ("back three", "back takes a whole number, not 'three'"),
         ("to", "to takes N: type %mlx_step to 40"),
         ("5 6", "5 takes nothing after it"),

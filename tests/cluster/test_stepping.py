@@ -192,7 +192,11 @@ def test_it_runs_until_a_condition_of_all_ranks_holds(stepping: Stepping) -> Non
 
 def test_replicas_that_differ_are_found_and_made_equal(stepping: Stepping) -> None:
     stepping.step(5)
-    run(stepping.cluster, "if rank == 1: model.layers[3].bias = model.layers[3].bias + 1")
+    run(
+        stepping.cluster,
+        "if rank == 1: model.layers[3].bias = model.layers[3].bias + 1\n"
+        "mx.eval(model.parameters()); stepper.keep()",
+    )
     stepping.play()
     said = stepping.wait().said
     assert said == "step 10: replicas differ: layers.3.bias on rank 1" or "layers.0" in said
@@ -200,6 +204,13 @@ def test_replicas_that_differ_are_found_and_made_equal(stepping: Stepping) -> No
     assert value(stepping.cluster, "stepper.replicas.differ()") == {0: False, 1: False}
     stepping.run(10)
     assert stepping.wait().said == "step 20"
+    own = value(stepping.cluster, "stepper.history.series('main', 'loss_rank')[1].tolist()")
+    stepping.to(7)
+    assert value(stepping.cluster, "stepper.replicas.differ()") == {0: True, 1: True}
+    again = value(stepping.cluster, "[stepper.advance().record['loss_rank'] for _ in range(13)]")
+    assert {rank: every[7:] for rank, every in own.items()} == again  # type: ignore[index]
+    assert value(stepping.cluster, "stepper.replicas.differ()") == {0: False, 1: False}
+    assert "stepper.equalize(0)" in stepping.script()
 
 
 def test_a_rank_that_runs_out_of_batches_is_named(ranks: Cluster) -> None:

@@ -328,6 +328,23 @@ def test_an_edit_in_the_past_begins_a_branch() -> None:
     assert [b.name for b in run.branches] == ["main"] and not losses(run, "branch-2")
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_momentum_of_adam_is_a_setting(compiled: bool) -> None:
+    optimizer = optim.AdamW(0.01, betas=[0.8, 0.99])
+    run = stepper(optimizer, compile=compiled)
+    assert (run.settings.values()["beta1"], run.settings.values()["beta2"]) == (0.8, 0.99)
+    run.run(4)
+    run.set(beta1=0.5)
+    run.run(4)
+    first = losses(run)
+    assert optimizer.betas == [0.5, 0.99]
+    run.back(6)
+    assert optimizer.betas == [0.8, 0.99]
+    assert [run.advance().record["loss"] for _ in range(6)] == first[2:]
+    with pytest.raises(UsageError, match=r"beta1 cannot be 1\.5: it is between 0 and 1"):
+        run.set(beta1=1.5)
+
+
 def test_edits_are_made_again_on_the_way() -> None:
     run = stepper(optim.SGD(0.1, momentum=0.9))
     run.run(5)
@@ -415,6 +432,41 @@ def test_a_mistake_in_what_is_compiled_is_said_and_leaves_the_state() -> None:
             run.run(1)
         assert values(run) == before
     assert Stepper(model, optimizer, loss_fn, batches(), compile=True).run(3).kind == "done"
+
+
+def test_so_is_one_of_a_form_that_comes_later() -> None:
+    def mistaken(model: nn.Module, x: mx.array, y: mx.array) -> mx.array:
+        return nn.losses.cross_entropy(model(x).reshape(8, 3), y).mean()
+
+    data = batches()
+    data[4] = data[4][0][:7], data[4][1][:7]
+    run = Stepper(network(), optim.Adam(0.01), mistaken, data, compile=True)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="reshape"):
+            run.run(8)
+        assert run.step == 4
+    before = values(run)
+    run.back(2)
+    run.to(4)
+    assert values(run) == before
+
+
+def test_a_compiled_step_has_the_metrics_of_its_form() -> None:
+    def varying(model: nn.Module, x: mx.array, y: mx.array) -> Any:
+        found = nn.losses.cross_entropy(model(x), y).mean()
+        name, value = ("many", 8.0) if len(x) == 8 else ("few", 5.0)
+        return found, {name: mx.array(value)} if len(x) != 6 else {}
+
+    data = [(x[:count], y[:count]) for (x, y), count in zip(batches(), (8, 5, 6) * 5, strict=False)]
+    runs = []
+    for compiled in (False, True):
+        run = Stepper(network(), optim.SGD(0.01), varying, data, compile=compiled, check=False)
+        run.run(15)
+        runs.append(run)
+    for name in ("many", "few"):
+        found = runs[1].history.series("main", name, 100)[1]
+        assert found[np.isfinite(found)].tolist() == [8.0 if name == "many" else 5.0] * 5
+    assert losses(runs[1]) == pytest.approx(losses(runs[0]), rel=1e-4)
 
 
 def test_the_key_of_a_rank_follows_from_that_of_another() -> None:
