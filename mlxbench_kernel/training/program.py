@@ -46,6 +46,8 @@ class Program:
 
     Attributes
     ----------
+    given : callable
+        The user's function.
     trained : dict of str to mlx.core.Dtype
         What is trained now, by the path of the parameter.
     site : mlx.core.distributed.Group
@@ -60,7 +62,7 @@ class Program:
         compiled: bool,
         group: mx.distributed.Group,
     ) -> None:
-        self.model, self.optimizer = model, optimizer
+        self.model, self.optimizer, self.given = model, optimizer, loss_fn
         self._group = self.site = group
         self._compiled = compiled
         self._steps: dict[Hashable, tuple[Callable[..., Result], tuple[str, ...]]] = {}
@@ -250,6 +252,8 @@ class CustomProgram:
 
     Attributes
     ----------
+    given : callable
+        The user's function.
     trained : dict of str to mlx.core.Dtype
         What is trained now, by the path of the parameter.
     """
@@ -257,7 +261,7 @@ class CustomProgram:
     def __init__(
         self, step: Loss, modules: Mapping[str, Module], group: mx.distributed.Group
     ) -> None:
-        self._take, self._modules, self._group = step, modules, group
+        self.given, self._modules, self._group = step, modules, group
         self.site = group  # of no use where the step averages for itself
         self.trained: dict[str, mx.Dtype] = {}
         self.refresh()
@@ -285,13 +289,13 @@ class CustomProgram:
     ) -> Outcome:
         """As `Program`; the step clips for itself, and nothing goes along."""
         parameters = self._parameters() if kind.measured else {}
-        loss, metrics = read_result(self._take(*batches[0]))
+        loss, metrics = read_result(self.given(*batches[0]))
         measures = of_update(parameters, self._parameters()) if parameters else {}
         return Outcome(row(loss, metrics), measures, tuple(metrics))
 
     def alone(self, batches: Sequence[Batch]) -> Any:
         """The step."""
-        return read_result(self._take(*batches[0]))[0]
+        return read_result(self.given(*batches[0]))[0]
 
 
 def _forms(batches: Sequence[Batch]) -> Iterator[Hashable]:

@@ -10,7 +10,8 @@ import numpy as np
 from mlxbench_kernel.errors import UsageError
 from mlxbench_kernel.rank.frozen import Parts
 from mlxbench_kernel.rank.protection import PROTECTION
-from mlxbench_kernel.training.exchange import gather_numbers
+from mlxbench_kernel.training import outside
+from mlxbench_kernel.training.exchange import gather_numbers, gather_texts
 from mlxbench_kernel.training.place import STAY
 from mlxbench_kernel.training.replicas import fingerprints
 from mlxbench_kernel.training.snapshots import other_generators
@@ -44,6 +45,7 @@ def rehearse(stepper: Running) -> list[str]:
     stay = {name: stepper.counters[name] for name in STAY}
     seen = []
     generators = repr(other_generators())
+    others = outside.held(stepper.program.given)
     for _ in range(2):
         agreed = stepper.loop.take(measured=False)
         assert agreed is not None
@@ -58,6 +60,7 @@ def rehearse(stepper: Running) -> list[str]:
         stepper.counters.update(stay)
         stepper.refresh()
         stepper.apply_edits()  # that were made before the first step
+    changes = outside.changed(others, outside.held(stepper.program.given), here.parts)
     PROTECTION.commit()
     (loss, first, parts), (again, second, _) = seen
     named = _names(parts)
@@ -71,14 +74,27 @@ def rehearse(stepper: Running) -> list[str]:
             "Stepper: the step changes nothing of its state: update the model in it "
             "(optimizer.update(model, gradients)), or name what it changes in state=…"
         )
+    noted = _of_others(gather_texts(", ".join(changes), stepper.group))
     if not flags[:, 1].any():
-        return []
+        return noted
     where = [name for name, differ in zip(named, differs[1:], strict=True) if differ]
     values = f"loss {loss:g} and {again:g}" if differs[0] else f"{', '.join(where[:3])} differs"
     return [
         f"the first step, run twice from the same state, gave different results ({values}): "
         "something outside its state changes it (a counter, a file, another random generator, "
-        "batches that differ from call to call), so going back will not be exact"
+        "batches that differ from call to call), so going back will not be exact",
+        *noted,
+    ]
+
+
+def _of_others(told: list[str]) -> list[str]:
+    """What to say where ranks change arrays that are not in the state."""
+    names = next(filter(None, told), "")
+    if not names:
+        return []
+    return [
+        f"the step changes {names}, outside its state, so going back will not be exact: put it "
+        "into the model, or name it in state=…"
     ]
 
 

@@ -550,6 +550,30 @@ def test_what_changes_beside_its_state_is_said() -> None:
     assert "run twice from the same state, gave different results" in run.journal[0].text
 
 
+def test_arrays_that_change_beside_its_state_are_named() -> None:
+    model, optimizer = network(), optim.SGD(0.1)
+    averages = {"weight": model.layers[0].weight}
+    value_and_grad = nn.value_and_grad(model, lambda x, y: loss_fn(model, x, y)[0])
+    calls = []
+
+    def average() -> None:
+        averages["weight"] = 0.9 * averages["weight"] + 0.1 * model.layers[0].weight
+
+    def step(x: mx.array, y: mx.array) -> mx.array:
+        calls.append(1)
+        loss, gradients = value_and_grad(x, y)
+        optimizer.update(model, gradients)
+        average()  # on which nothing else depends
+        return loss
+
+    run = Stepper(step=step, state={"model": model}, batches=batches())
+    assert "the step changes averages, optimizer, outside its state" in run.run(1).text
+    assert not run.exact
+    state = {"model": model, "averages": averages, "optimizer": optimizer}
+    run = Stepper(step=step, state=state, batches=batches())
+    assert run.run(1).text == "step 1" and run.exact
+
+
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
