@@ -195,7 +195,11 @@ class Course(Place):
         if self.step < branch.tip or len(branch.edits) > self.counters["edits"]:
             self.branch()  # what was done from here on stays what it was
         self.branches.current.edits.append(edit)
-        self._apply(edit)
+        try:
+            self._apply(edit)
+        except BaseException:  # it could not be made, and is not to be tried again at each step
+            self.branches.current.edits.pop()
+            raise
         self._write_book()
         self.refresh()
         PROTECTION.commit()

@@ -359,6 +359,19 @@ def test_edits_are_made_again_on_the_way() -> None:
     assert same(weights(run.modules["model"]), end) and run.frozen == ["layers.4"]
 
 
+def test_an_edit_that_cannot_be_made_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> None:
+        raise UsageError("other arrays on rank 1")
+
+    run = stepper()
+    run.run(2)
+    monkeypatch.setattr("mlxbench_kernel.training.course.copy_from", refused)
+    with pytest.raises(UsageError, match="other arrays on rank 1"):
+        run.equalize(0)
+    assert not run.branches.current.edits
+    assert run.run(1).step == 3
+
+
 def test_another_order_of_batches_is_a_branch_too() -> None:
     run = stepper()
     run.run(10)
