@@ -101,9 +101,9 @@ class Telling:
         """The numbers that ranks told, and the values of each step of the lease."""
         counts = [1 + len(each.metrics) for each in steps]
         rows = listed(told[0])
-        lasts = listed(told[1]) if len(told) > 1 else [row[-counts[-1] :] for row in rows]
-        # With gradients, and as these divided by the number of ranks.
-        times = len(rows) if steps[-1].told else 1
+        lasts, times = [row[-counts[-1] :] for row in rows], 1
+        if len(told) > 1:  # with gradients, and as these divided by the number of ranks
+            lasts, times = listed(told[1]), len(rows)
         used = POOL + 1 + sum(counts[:-1])  # there is room for more steps
         rows = [
             [number * times for number in (*row[:used], *last)]

@@ -10,14 +10,14 @@ from running import value
 from mlxbench_kernel.cluster import Cluster
 
 COMPARED = """
-import mlx.utils
+from mlx.utils import tree_flatten as flat
 from mlxbench_kernel.training.averaging import Averaging
 
-def made(*names):
+def made(name):
     mx.random.seed(3 + rank)
     def array(shape, dtype=mx.float32):
         return (mx.random.normal(shape) * 100).astype(dtype)
-    trees = {{
+    return {{
         "nested": {{"layers": [
             {{"weight": array((7, 5)), "bias": array((7,))}}, {{}}, {{"weight": array((3, 2, 4))}},
         ], "scale": array(()), "pair": (array((2,)), [array((9,))])}},
@@ -27,11 +27,7 @@ def made(*names):
         "two dtypes": {{"a": array((5,)), "b": array((3, 3), mx.bfloat16)}},
         "bfloat16": [array((64,), mx.bfloat16), array((4, 4), mx.bfloat16)],
         "none": {{"layers": [{{}}, {{}}]}},
-    }}
-    return trees[names[0]]
-
-def flat(tree):
-    return [(name, each) for name, each in mlx.utils.tree_flatten(tree)]
+    }}[name]
 
 average, found = Averaging(), []
 for name in {names!r}:

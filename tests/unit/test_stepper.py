@@ -567,13 +567,11 @@ def test_arrays_that_change_beside_its_state_are_named() -> None:
     model, optimizer = network(), optim.SGD(0.1)
     averages = {"weight": model.layers[0].weight}
     value_and_grad = nn.value_and_grad(model, lambda x, y: loss_fn(model, x, y)[0])
-    calls = []
 
     def average() -> None:
         averages["weight"] = 0.9 * averages["weight"] + 0.1 * model.layers[0].weight
 
     def step(x: mx.array, y: mx.array) -> mx.array:
-        calls.append(1)
         loss, gradients = value_and_grad(x, y)
         optimizer.update(model, gradients)
         average()  # on which nothing else depends
