@@ -39,7 +39,10 @@ def reached(function: Callable[..., Any]) -> dict[str, Any]:
         each = getattr(each, "__func__", each)
         if not inspect.isfunction(each):
             continue
-        used = inspect.getclosurevars(each)
+        try:
+            used = inspect.getclosurevars(each)
+        except ValueError:  # a name of a function around it has no value yet
+            continue
         for name, value in {**used.globals, **used.nonlocals}.items():
             if not inspect.ismodule(value):
                 found.setdefault(name, value)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from types import FunctionType
 from typing import Any
 
 import mlx.core as mx
@@ -23,11 +21,14 @@ def held(function: Callable[..., Any]) -> Held:
 
     Without the native module, which tells arrays from one another, that is nothing.
     """
+    from mlxbench_kernel.graph.reaching import reached  # with all of graphs: not at start-up
+
     if native.load() is None:
         return {}
     return {
         name: (value, frozen.freeze([frozen.containers(value)], complete=False) or [])
-        for name, value in _reached(function, set()).items()
+        for name, value in reached(function).items()
+        if isinstance(value, (mx.array, Module, optim.Optimizer, dict, list))
     }
 
 
@@ -62,21 +63,3 @@ def _arrays(value: Any, parts: Parts, own: set[int]) -> dict[Any, int]:
         for place, each in (copy.items() if isinstance(copy, dict) else enumerate(copy))
         if isinstance(each, mx.array)
     }
-
-
-def _reached(function: Any, seen: set[int]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    function = getattr(function, "__func__", function)  # of a method
-    if not isinstance(function, FunctionType) or id(function) in seen:
-        return found
-    seen.add(id(function))
-    try:
-        named = inspect.getclosurevars(function)
-    except ValueError:  # a name of a function around it has no value yet
-        return found
-    for name, value in {**named.globals, **named.nonlocals}.items():
-        if isinstance(value, FunctionType) and value.__globals__ is function.__globals__:
-            found |= _reached(value, seen)
-        elif isinstance(value, (mx.array, Module, optim.Optimizer, dict, list)):
-            found[name] = value
-    return found
